@@ -1,0 +1,29 @@
+# make demo: convert the fixture, load it in a fresh process, answer a question.   make test: the test suite.
+# Both set up .venv themselves and need nothing but Python.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+# Threads that spin while they wait slow small forwards down 30 times on a busy machine.
+export OMP_WAIT_POLICY = PASSIVE
+export HF_HUB_DISABLE_TELEMETRY = 1
+
+.PHONY: demo test lint test-slow test-transformers
+
+demo: .venv/.ready
+	.venv/bin/python examples/demo.py
+
+test: .venv/.ready
+	HF_HUB_OFFLINE=1 .venv/bin/python -m pytest tests
+
+lint: .venv/.ready
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+
+test-slow: .venv/.ready
+	HF_HUB_OFFLINE=1 .venv/bin/python -m pytest tests -m slow -s
+
+.venv/.ready: constraints.txt setup.cfg pyproject.toml
+	$(PYTHON) -m venv .venv
+	# First and alone, so that no other package pulls a build with CUDA where a CPU build is at hand.
+	.venv/bin/python -m pip install --quiet "$$(grep '^torch==' constraints.txt)"
+	.venv/bin/python -m pip install --quiet --constraint constraints.txt --editable ".[convert,test]"
+	touch $@

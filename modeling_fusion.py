@@ -1,0 +1,1071 @@
+"""
+FUSION (arXiv 2504.09925): a vision-language model in which the question guides the vision encoder and latent tokens
+re-read the image inside the decoder.
+
+SigLIP and the decoder are transformers' own modules. This file adds the tower's forward with question tokens
+(`FusionVisionModel`, paper section 3.1), the two projectors, the interaction layers (section 3.2) and the mapping loss
+(section 3.3). Where the paper and the released weights differ, the code does what the weights were trained with and
+says so.
+
+Dimensions named in the shape comments:
+    batch      prompts                      questions  all questions of the batch, example by example
+    patches    of one crop, side * side     tokens     question tokens of an example, padded
+    latents    latent tokens of a question  window     cells of the context map under one latent token
+    vision_dim, dim                         widths of the tower and of the decoder
+"""
+
+from dataclasses import dataclass
+from functools import partial
+from math import isqrt
+from typing import NamedTuple
+
+
+# First, because it checks the version of transformers.
+from .configuration_fusion import FusionConfig  # isort: skip
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedModel, SiglipVisionConfig
+from transformers.activations import ACT2FN
+from transformers.cache_utils import Cache
+from transformers.generation import GenerationMixin
+from transformers.masking_utils import create_bidirectional_mask
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling
+from transformers.modeling_utils import slice_logits_to_keep
+from transformers.models.siglip.modeling_siglip import (
+    SiglipAttention,
+    SiglipEncoder,
+    SiglipPreTrainedModel,
+    SiglipVisionEmbeddings,
+)
+from transformers.utils import ModelOutput, can_return_tuple, logging, torch_compilable_check
+from transformers.utils.generic import merge_with_config_defaults
+from transformers.utils.output_capturing import capture_outputs
+
+
+logger = logging.get_logger(__name__)
+
+NUM_CROPS_PER_SIDE = 2
+
+# The released weights were trained with this id taken for padding: as a question token it is no attention key and has
+# no mapping loss, although it is "!" for the Llama tokenizer. Its row stays in the tower all the same.
+UNATTENDED_TOKEN_ID = 0
+
+
+@dataclass
+class FusionVisionOutput(ModelOutput):
+    """
+    Output of `FusionVisionModel`.
+
+    Args:
+        last_hidden_state (`torch.Tensor` of shape `(batch, patches, vision_dim)`):
+            The patches after the last layer.
+        features (`torch.Tensor` of shape `(batch, patches + tokens, 3 * vision_dim)`):
+            The last hidden state and the means over two groups of layers, concatenated; question tokens last.
+        patch_embeds (`torch.Tensor` of shape `(batch, patches, vision_dim)`):
+            The patches before the first layer.
+        hidden_states, attentions (`tuple[torch.Tensor]`, *optional*):
+            Of every layer, question tokens included, when asked for.
+    """
+
+    last_hidden_state: torch.FloatTensor | None = None
+    features: torch.FloatTensor | None = None
+    patch_embeds: torch.FloatTensor | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    attentions: tuple[torch.FloatTensor, ...] | None = None
+
+
+@dataclass
+class FusionImageFeaturesOutput(BaseModelOutputWithPooling):
+    """
+    Output of `FusionModel.get_image_features`.
+
+    Args:
+        pooler_output (`list[torch.Tensor]`, one of shape `(image_grid_size**2, dim)` for each image):
+            What enters the decoder.
+        image_features (`torch.Tensor` of shape `(batch, patches, dim)`):
+            The projected patches before the image grid is resized.
+        question_features (`torch.Tensor` of shape `(batch, tokens, dim)`, *optional*):
+            The question tokens, projected back to the decoder's width.
+        patch_embeds (`torch.Tensor` of shape `(batch, patches, vision_dim)`):
+            The patches before the tower's first layer.
+    """
+
+    image_features: torch.FloatTensor | None = None
+    question_features: torch.FloatTensor | None = None
+    patch_embeds: torch.FloatTensor | None = None
+
+
+@dataclass
+class FusionModelOutputWithPast(BaseModelOutputWithPast):
+    """
+    Output of `FusionModel`.
+
+    Args:
+        image_hidden_states (`torch.Tensor` of shape `(images, image_grid_size**2, dim)`, *optional*):
+            The image features that entered the decoder.
+        text_mapping_loss, vision_mapping_loss (`torch.Tensor` of shape `(batch,)`, *optional*):
+            Terms of the mapping loss of each example, zero for one without an image.
+    """
+
+    image_hidden_states: torch.FloatTensor | None = None
+    text_mapping_loss: torch.FloatTensor | None = None
+    vision_mapping_loss: torch.FloatTensor | None = None
+
+
+@dataclass
+class FusionCausalLMOutputWithPast(ModelOutput):
+    """
+    Output of `FusionForConditionalGeneration`.
+
+    Args:
+        loss (`torch.Tensor` of shape `()`, *optional*, returned when `labels` are given):
+            `language_loss + mapping_loss_coef * (text_mapping_loss + vision_mapping_loss)`.
+        logits (`torch.Tensor` of shape `(batch, sequence, vocab_size)`):
+            Prediction scores.
+        image_hidden_states (`torch.Tensor` of shape `(images, image_grid_size**2, dim)`, *optional*):
+            The image features that entered the decoder.
+        language_loss, text_mapping_loss, vision_mapping_loss (`torch.Tensor` of shape `()`, *optional*):
+            The parts of the loss.
+    """
+
+    loss: torch.FloatTensor | None = None
+    logits: torch.FloatTensor | None = None
+    past_key_values: Cache | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    attentions: tuple[torch.FloatTensor, ...] | None = None
+    image_hidden_states: torch.FloatTensor | None = None
+    language_loss: torch.FloatTensor | None = None
+    text_mapping_loss: torch.FloatTensor | None = None
+    vision_mapping_loss: torch.FloatTensor | None = None
+
+
+def question_key_mask(input_ids: torch.LongTensor, attention_mask: torch.Tensor | None) -> torch.BoolTensor:
+    """Question tokens that are attended to and have a mapping loss: not padding, nor `UNATTENDED_TOKEN_ID`."""
+    mask = input_ids != UNATTENDED_TOKEN_ID
+    return mask if attention_mask is None else mask & attention_mask.bool()
+
+
+def cosine_distance(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """`1 - cos` over the last dimension, in float32."""
+    return 1 - F.cosine_similarity(a.float(), b.float(), dim=-1)
+
+
+def shift_right(mask: torch.BoolTensor, distance: int) -> torch.BoolTensor:
+    """`mask` of shape `(batch, sequence)`, moved `distance` positions to the right; what comes in is False."""
+    return F.pad(mask, (distance, 0))[:, : mask.shape[1]]
+
+
+def guess_question_ends(latent_mask: torch.BoolTensor) -> torch.BoolTensor:
+    """Last position before each following latent group, and of the sequence, in the examples that have latents."""
+    starts = latent_mask & ~shift_right(latent_mask, 1)
+    ends = F.pad(starts, (0, 1))[:, 1:] & (starts.cumsum(dim=1) > 0)
+    ends[:, -1] = starts.any(dim=1)
+    return ends
+
+
+def check_no_placeholders(mask: torch.BoolTensor):
+    """For input that continues a cache: `mask` of shape `(batch, sequence)` marks image and latent tokens."""
+    if mask.any():
+        raise ValueError(
+            f"{mask.sum().item()} image and latent tokens follow tokens that are in the cache already. A FUSION prompt"
+            " has to be processed in one piece, because what comes first in it depends on the questions that come"
+            " last: no chunked prefill, no reuse of a prefix cache. For a new turn, pass the whole conversation"
+            " without `past_key_values`."
+        )
+
+
+def locate_questions(
+    latent_mask: torch.BoolTensor, end_mask: torch.BoolTensor
+) -> tuple[torch.LongTensor, torch.LongTensor, torch.LongTensor]:
+    """
+    Pairs the latent groups of a batch with the ends of their questions.
+
+    Args:
+        latent_mask (`torch.BoolTensor` of shape `(batch, sequence)`):
+            The latent tokens; those of one question are adjacent.
+        end_mask (`torch.BoolTensor` of shape `(batch, sequence)`):
+            The last token of each question.
+
+    Returns:
+        Positions in the flattened `(batch * sequence)` of the latents `(questions, latents)` and of the question ends
+        `(questions,)`, and the example of each question `(questions,)`.
+
+    Raises:
+        ValueError: if the groups differ in size or are not square, or if a group has no question end of its own.
+    """
+    start_mask = latent_mask & ~shift_right(latent_mask, 1)
+    num_groups, num_ends = start_mask.sum(dim=1), end_mask.sum(dim=1)
+    for example in (num_groups != num_ends).nonzero().squeeze(1).tolist():
+        raise ValueError(
+            f"Example {example} has {num_groups[example].item()} groups of latent tokens but"
+            f" {num_ends[example].item()} question ends (generation prompts of the chat template). Was the prompt"
+            " truncated, split over two forwards, or rendered without `add_generation_prompt=True`?"
+        )
+    latent_positions = latent_mask.flatten().nonzero().squeeze(1)
+    starts = start_mask.flatten().nonzero().squeeze(1)  # (questions,)
+    ends = end_mask.flatten().nonzero().squeeze(1)  # (questions,)
+    example_indices = starts // latent_mask.shape[1]
+
+    group_of_latent = start_mask.flatten().cumsum(dim=0)[latent_positions] - 1
+    sizes = torch.bincount(group_of_latent, minlength=len(starts))
+    num_latents = sizes[0].item()
+    for group in (sizes != num_latents).nonzero().squeeze(1).tolist():
+        raise ValueError(
+            f"Example {example_indices[group].item()} has a group of {sizes[group].item()} latent tokens, expected"
+            f" {num_latents} as in the first group of the batch. Process all prompts of a batch with one"
+            " `latent_grid_size`."
+        )
+    if isqrt(num_latents) ** 2 != num_latents:
+        raise ValueError(
+            f"Example {example_indices[0].item()} has groups of {num_latents} latent tokens, expected a square such as"
+            f" {isqrt(num_latents) ** 2}. Was the prompt truncated?"
+        )
+    following_starts = torch.cat([starts[1:], starts.new_tensor([latent_mask.numel()])])
+    for question in ((ends < starts) | (ends > following_starts)).nonzero().squeeze(1).tolist():
+        raise ValueError(
+            f"Example {example_indices[question].item()} has a question end at position"
+            f" {ends[question].item() % latent_mask.shape[1]}, which is not between the latent tokens of its question"
+            " and those of the next one."
+        )
+    return latent_positions.view(-1, num_latents), ends, example_indices
+
+
+def resize_image_grid(image_features: torch.Tensor, grid_size: int) -> torch.Tensor:
+    """Bilinear resize of `(batch, side * side, dim)` to `(batch, grid_size * grid_size, dim)` (FUSION-L)."""
+    side = isqrt(image_features.shape[1])
+    if grid_size == side:
+        return image_features
+    feature_map = image_features.transpose(1, 2).unflatten(2, (side, side))  # (batch, dim, side, side)
+    feature_map = F.interpolate(feature_map, size=(grid_size, grid_size), mode="bilinear", align_corners=False)
+    return feature_map.flatten(2).transpose(1, 2)
+
+
+def stitch_crops(crop_features: torch.Tensor) -> torch.Tensor:
+    """Four crops `(batch, 4, side * side, dim)`, row-major, to one map `(batch, dim, 2 * side, 2 * side)`."""
+    batch, num_crops, num_patches, dim = crop_features.shape
+    side = isqrt(num_patches)
+    crops = crop_features.view(batch, NUM_CROPS_PER_SIDE, NUM_CROPS_PER_SIDE, side, side, dim)
+    # (batch, dim, crop row, row, crop column, column)
+    return crops.permute(0, 5, 1, 3, 2, 4).reshape(batch, dim, NUM_CROPS_PER_SIDE * side, NUM_CROPS_PER_SIDE * side)
+
+
+def context_windows(context_map: torch.Tensor, grid_size: int, window_size: int) -> torch.Tensor:
+    """
+    Max-pools `(batch, dim, height, width)` so that each latent token has a window of its own.
+
+    Returns:
+        `torch.Tensor` of shape `(batch, grid_size**2 * window_size**2, dim)`: window by window, row-major.
+    """
+    pooled = F.adaptive_max_pool2d(context_map, grid_size * window_size)
+    windows = pooled.unflatten(3, (grid_size, window_size)).unflatten(2, (grid_size, window_size))
+    # (batch, dim, grid row, window row, grid column, window column)
+    return windows.permute(0, 2, 4, 3, 5, 1).flatten(1, 4)
+
+
+class FusionVisionAttention(SiglipAttention):
+    """SigLIP's attention, in which question rows may attend uniformly to all tokens instead."""
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        uniform_weights: torch.Tensor | None = None,
+        num_patches: int | None = None,
+        **kwargs,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """
+        Args:
+            uniform_weights (`torch.Tensor` of shape `(batch, patches + tokens)`, *optional*):
+                Attention weights of every question row, in place of those from its scores.
+            num_patches (`int`, *optional*):
+                Where the question rows begin.
+        """
+        attn_output, attn_weights = super().forward(hidden_states, attention_mask, **kwargs)
+        if uniform_weights is None:
+            return attn_output, attn_weights
+
+        # The released early layers: computed as the mean that it is, since no mask gives it in every dtype and
+        # backend. The mean of the values is the value of the mean.
+        mean_states = torch.einsum("bt,btd->bd", uniform_weights, hidden_states.float()).to(hidden_states.dtype)
+        mean_output = self.out_proj(self.v_proj(mean_states.unsqueeze(1)))  # (batch, 1, vision_dim)
+        num_tokens = hidden_states.shape[1] - num_patches
+        attn_output = torch.cat([attn_output[:, :num_patches], mean_output.expand(-1, num_tokens, -1)], dim=1)
+        if attn_weights is not None:
+            rows = uniform_weights[:, None, None].expand(-1, self.num_heads, num_tokens, -1).to(attn_weights.dtype)
+            attn_weights = torch.cat([attn_weights[:, :, :num_patches], rows], dim=2)
+        return attn_output, attn_weights
+
+
+class FusionVisionModel(SiglipPreTrainedModel):
+    """
+    A SigLIP tower that takes question tokens: text-guided unified vision encoding (paper section 3.1).
+
+    The question states are appended to the patches, without positions, and go through the encoder with them. In the
+    late layers everything attends to everything. In the early layers (the first half) the question rows attend
+    uniformly to all tokens, which is what the released weights were trained with; the paper describes a mask there.
+
+    Built from a `SiglipVisionConfig`; its parameters are named as those of `SiglipVisionModel`, without the pooling
+    head and the final norm, whose outputs FUSION does not use.
+    """
+
+    config: SiglipVisionConfig
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+    base_model_prefix = "vision_model"
+    # SigLIP's own list has classes that this tower does not contain, which FSDP refuses.
+    _no_split_modules = ["SiglipVisionEmbeddings", "SiglipEncoderLayer"]
+    _input_embed_layer = "patch_embedding"
+
+    def __init__(self, config: SiglipVisionConfig):
+        super().__init__(config)
+        self.num_early_layers = config.num_hidden_layers // 2
+        self.embeddings = SiglipVisionEmbeddings(config)
+        self.encoder = SiglipEncoder(config)
+        for layer in self.encoder.layers:
+            layer.self_attn = FusionVisionAttention(config)
+        self.post_init()
+
+    @merge_with_config_defaults
+    @capture_outputs(tie_last_hidden_states=False)
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        question_states: torch.Tensor | None = None,
+        question_attention_mask: torch.Tensor | None = None,
+        question_key_mask: torch.Tensor | None = None,
+        **kwargs,
+    ) -> FusionVisionOutput:
+        """
+        Args:
+            pixel_values (`torch.Tensor` of shape `(batch, 3, size, size)`)
+            question_states (`torch.Tensor` of shape `(batch, tokens, vision_dim)`, *optional*)
+            question_attention_mask (`torch.Tensor` of shape `(batch, tokens)`, *optional*):
+                1 for a token, 0 for padding, which counts nowhere. Defaults to all ones.
+            question_key_mask (`torch.Tensor` of shape `(batch, tokens)`, *optional*):
+                1 for a token that may be attended to. Defaults to `question_attention_mask`.
+        """
+        hidden_states = patch_embeds = self.embeddings(pixel_values)
+        num_patches = patch_embeds.shape[1]
+        attention_mask, early_kwargs = None, {}
+        if question_states is not None:
+            hidden_states = torch.cat([patch_embeds, question_states.to(patch_embeds.dtype)], dim=1)
+            if question_attention_mask is None:
+                question_attention_mask = torch.ones(question_states.shape[:2], device=hidden_states.device)
+            if question_key_mask is None:
+                question_key_mask = question_attention_mask
+            attention_mask = F.pad(question_key_mask.bool(), (num_patches, 0), value=True)
+            token_mask = F.pad(question_attention_mask.float(), (num_patches, 0), value=1.0)
+            uniform_weights = token_mask / token_mask.sum(dim=1, keepdim=True)  # (batch, patches + tokens)
+            early_kwargs = {"uniform_weights": uniform_weights, "num_patches": num_patches}
+        attention_mask = create_bidirectional_mask(
+            config=self.config, inputs_embeds=hidden_states, attention_mask=attention_mask
+        )
+
+        # Running sums in float32 instead of the hidden states of all layers. A tower of an odd number of layers leaves
+        # the input of its last layer out of both groups (the released 39-layer towers do).
+        group_sums = [0, 0]
+        for index, layer in enumerate(self.encoder.layers):
+            group = index // self.num_early_layers if self.num_early_layers else 2
+            if group < 2:
+                group_sums[group] = group_sums[group] + hidden_states.float()
+            hidden_states = layer(hidden_states, attention_mask, **(early_kwargs if group == 0 else {}))
+        means = [(group_sum / self.num_early_layers).to(hidden_states.dtype) for group_sum in group_sums]
+
+        return FusionVisionOutput(
+            last_hidden_state=hidden_states[:, :num_patches],
+            features=torch.cat([hidden_states, *means], dim=-1),
+            patch_embeds=patch_embeds,
+        )
+
+
+class FusionProjector(nn.Module):
+    """Two linear layers with an activation between them; the second is square."""
+
+    def __init__(self, in_features: int, out_features: int, hidden_act: str, bias: bool = True):
+        super().__init__()
+        self.linear_1 = nn.Linear(in_features, out_features, bias=bias)
+        self.act = ACT2FN[hidden_act]
+        self.linear_2 = nn.Linear(out_features, out_features, bias=bias)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return self.linear_2(self.act(self.linear_1(hidden_states)))
+
+
+class InteractionContext(NamedTuple):
+    """
+    What the interaction layers need of one forward; travels to them through the decoder's keyword arguments.
+
+    Args:
+        windows (`torch.Tensor` of shape `(batch, latents * window, dim)`):
+            The context map of each example, window by window.
+        latent_positions (`torch.Tensor` of shape `(questions, latents)`):
+            Index of each latent token in the flattened `(batch * sequence)`.
+        question_end_positions (`torch.Tensor` of shape `(questions,)`):
+            Index of each question end, likewise.
+        example_indices (`torch.Tensor` of shape `(questions,)`):
+            The example that each question belongs to.
+    """
+
+    windows: torch.Tensor
+    latent_positions: torch.Tensor
+    question_end_positions: torch.Tensor
+    example_indices: torch.Tensor
+
+
+class FusionInteractionLayer(GradientCheckpointingLayer):
+    """
+    Rewrites the latent tokens of each question with what they see of the image (paper section 3.2).
+
+    A latent token, joined with the state at the end of its question, attends to its own window of the context map.
+    """
+
+    def __init__(self, config: FusionConfig):
+        super().__init__()
+        dim = config.text_config.hidden_size
+        self.num_heads = config.num_interaction_heads
+        self.proj_in = nn.Linear(2 * dim, dim, bias=False)
+        self.proj_context = nn.Linear(dim, dim, bias=False)
+        self.q_norm = nn.LayerNorm(dim)
+        self.q_proj = nn.Linear(dim, dim, bias=False)
+        self.k_norm = nn.LayerNorm(dim)
+        self.k_proj = nn.Linear(dim, dim, bias=False)
+        self.v_norm = nn.LayerNorm(dim)
+        self.v_proj = nn.Linear(dim, dim, bias=False)
+        self.o_proj = nn.Linear(dim, dim, bias=False)
+        self.norm = nn.LayerNorm(dim)
+        self.proj_out = FusionProjector(dim, dim, config.projector_hidden_act, bias=False)
+
+    def forward(
+        self,
+        latent_states: torch.Tensor,
+        question_end_states: torch.Tensor,
+        windows: torch.Tensor,
+        example_indices: torch.Tensor,
+    ) -> torch.Tensor:
+        """
+        Args:
+            latent_states (`torch.Tensor` of shape `(questions, latents, dim)`)
+            question_end_states (`torch.Tensor` of shape `(questions, dim)`)
+            windows (`torch.Tensor` of shape `(batch, latents * window, dim)`)
+            example_indices (`torch.Tensor` of shape `(questions,)`)
+
+        Returns:
+            `torch.Tensor` of shape `(questions, latents, dim)`: the latent states that replace the given ones.
+        """
+        num_questions, num_latents, dim = latent_states.shape
+        question_end_states = question_end_states.unsqueeze(1).expand_as(latent_states)
+        query = self.proj_in(torch.cat([question_end_states, latent_states], dim=-1))  # (questions, latents, dim)
+        context = self.proj_context(windows)  # (batch, latents * window, dim)
+
+        q = self.q_proj(self.q_norm(query)).view(num_questions * num_latents, self.num_heads, 1, -1)
+        # Keys and values belong to an image, so the questions about it share them.
+        kv_shape = (num_questions * num_latents, -1, self.num_heads, dim // self.num_heads)
+        k = self.k_proj(self.k_norm(context))[example_indices].view(kv_shape).transpose(1, 2)
+        v = self.v_proj(self.v_norm(context))[example_indices].view(kv_shape).transpose(1, 2)
+        # One query over the few cells of a window: no backend has anything to choose here.
+        attn_output = F.scaled_dot_product_attention(q, k, v)  # (questions * latents, heads, 1, head_dim)
+
+        attn_output = self.o_proj(attn_output.reshape(num_questions, num_latents, dim))
+        return self.proj_out(self.norm(attn_output + query)) + latent_states
+
+
+class FusionPreTrainedModel(PreTrainedModel):
+    config: FusionConfig
+    base_model_prefix = "model"
+    input_modalities = ("image", "text")
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["FusionInteractionLayer"]
+    # The interaction layers move what they need themselves; accelerate would copy the context at every layer.
+    _skip_keys_device_placement = ["past_key_values", "fusion_context"]
+
+    _supports_flash_attn = True
+    _supports_sdpa = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+
+
+class FusionModel(FusionPreTrainedModel):
+    """
+    Tower, projectors, decoder and interaction layers, without a language model head.
+
+        question ids --> decoder embedding --> text_to_vision_projector --+
+                                                                          |
+        base image  ------------------------------------> vision_tower <--+
+                                                               |
+                                                     multi_modal_projector --> image tokens -----+
+                                                                                                 v
+        four crops --> vision_tower --> multi_modal_projector --> context map            prompt embeddings
+                                                                       |                         |
+                                                          max pooling: +--> latent tokens -------+
+                                                                       |                         v
+                                                                       +--> windows --> language_model, whose layers
+                                                                            `config.interaction_layer_indices` are
+                                                                            each followed by an interaction layer
+
+    An interaction layer acts where its decoder layer ends: `_interact` is registered as a forward hook on it, so that
+    any decoder works unchanged and parameter names stay the decoder's. Replacing a decoder layer loses its hook.
+    """
+
+    def __init__(self, config: FusionConfig):
+        super().__init__(config)
+        vision_dim, dim = config.vision_config.hidden_size, config.text_config.hidden_size
+        self.vision_tower = FusionVisionModel._from_config(config.vision_config)
+        self.multi_modal_projector = FusionProjector(3 * vision_dim, dim, config.projector_hidden_act)
+        self.text_to_vision_projector = FusionProjector(dim, vision_dim, config.projector_hidden_act)
+        self.language_model = AutoModel.from_config(config.text_config)
+        self.interaction_layers = nn.ModuleList(
+            FusionInteractionLayer(config) for _ in config.interaction_layer_indices
+        )
+        for index, layer_index in enumerate(config.interaction_layer_indices):
+            # By index and not by module: PEFT, FSDP and accelerate may put another module in its place.
+            hook = partial(self._interact, index)
+            self.language_model.layers[layer_index].register_forward_hook(hook, with_kwargs=True)
+        self.post_init()
+
+    def _interact(
+        self, index: int, module: nn.Module, args: tuple, kwargs: dict, output: torch.Tensor
+    ) -> torch.Tensor:
+        """Replaces the latent states in the output of a decoder layer; leaves it alone when decoding."""
+        context: InteractionContext | None = kwargs.get("fusion_context")
+        if context is None:
+            return output
+        hidden_states = output.flatten(0, 1)  # (batch * sequence, dim)
+        windows, latent_positions, end_positions, example_indices = (tensor.to(output.device) for tensor in context)
+        latent_states = self.interaction_layers[index](
+            hidden_states[latent_positions],
+            hidden_states[end_positions],
+            windows.to(output.dtype),
+            example_indices,
+        )
+        latent_states = latent_states.flatten(0, 1).to(hidden_states)
+        return hidden_states.index_copy(0, latent_positions.flatten(), latent_states).view_as(output)
+
+    @can_return_tuple
+    def get_image_features(
+        self,
+        pixel_values: torch.Tensor,
+        question_input_ids: torch.LongTensor | None = None,
+        question_attention_mask: torch.Tensor | None = None,
+        image_grid_size: int | None = None,
+        **kwargs,
+    ) -> FusionImageFeaturesOutput:
+        """
+        Encodes images with their questions.
+
+        Args:
+            pixel_values (`torch.Tensor` of shape `(batch, 3, size, size)`):
+                Normalised base images.
+            question_input_ids (`torch.LongTensor` of shape `(batch, tokens)`, *optional*):
+                Ids of the questions about each image. Without them the tower sees the image alone.
+            question_attention_mask (`torch.Tensor` of shape `(batch, tokens)`, *optional*):
+                1 for a token, 0 for padding. Defaults to all ones.
+            image_grid_size (`int`, *optional*):
+                Side of the grid of image tokens. Defaults to `config.image_grid_size`.
+
+        Raises:
+            ValueError: if `pixel_values` has the wrong size or holds NaN or infinity.
+        """
+        self._check_pixels(pixel_values, "pixel_values")
+        question_kwargs = {}
+        if question_input_ids is not None:
+            question_embeds = self.get_input_embeddings()(question_input_ids)
+            if question_attention_mask is None:
+                question_attention_mask = torch.ones_like(question_input_ids)
+            question_kwargs = {
+                "question_states": self.text_to_vision_projector(question_embeds),
+                "question_attention_mask": question_attention_mask,
+                "question_key_mask": question_key_mask(question_input_ids, question_attention_mask),
+            }
+        outputs = self.vision_tower(pixel_values, **question_kwargs, **kwargs, return_dict=True)
+        num_patches = outputs.patch_embeds.shape[1]
+        features = self.multi_modal_projector(outputs.features)  # (batch, patches + tokens, dim)
+        image_features = features[:, :num_patches]
+        return FusionImageFeaturesOutput(
+            last_hidden_state=outputs.last_hidden_state,
+            pooler_output=list(resize_image_grid(image_features, image_grid_size or self.config.image_grid_size)),
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            image_features=image_features,
+            question_features=features[:, num_patches:] if question_input_ids is not None else None,
+            patch_embeds=outputs.patch_embeds,
+        )
+
+    def get_context_map(self, high_res_pixel_values: torch.Tensor) -> torch.Tensor:
+        """
+        Encodes the four crops of each image, without text, into the map that latent tokens read from.
+
+        Args:
+            high_res_pixel_values (`torch.Tensor` of shape `(batch, 4, 3, size, size)`):
+                Normalised crops, row-major.
+
+        Returns:
+            `torch.Tensor` of shape `(batch, dim, 2 * side, 2 * side)`: to pass as `context_map` instead of the crops,
+            as often as there are questions about the image.
+
+        Raises:
+            ValueError: if the crops have the wrong shape or hold NaN or infinity.
+        """
+        num_crops = NUM_CROPS_PER_SIDE**2
+        if high_res_pixel_values.ndim != 5 or high_res_pixel_values.shape[1] != num_crops:
+            raise ValueError(
+                f"`high_res_pixel_values` has shape {tuple(high_res_pixel_values.shape)}, expected"
+                f" (batch, {num_crops}, 3, size, size)."
+            )
+        crops = high_res_pixel_values.flatten(0, 1)
+        self._check_pixels(crops, "high_res_pixel_values")
+        features = self.multi_modal_projector(self.vision_tower(crops, return_dict=True).features)
+        return stitch_crops(features.unflatten(0, (-1, num_crops)))
+
+    def get_blank_context_map(self) -> torch.Tensor:
+        """Context map of an all-zero image, `(1, dim, 2 * side, 2 * side)`: what questions without an image read."""
+        size = self.config.vision_config.image_size
+        crop = torch.zeros(1, 3, size, size, dtype=self.vision_tower.dtype, device=self.vision_tower.device)
+        features = self.multi_modal_projector(self.vision_tower(crop, return_dict=True).features)
+        return stitch_crops(features.unsqueeze(1).expand(-1, NUM_CROPS_PER_SIDE**2, -1, -1))
+
+    def _check_pixels(self, pixel_values: torch.Tensor, name: str):
+        size = self.config.vision_config.image_size
+        if pixel_values.shape[-3:] != (3, size, size):
+            raise ValueError(
+                f"`{name}` has images of shape {tuple(pixel_values.shape[-3:])}, expected (3, {size}, {size}). Use the"
+                " processor that was saved with this model."
+            )
+        torch_compilable_check(
+            pixel_values.isfinite().all(), f"`{name}` holds NaN or infinity; check the input images."
+        )
+
+    def find_token(
+        self, token_id: int, input_ids: torch.LongTensor | None, inputs_embeds: torch.Tensor
+    ) -> torch.BoolTensor:
+        """Mask of shape `(batch, sequence)` of a token, by its id or, without ids, by its embedding."""
+        if input_ids is not None:
+            return input_ids == token_id
+        token_embed = self.get_input_embeddings()(torch.tensor(token_id, device=inputs_embeds.device))
+        return (inputs_embeds == token_embed).all(dim=-1)
+
+    def find_question_ends(
+        self,
+        latent_mask: torch.BoolTensor,
+        input_ids: torch.LongTensor | None,
+        inputs_embeds: torch.Tensor,
+        has_generated_tokens: bool = False,
+    ) -> torch.BoolTensor:
+        """
+        Mask of shape `(batch, sequence)` of the last token of each generation prompt. After the last latent group only
+        the first one counts if `has_generated_tokens`, since what follows it may be the model's own.
+        """
+        if self.config.question_end_token_ids is None:
+            logger.warning_once(
+                "`config.question_end_token_ids` is not set: taking the last token before the next latent group, or of"
+                " the sequence, for the end of a question. Set it to `processor.question_end_token_ids`."
+            )
+            return guess_question_ends(latent_mask)
+        ends = torch.ones_like(latent_mask)
+        for distance, token_id in enumerate(reversed(self.config.question_end_token_ids)):
+            ends &= shift_right(self.find_token(token_id, input_ids, inputs_embeds), distance)
+        if has_generated_tokens:
+            after_last_group = latent_mask.flip(1).cumsum(dim=1).flip(1) == 0
+            ends &= ~after_last_group | ((ends & after_last_group).cumsum(dim=1) == 1)
+        # A prompt without latents has no question either.
+        return ends & latent_mask.any(dim=1, keepdim=True)
+
+    def encode_images(
+        self,
+        image_mask: torch.BoolTensor,
+        pixel_values: torch.Tensor | None,
+        question_input_ids: torch.LongTensor | None,
+        question_attention_mask: torch.Tensor | None,
+    ) -> FusionImageFeaturesOutput | None:
+        """
+        Encodes the images of those examples that have image tokens; `None` if there are none.
+
+        Raises:
+            ValueError: if images and image tokens do not belong together.
+        """
+        if pixel_values is not None and len(pixel_values) != len(image_mask):
+            raise ValueError(
+                f"Got {len(pixel_values)} images in `pixel_values` for {len(image_mask)} prompts. Each prompt needs a"
+                " row, all zeros for a prompt without an image."
+            )
+        counts = image_mask.sum(dim=1)
+        examples = counts.nonzero().squeeze(1)
+        if pixel_values is not None and len(examples) < len(counts):
+            for example in (counts == 0).nonzero().squeeze(1).tolist():
+                if pixel_values[example].any():
+                    raise ValueError(f"Example {example} has an image but 0 image tokens in its prompt.")
+        if len(examples) == 0:
+            return None
+        if pixel_values is None:
+            raise ValueError(
+                f"Example {examples[0].item()} has {counts[examples[0]].item()} image tokens but 0 images: pass"
+                " `pixel_values`."
+            )
+        grid_size = isqrt(counts[examples[0]].item())
+        for example in examples.tolist():
+            if counts[example] != grid_size**2:
+                raise ValueError(
+                    f"Example {example} has {counts[example].item()} image tokens, expected {grid_size**2} (a square,"
+                    " the same for all images of a batch). Was the prompt truncated?"
+                )
+        if question_input_ids is not None:
+            question_input_ids = question_input_ids[examples]
+        if question_attention_mask is not None:
+            question_attention_mask = question_attention_mask[examples]
+        return self.get_image_features(
+            pixel_values[examples], question_input_ids, question_attention_mask, grid_size, return_dict=True
+        )
+
+    def encode_context(
+        self,
+        has_image: torch.BoolTensor,
+        high_res_pixel_values: torch.Tensor | None,
+        context_map: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """
+        The context map of each example, `(batch, dim, 2 * side, 2 * side)`: as given, from the crops, or blank.
+
+        Raises:
+            ValueError: if an example with an image has neither.
+        """
+        if context_map is not None:
+            if len(context_map) != len(has_image):
+                raise ValueError(
+                    f"`context_map` has {len(context_map)} rows for {len(has_image)} prompts. Expand or index it so"
+                    " that each prompt has the row of its image."
+                )
+            return context_map
+        examples = has_image.nonzero().squeeze(1)
+        if len(examples) and (high_res_pixel_values is None or len(high_res_pixel_values) != len(has_image)):
+            rows = 0 if high_res_pixel_values is None else len(high_res_pixel_values)
+            raise ValueError(
+                f"Got {rows} rows of crops for {len(has_image)} prompts, {len(examples)} of them with an image: pass"
+                " `high_res_pixel_values` (or `context_map`) with a row for each prompt."
+            )
+        if len(examples) == len(has_image):
+            return self.get_context_map(high_res_pixel_values)
+        context_map = self.get_blank_context_map().expand(len(has_image), -1, -1, -1)
+        if len(examples):
+            context_map = context_map.index_copy(0, examples, self.get_context_map(high_res_pixel_values[examples]))
+        return context_map
+
+    def get_mapping_losses(
+        self,
+        image_outputs: FusionImageFeaturesOutput | None,
+        has_image: torch.BoolTensor,
+        question_input_ids: torch.LongTensor | None,
+        question_attention_mask: torch.Tensor | None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """
+        Dual-supervised semantic mapping loss (paper section 3.3) of each example: the mean of `1 - cos` of its
+        question embeddings against the tower's output for them, and of its patch embeddings against its image features
+        mapped back.
+
+        Returns:
+            Two `torch.Tensor` of shape `(batch,)`, float32: the text term (zero without a question) and the vision
+            term; both zero for an example without an image.
+        """
+        text_losses = torch.zeros(len(has_image), device=has_image.device)
+        if image_outputs is None:
+            return text_losses, text_losses
+        examples = has_image.nonzero().squeeze(1)
+        mapped_features = self.text_to_vision_projector(image_outputs.image_features)
+        losses = cosine_distance(image_outputs.patch_embeds, mapped_features).mean(dim=1)
+        vision_losses = text_losses.index_copy(0, examples, losses.to(text_losses))
+        if image_outputs.question_features is not None:
+            question_embeds = self.get_input_embeddings()(question_input_ids[examples])
+            distances = cosine_distance(question_embeds, image_outputs.question_features)  # (images, tokens)
+            mask = question_key_mask(question_input_ids, question_attention_mask)[examples].to(distances.device)
+            losses = (distances * mask).sum(dim=1) / mask.sum(dim=1).clamp(min=1)
+            text_losses = text_losses.index_copy(0, examples, losses.to(text_losses))
+        return text_losses, vision_losses
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        high_res_pixel_values: torch.Tensor | None = None,
+        question_input_ids: torch.LongTensor | None = None,
+        question_attention_mask: torch.Tensor | None = None,
+        context_map: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        has_generated_tokens: bool = False,
+        output_mapping_losses: bool = False,
+        **kwargs,
+    ) -> FusionModelOutputWithPast:
+        """
+        Takes what `FusionForConditionalGeneration.forward` takes, and raises what it raises.
+
+        Args:
+            has_generated_tokens (`bool`):
+                Whether tokens that the model generated follow the prompt, as in `generate` with `use_cache=False`.
+            output_mapping_losses (`bool`):
+                Whether to compute the terms of the mapping loss of each example.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("Pass exactly one of `input_ids` and `inputs_embeds`.")
+        if inputs_embeds is None:
+            inputs_embeds = self.get_input_embeddings()(input_ids)
+
+        image_outputs, image_hidden_states = None, None
+        has_image = torch.zeros(len(inputs_embeds), dtype=torch.bool, device=inputs_embeds.device)
+        # A single token is a decoding step: what it holds is text, whatever its id.
+        if inputs_embeds.shape[1] > 1 or pixel_values is not None:
+            image_mask = self.find_token(self.config.image_token_id, input_ids, inputs_embeds)
+            latent_mask = self.find_token(self.config.latent_token_id, input_ids, inputs_embeds)
+            if past_key_values is not None and past_key_values.get_seq_length() > 0:
+                check_no_placeholders(image_mask | latent_mask)
+            has_image = image_mask.any(dim=1)
+            image_outputs = self.encode_images(image_mask, pixel_values, question_input_ids, question_attention_mask)
+            if image_outputs is not None:
+                image_hidden_states = torch.stack(image_outputs.pooler_output).to(inputs_embeds)
+                inputs_embeds = inputs_embeds.masked_scatter(image_mask.unsqueeze(-1), image_hidden_states)
+            if latent_mask.any():
+                end_mask = self.find_question_ends(latent_mask, input_ids, inputs_embeds, has_generated_tokens)
+                context_map = self.encode_context(has_image, high_res_pixel_values, context_map)
+                inputs_embeds, kwargs["fusion_context"] = self.prepare_latents(
+                    inputs_embeds, latent_mask, end_mask, has_image, context_map
+                )
+
+        outputs = self.language_model(
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            **kwargs,
+        )
+        text_mapping_loss = vision_mapping_loss = None
+        if output_mapping_losses:
+            text_mapping_loss, vision_mapping_loss = self.get_mapping_losses(
+                image_outputs, has_image, question_input_ids, question_attention_mask
+            )
+        return FusionModelOutputWithPast(
+            last_hidden_state=outputs.last_hidden_state,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            image_hidden_states=image_hidden_states,
+            text_mapping_loss=text_mapping_loss,
+            vision_mapping_loss=vision_mapping_loss,
+        )
+
+    def prepare_latents(
+        self,
+        inputs_embeds: torch.Tensor,
+        latent_mask: torch.BoolTensor,
+        end_mask: torch.BoolTensor,
+        has_image: torch.BoolTensor,
+        context_map: torch.Tensor,
+    ) -> tuple[torch.Tensor, InteractionContext]:
+        """
+        Puts the initial latent states into the embeddings, and gathers what the interaction layers need.
+
+        The latents of a question start as the max-pooled context map, or as zeros where there is no image.
+
+        Returns:
+            The embeddings `(batch, sequence, dim)` and the context of this forward.
+
+        Raises:
+            ValueError: if latent groups or question ends do not match.
+        """
+        latent_positions, end_positions, example_indices = locate_questions(latent_mask, end_mask)
+        grid_size = isqrt(latent_positions.shape[1])
+        if grid_size > self.config.max_latent_grid_size:
+            raise ValueError(
+                f"A latent grid of side {grid_size} does not fit: expected at most {self.config.max_latent_grid_size},"
+                " the side of the context map. Pass a smaller `latent_grid_size` to the processor."
+            )
+        context_map = context_map.to(inputs_embeds)
+        latents = F.adaptive_max_pool2d(context_map, grid_size).flatten(2).transpose(1, 2)  # (batch, latents, dim)
+        latents = (latents * has_image[:, None, None])[example_indices]  # (questions, latents, dim)
+        inputs_embeds = inputs_embeds.masked_scatter(latent_mask.unsqueeze(-1), latents)
+        windows = context_windows(context_map, grid_size, self.config.window_size)
+        return inputs_embeds, InteractionContext(windows, latent_positions, end_positions, example_indices)
+
+
+class FusionForConditionalGeneration(FusionPreTrainedModel, GenerationMixin):
+    """FUSION with a language model head: what the Auto classes load and `generate` runs on."""
+
+    _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}
+    _tp_plan = {"lm_head": "colwise_gather_output"}
+
+    def __init__(self, config: FusionConfig):
+        super().__init__(config)
+        self.model = FusionModel(config)
+        self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
+        self.post_init()
+
+    @classmethod
+    def from_vision_text_pretrained(
+        cls, vision_path: str, text_path: str, *, dtype: torch.dtype | None = None, **config_kwargs
+    ) -> "FusionForConditionalGeneration":
+        """
+        Builds a model to be trained from a pretrained SigLIP tower and a pretrained decoder; what FUSION adds is new.
+
+        As in the released models, the last layer of the tower is left out. The decoder's vocabulary is kept: resize it
+        afterwards with `resize_token_embeddings` for the tokens that the processor adds.
+
+        Args:
+            vision_path (`str`):
+                Folder or Hub id of a SigLIP (or fixed-resolution SigLIP 2) checkpoint.
+            text_path (`str`):
+                Folder or Hub id of a causal language model.
+            dtype (`torch.dtype`, *optional*):
+                Of all parameters. Defaults to the decoder's.
+            config_kwargs:
+                Fields of `FusionConfig`, such as `image_token_id`.
+        """
+        decoder = AutoModelForCausalLM.from_pretrained(text_path, dtype=dtype or "auto")
+        vision_config = SiglipVisionConfig.from_pretrained(vision_path)
+        vision_config.num_hidden_layers -= 1
+        vision_config.vision_use_head = False
+        tower = FusionVisionModel.from_pretrained(vision_path, config=vision_config, dtype=decoder.dtype)
+        config = FusionConfig(
+            vision_config=vision_config, text_config=AutoConfig.from_pretrained(text_path), **config_kwargs
+        )
+        model = cls._from_config(config, dtype=decoder.dtype)
+        model.model.vision_tower.load_state_dict(tower.state_dict(), assign=True)
+        model.model.language_model.load_state_dict(decoder.get_decoder().state_dict(), assign=True)
+        model.lm_head.load_state_dict(decoder.get_output_embeddings().state_dict(), assign=True)
+        model.tie_weights()
+        return model
+
+    def get_context_map(self, high_res_pixel_values: torch.Tensor) -> torch.Tensor:
+        """See `FusionModel.get_context_map`."""
+        return self.model.get_context_map(high_res_pixel_values)
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        high_res_pixel_values: torch.Tensor | None = None,
+        question_input_ids: torch.LongTensor | None = None,
+        question_attention_mask: torch.Tensor | None = None,
+        context_map: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.LongTensor | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        **kwargs,
+    ) -> FusionCausalLMOutputWithPast:
+        """
+        Takes the output of `FusionProcessor`. A prompt is processed in one piece, since its latent tokens depend on
+        the question that follows them; once it is, decoding is the plain decoder's.
+
+        Args:
+            pixel_values (`torch.Tensor` of shape `(batch, 3, size, size)`, *optional*):
+                Base images; zeros for a prompt without one.
+            high_res_pixel_values (`torch.Tensor` of shape `(batch, 4, 3, size, size)`, *optional*):
+                Their four crops, row-major.
+            question_input_ids (`torch.LongTensor` of shape `(batch, tokens)`, *optional*):
+                Ids of all questions of the conversation, for the tower.
+            question_attention_mask (`torch.Tensor` of shape `(batch, tokens)`, *optional*):
+                1 for a token of a question, 0 for padding.
+            context_map (`torch.Tensor` of shape `(batch, dim, 2 * side, 2 * side)`, *optional*):
+                From `get_context_map`, instead of `high_res_pixel_values`.
+            labels (`torch.LongTensor` of shape `(batch, sequence)`, *optional*):
+                Ids to predict, -100 where there is no loss.
+
+        Raises:
+            ValueError: if images, image tokens, latent tokens and question ends do not match (naming the example and
+                both counts), if pixels hold NaN or infinity, or if the prompt comes in several pieces.
+        """
+        if labels is not None and self.config.question_end_token_ids is None and input_ids is not None:
+            self._check_no_latents(input_ids)
+        outputs = self.model(
+            input_ids=input_ids,
+            pixel_values=pixel_values,
+            high_res_pixel_values=high_res_pixel_values,
+            question_input_ids=question_input_ids,
+            question_attention_mask=question_attention_mask,
+            context_map=context_map,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            output_mapping_losses=labels is not None,
+            **kwargs,
+        )
+        logits = self.lm_head(slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep))
+
+        loss, parts = None, {}
+        if labels is not None:
+            loss, parts = self.compute_loss(logits, labels, outputs, **kwargs)
+        return FusionCausalLMOutputWithPast(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            image_hidden_states=outputs.image_hidden_states,
+            **parts,
+        )
+
+    def compute_loss(
+        self,
+        logits: torch.Tensor,
+        labels: torch.LongTensor,
+        outputs: FusionModelOutputWithPast,
+        num_items_in_batch: torch.Tensor | int | None = None,
+        **kwargs,
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """
+        The training loss and its parts.
+
+        The mapping loss of an example weighs as much as its share of the labels, of this batch or, when `Trainer`
+        passes `num_items_in_batch`, of all that make one step. So the loss of a batch is the sum over its
+        micro-batches, as it is for the language loss.
+        """
+        language_loss = self.loss_function(
+            logits=logits,
+            labels=labels,
+            vocab_size=self.config.text_config.vocab_size,
+            num_items_in_batch=num_items_in_batch,
+            **kwargs,
+        )
+        num_labels = (labels[:, 1:] != -100).sum(dim=1).to(outputs.text_mapping_loss)
+        total = num_labels.sum() if num_items_in_batch is None else num_items_in_batch
+        parts = {
+            name: (outputs[name] * num_labels).sum() / total for name in ("text_mapping_loss", "vision_mapping_loss")
+        }
+        loss = language_loss + self.config.mapping_loss_coef * sum(parts.values()).to(language_loss.device)
+        return loss, {"language_loss": language_loss, **parts}
+
+    def _check_no_latents(self, input_ids: torch.LongTensor):
+        if (input_ids == self.config.latent_token_id).any():
+            raise ValueError(
+                "A loss needs `config.question_end_token_ids`: in a prompt that holds the answer, the end of the"
+                " question cannot be guessed. Set it to `processor.question_end_token_ids`."
+            )
+
+    def prepare_inputs_for_generation(
+        self, input_ids, inputs_embeds=None, is_first_iteration=False, use_cache=True, **kwargs
+    ):
+        """Drops what belongs to the prompt once it is in the cache."""
+        model_inputs = super().prepare_inputs_for_generation(
+            input_ids,
+            inputs_embeds=inputs_embeds,
+            is_first_iteration=is_first_iteration,
+            use_cache=use_cache,
+            **kwargs,
+        )
+        if use_cache and not is_first_iteration:
+            # `pixel_values` and `high_res_pixel_values` are on the list that the base class drops.
+            for name in ("question_input_ids", "question_attention_mask", "context_map"):
+                model_inputs.pop(name, None)
+        elif not is_first_iteration:
+            model_inputs["has_generated_tokens"] = True
+        return model_inputs
+
+
+FusionForConditionalGeneration.register_for_auto_class("AutoModelForImageTextToText")

@@ -1,0 +1,92 @@
+"""
+Fixtures shared by the tests: the golden data of the reference implementation (tests/fixtures/golden/README.md says
+what it holds) and the checkpoints in it, converted once.
+"""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors import safe_open
+from transformers import AutoProcessor
+
+from fusion_vlm.convert_checkpoints import convert
+from fusion_vlm.modeling_fusion import FusionForConditionalGeneration
+
+
+GOLDEN_DIR = Path(__file__).parent / "fixtures" / "golden"
+PHI, LLAMA = "fusion-phi-siglip", "fusion-llama-siglip2"
+VARIANTS = (PHI, LLAMA)
+
+
+class Golden:
+    """What the reference computes on the cases of one variant."""
+
+    def __init__(self, variant: str, folder: str = ""):
+        self.variant = variant
+        self.folder = GOLDEN_DIR / variant / folder
+        self.cases = json.loads((self.folder / "golden.json").read_text())["cases"]
+        self.tensors = safe_open(self.folder / "golden.safetensors", "pt")
+        self.names = set(self.tensors.keys())
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        return self.tensors.get_tensor(name)
+
+    def image(self, case: str) -> Image.Image | None:
+        return Image.open(GOLDEN_DIR / self.variant / f"{case}.png") if self.cases[case]["image"] else None
+
+    def messages(self, case: str, turns: str = "turns") -> list[dict]:
+        """The conversation of a case, with its image; `turns` is `"turns"` or `"train"`."""
+        return make_messages(self.cases[case][turns], self.image(case))
+
+
+def make_messages(turns: list[str], image=None) -> list[dict]:
+    messages = [
+        {"role": "assistant" if index % 2 else "user", "content": [{"type": "text", "text": text}]}
+        for index, text in enumerate(turns)
+    ]
+    if image is not None:
+        messages[0]["content"].insert(0, {"type": "image", "image": image})
+    return messages
+
+
+def process(processor, messages, *, add_generation_prompt=True, **processor_kwargs):
+    return processor.apply_chat_template(
+        messages,
+        add_generation_prompt=add_generation_prompt,
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
+        processor_kwargs=processor_kwargs,
+    )
+
+
+def relative_error(actual: torch.Tensor, expected: torch.Tensor) -> float:
+    return ((actual.float() - expected.float()).norm() / expected.float().norm()).item()
+
+
+@pytest.fixture(scope="session")
+def goldens() -> dict[str, Golden]:
+    return {variant: Golden(variant) for variant in VARIANTS}
+
+
+@pytest.fixture(scope="session")
+def converted(tmp_path_factory) -> dict[str, Path]:
+    """The converted checkpoint folders."""
+    folder = tmp_path_factory.mktemp("converted")
+    return {variant: convert(GOLDEN_DIR / variant / "checkpoint", folder / variant) for variant in VARIANTS}
+
+
+@pytest.fixture(scope="session")
+def processors(converted) -> dict:
+    return {
+        variant: AutoProcessor.from_pretrained(folder, trust_remote_code=True) for variant, folder in converted.items()
+    }
+
+
+@pytest.fixture(scope="session")
+def models(converted) -> dict[str, FusionForConditionalGeneration]:
+    """Models in evaluation mode with SDPA; tests that change a model load their own."""
+    return {variant: FusionForConditionalGeneration.from_pretrained(folder) for variant, folder in converted.items()}
