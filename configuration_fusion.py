@@ -130,9 +130,7 @@ class FusionConfig(PreTrainedConfig):
     def validate_architecture(self):
         """Checks of fields against each other; runs on init and on save."""
         if self.image_token_id == self.latent_token_id:
-            raise ValueError(
-                f"`image_token_id` and `latent_token_id` are both {self.image_token_id}; they must differ."
-            )
+            raise ValueError(f"`image_token_id` and `latent_token_id` must differ, both are {self.image_token_id}.")
         for size in [self.latent_grid_size, *self.latent_grid_sizes]:
             if not 1 <= size <= self.max_latent_grid_size:
                 raise ValueError(

@@ -14,8 +14,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 CHECKPOINT = ROOT / "tests" / "fixtures" / "golden" / "fusion-llama-siglip2" / "checkpoint"
-IMAGE = ROOT / "tests" / "fixtures" / "golden" / "fusion-llama-siglip2" / "single.png"
-QUESTION = "What colour is the ball?"
+IMAGE = ROOT / "tests" / "fixtures" / "chelsea.jpg"
+QUESTION = "What animal is this?"
 
 # What a user's own program does; it sees the converted folder and not this repository.
 ASK = """

@@ -20,6 +20,14 @@ GOLDEN_DIR = Path(__file__).parent / "fixtures" / "golden"
 PHI, LLAMA = "fusion-phi-siglip", "fusion-llama-siglip2"
 VARIANTS = (PHI, LLAMA)
 
+# For processes that report their peak resident memory in bytes. Not `resource.getrusage`, whose figure begins with
+# what the parent had in memory when it started the process.
+PEAK_MEMORY = """
+def peak_memory():
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM"))
+"""
+
 
 class Golden:
     """What the reference computes on the cases of one variant."""

@@ -1,0 +1,564 @@
+"""
+The model's behaviour on tiny random models: what its parts compute, any decoder, batches, generation, gradients,
+losses, saving, and bad input. Agreement with the reference is in test_parity.py.
+"""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    LlamaConfig,
+    Phi3Config,
+    Qwen3Config,
+    SiglipVisionConfig,
+    SiglipVisionModel,
+)
+
+from fusion_vlm import modeling_fusion
+from fusion_vlm.configuration_fusion import FusionConfig
+from fusion_vlm.modeling_fusion import (
+    FusionForConditionalGeneration,
+    FusionVisionModel,
+    context_windows,
+    locate_questions,
+    resize_image_grid,
+    stitch_crops,
+)
+from fusion_vlm.processing_fusion import FusionImageProcessor, FusionProcessor
+
+from .conftest import LLAMA, make_messages, process
+
+
+TEXT_CONFIGS = {"llama": LlamaConfig, "phi3": Phi3Config, "qwen3": Qwen3Config}
+VISION_CONFIG = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 5,
+    "num_attention_heads": 4,
+    "image_size": 24,
+    "patch_size": 4,
+}
+
+
+@pytest.fixture(scope="session")
+def processor(processors) -> FusionProcessor:
+    """The Llama golden's tokenizer and template, with 24x24 crops, 36 image tokens and 4 latents."""
+    image_processor = FusionImageProcessor(size={"height": 24, "width": 24}, image_grid_size=6, latent_grid_size=2)
+    original = processors[LLAMA]
+    return FusionProcessor(
+        image_processor,
+        copy.deepcopy(original.tokenizer),
+        chat_template=original.chat_template,
+        end_of_turn_token=original.end_of_turn_token,
+    )
+
+
+def tiny_config(processor, decoder="llama", **values) -> FusionConfig:
+    text_config = TEXT_CONFIGS[decoder](
+        vocab_size=len(processor.tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        max_position_embeddings=1024,
+        pad_token_id=processor.tokenizer.pad_token_id,
+        bos_token_id=processor.tokenizer.bos_token_id,
+        eos_token_id=processor.tokenizer.eos_token_id,
+    )
+    values = {"question_end_token_ids": processor.question_end_token_ids, **values}
+    return FusionConfig(
+        vision_config=SiglipVisionConfig(**VISION_CONFIG),
+        text_config=text_config,
+        image_token_id=processor.image_token_id,
+        latent_token_id=processor.latent_token_id,
+        num_interaction_heads=4,
+        interaction_layer_indices=[0, 2],
+        **values,
+    )
+
+
+def tiny_model(processor, decoder="llama", **values) -> FusionForConditionalGeneration:
+    torch.manual_seed(0)
+    model = FusionForConditionalGeneration(tiny_config(processor, decoder, **values)).eval()
+    # The default scale of initialisation is so small that hardly anything would depend on anything.
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.ndim > 1 and "norm" not in name:
+                parameter.normal_(std=0.3)
+    return model
+
+
+@pytest.fixture(scope="module")
+def model(processor) -> FusionForConditionalGeneration:
+    return tiny_model(processor)
+
+
+def random_image(seed: int) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (40, 50, 3), dtype=np.uint8))
+
+
+@pytest.fixture
+def conversations() -> list[list[dict]]:
+    """Mixed lengths, turns, and with and without an image."""
+    return [
+        make_messages(["What is it?"], random_image(0)),
+        make_messages(["How many?", "Three of them.", "Which of them is the reddest one?"], random_image(1)),
+        make_messages(["Hello!"]),
+    ]
+
+
+@torch.no_grad()
+def last_logits(model, inputs) -> torch.Tensor:
+    return model(**inputs).logits[:, -1]
+
+
+# Parts --------------------------------------------------------------------------------------------------------------
+
+
+def test_stitched_crops_lie_where_they_were_cut():
+    """A map is cut into row-major quarters and put together again."""
+    whole = torch.arange(4 * 4).view(1, 1, 4, 4)
+    crops = torch.stack([whole[0, 0, i : i + 2, j : j + 2].reshape(-1, 1) for i in (0, 2) for j in (0, 2)])
+    assert torch.equal(stitch_crops(crops.unsqueeze(0)), whole)
+
+
+def test_context_windows_lie_over_their_latents():
+    """On a map that needs no pooling, the window of latent (row, column) is that square of cells."""
+    context_map = torch.arange(36.0).view(1, 1, 6, 6)
+    windows = context_windows(context_map, grid_size=2, window_size=3).view(4, 9)
+    assert torch.equal(windows[0], context_map[0, 0, :3, :3].flatten())
+    assert torch.equal(windows[1], context_map[0, 0, :3, 3:].flatten())
+    assert torch.equal(windows[2], context_map[0, 0, 3:, :3].flatten())
+
+
+def test_image_grid_resize_keeps_orientation():
+    rows = torch.arange(4.0).repeat_interleave(4).view(1, 16, 1)
+    assert torch.allclose(resize_image_grid(rows, 2).flatten(), torch.tensor([0.5, 0.5, 2.5, 2.5]))
+    assert resize_image_grid(rows, 4) is rows
+
+
+def test_questions_are_located_by_example():
+    latents = torch.tensor([[0, 1, 1, 1, 1, 0, 0, 0, 0, 0, 0, 0], [1, 1, 1, 1, 0, 0, 1, 1, 1, 1, 0, 0]]).bool()
+    ends = torch.tensor([[0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0], [0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 1]]).bool()
+    positions, end_positions, examples = locate_questions(latents, ends)
+    assert positions.tolist() == [[1, 2, 3, 4], [12, 13, 14, 15], [18, 19, 20, 21]]
+    assert end_positions.tolist() == [6, 17, 23]
+    assert examples.tolist() == [0, 1, 1]
+
+
+@pytest.fixture(scope="module")
+def tower() -> FusionVisionModel:
+    torch.manual_seed(0)
+    return FusionVisionModel(SiglipVisionConfig(**VISION_CONFIG)).eval()
+
+
+def test_tower_without_a_question_is_siglip(tower):
+    siglip = SiglipVisionModel(SiglipVisionConfig(**VISION_CONFIG, vision_use_head=False)).eval()
+    siglip.load_state_dict(tower.state_dict(), strict=False)
+    pixel_values = torch.randn(2, 3, 24, 24)
+    with torch.no_grad():
+        actual = tower(pixel_values, output_hidden_states=True)
+        expected = siglip(pixel_values, output_hidden_states=True).hidden_states
+    torch.testing.assert_close(actual.last_hidden_state, expected[-1])
+    for ours, theirs in zip(actual.hidden_states, expected, strict=True):
+        torch.testing.assert_close(ours, theirs)
+    # Five layers: two groups of two, and the input of the last layer in neither.
+    groups = [torch.stack(expected[start : start + 2]).mean(dim=0) for start in (0, 2)]
+    torch.testing.assert_close(actual.features, torch.cat([expected[-1], *groups], dim=-1))
+
+
+def test_early_question_rows_attend_uniformly_and_late_ones_do_not(tower):
+    question = torch.randn(1, 3, 32)
+    tower.set_attn_implementation("eager")
+    with torch.no_grad():
+        attentions = tower(torch.randn(1, 3, 24, 24), question, output_attentions=True).attentions
+    tower.set_attn_implementation("sdpa")
+    for index, weights in enumerate(attentions):
+        rows = weights[0, :, 36:]
+        assert torch.allclose(weights.sum(dim=-1), torch.ones(()))
+        assert torch.allclose(rows, torch.full_like(rows, 1 / 39)) == (index < 2)
+
+
+def test_padding_of_a_question_changes_nothing(tower):
+    pixel_values, question = torch.randn(1, 3, 24, 24), torch.randn(1, 3, 32)
+    padded = torch.cat([torch.randn(1, 2, 32), question, torch.randn(1, 4, 32)], dim=1)
+    mask = torch.tensor([[0, 0, 1, 1, 1, 0, 0, 0, 0]])
+    with torch.no_grad():
+        expected = tower(pixel_values, question).features
+        actual = tower(pixel_values, padded, mask).features
+    torch.testing.assert_close(actual[:, :36], expected[:, :36])
+    torch.testing.assert_close(actual[:, 38:41], expected[:, 36:])
+
+
+def test_token_id_zero_is_no_key_but_counts_in_the_early_mean(model):
+    """Released behaviour (golden case `exclaim`): not the same as leaving the token out."""
+    pixel_values = torch.randn(1, 3, 24, 24)
+    core = model.model
+    with torch.no_grad():
+        with_zero = core.get_image_features(pixel_values, torch.tensor([[5, 0, 7]]))
+        without = core.get_image_features(pixel_values, torch.tensor([[5, 7]]))
+        plain = core.get_image_features(pixel_values, torch.tensor([[5, 9, 7]]))
+    assert not torch.allclose(with_zero.question_features[:, [0, 2]], without.question_features)
+    assert not torch.allclose(with_zero.image_features, plain.image_features)
+
+
+# The whole ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("decoder", TEXT_CONFIGS)
+def test_any_decoder(decoder, processor, conversations):
+    """Question, image, crops and interaction layers all reach the answer; keys of the decoder stay its own."""
+    model = tiny_model(processor, decoder)
+    inputs = process(processor, conversations[0])
+    logits = last_logits(model, inputs)
+    other = process(processor, make_messages(["What is it?"], random_image(5)))
+    asked = process(processor, make_messages(["What is he?"], random_image(0)))
+    for name, source in (
+        ("pixel_values", other),
+        ("high_res_pixel_values", other),
+        ("question_input_ids", asked),
+    ):
+        assert not torch.allclose(last_logits(model, {**inputs, name: source[name]}), logits, atol=1e-3), name
+    names = {name.removeprefix("model.language_model.") for name in model.state_dict() if "language_model" in name}
+    assert names == set(AutoModel.from_config(model.config.text_config).state_dict())
+    output = model.generate(**inputs, max_new_tokens=3, do_sample=False)
+    assert output.shape[1] == inputs["input_ids"].shape[1] + 3
+
+
+def test_interaction_layers_change_only_what_they_should(model, processor, conversations):
+    """Hidden states after a decoder layer are recorded after its interaction layer, which rewrites latents only."""
+    inputs = process(processor, conversations[0])
+    layer, before = model.model.language_model.layers[0], []
+    handle = layer.register_forward_hook(lambda module, args, output: before.append(output), prepend=True)
+    with torch.no_grad():
+        hidden_states = model(**inputs, output_hidden_states=True).hidden_states
+    handle.remove()
+    assert len(hidden_states) == 5
+    changed = (hidden_states[1] != before[0]).any(dim=-1)
+    assert torch.equal(changed, inputs["input_ids"] == processor.latent_token_id)
+
+
+@pytest.mark.parametrize("padding_side", ["left", "right"])
+def test_example_does_not_depend_on_its_batch(padding_side, model, processor, conversations):
+    alone = [last_logits(model, process(processor, conversation))[0] for conversation in conversations]
+    batch = process(processor, conversations, padding_side=padding_side)
+    with torch.no_grad():
+        logits = model(**batch).logits
+    for row, expected in enumerate(alone):
+        last = batch["attention_mask"][row].nonzero().max()
+        torch.testing.assert_close(logits[row, last], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_latents_belong_to_their_own_question(model, processor):
+    """A later question leaves what the first round wrote alone, when the tower's view of the questions is the same."""
+    first, second = (
+        process(processor, make_messages(["How many?", "Three.", text], random_image(0))) for text in ("Why?", "Who?")
+    )
+    second["question_input_ids"] = first["question_input_ids"]
+    with torch.no_grad():
+        states = [model(**inputs, output_hidden_states=True).hidden_states[-1] for inputs in (first, second)]
+    differ = (states[0] - states[1]).abs().amax(dim=-1)[0] > 1e-5
+    latents = (first["input_ids"][0] == processor.latent_token_id).nonzero().squeeze(1)
+    assert not differ[: latents[3] + 1].any() and differ[latents[4:]].all()
+
+
+def test_context_map_replaces_the_crops(model, processor):
+    """Eight questions about one image pay for the crops once."""
+    image = random_image(0)
+    inputs = process(processor, [make_messages([f"What is number {i}?"], image) for i in range(8)])
+    expected = last_logits(model, inputs)
+    crops = inputs.pop("high_res_pixel_values")
+    context_map = model.get_context_map(crops[:1])
+    assert context_map.shape == (1, 32, 12, 12)
+    inputs["context_map"] = context_map.expand(8, -1, -1, -1)
+    torch.testing.assert_close(last_logits(model, inputs), expected)
+    generated = model.generate(**inputs, max_new_tokens=3, do_sample=False)
+    inputs.pop("context_map")
+    inputs["high_res_pixel_values"] = crops
+    assert torch.equal(generated, model.generate(**inputs, max_new_tokens=3, do_sample=False))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"use_cache": False},
+        {"cache_implementation": "static"},
+        {"prompt_lookup_num_tokens": 3},
+        {"num_beams": 3},
+        {"num_beams": 3, "use_cache": False},
+    ],
+    ids=str,
+)
+def test_ways_of_generation_agree(options, model, processor, conversations):
+    """With greedy search, or beams with beams; the end-of-turn token is off so that there is something to compare."""
+    inputs = process(processor, conversations[1])
+    common = {"max_new_tokens": 8, "do_sample": False, "eos_token_id": -1, "num_beams": options.get("num_beams", 1)}
+    expected = model.generate(**inputs, **common)
+    assert torch.equal(model.generate(**inputs, **{**common, **options}), expected)
+
+
+def test_generated_generation_prompt_is_no_question_end(model, processor, conversations):
+    """Without a cache, what the model writes comes before its eyes again; it may look like the end of a question."""
+    inputs = process(processor, conversations[1])
+    ids = torch.cat([inputs["input_ids"], torch.tensor([processor.question_end_token_ids])], dim=1)
+    inputs["attention_mask"] = torch.ones_like(ids)
+    inputs["input_ids"] = ids
+    with pytest.raises(ValueError, match="Example 0 has 2 groups of latent tokens but 3 question ends"):
+        model(**inputs)
+    prepared = model.prepare_inputs_for_generation(use_cache=False, is_first_iteration=False, **inputs)
+    length = ids.shape[1] - len(processor.question_end_token_ids)
+    with torch.no_grad():
+        logits = model(**prepared).logits[:, length - 1]
+    torch.testing.assert_close(logits, last_logits(model, process(processor, conversations[1])))
+
+
+def test_generate_from_embeddings(model, processor, conversations):
+    """Placeholders and question ends are found in embeddings too."""
+    inputs = process(processor, conversations[1])
+    expected = model.generate(**inputs, max_new_tokens=5, do_sample=False)[:, inputs["input_ids"].shape[1] :]
+    inputs["inputs_embeds"] = model.get_input_embeddings()(inputs.pop("input_ids"))
+    assert torch.equal(model.generate(**inputs, max_new_tokens=5, do_sample=False), expected)
+
+
+@pytest.mark.parametrize("use_reentrant", [False, True])
+def test_gradient_checkpointing_gives_the_same_gradients(use_reentrant, processor, conversations):
+    model = tiny_model(processor).train()
+    inputs = process(processor, conversations[0])
+    gradients = []
+    for checkpointing in (False, True):
+        if checkpointing:
+            model.activation_checkpointing_enable({"use_reentrant": use_reentrant})
+            model.enable_input_require_grads()
+        model.zero_grad()
+        model(**inputs, labels=inputs["input_ids"]).loss.backward()
+        gradients.append({name: parameter.grad.clone() for name, parameter in model.named_parameters()})
+    for name, expected in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], expected, rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_every_parameter_has_a_gradient(processor, conversations):
+    model = tiny_model(processor).train()
+    inputs = process(processor, conversations)
+    model(**inputs, labels=inputs["input_ids"]).loss.backward()
+    assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == []
+
+
+def test_loss_of_a_batch_is_the_sum_over_its_micro_batches(model, processor, conversations):
+    """With uneven label counts and an example without an image, as `Trainer` accumulates gradients."""
+    batch = process(processor, conversations, padding_side="right")
+    labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
+    num_items = (labels[:, 1:] != -100).sum()
+    with torch.no_grad():
+        expected = model(**batch, labels=labels)
+        parts = [
+            model(
+                **{name: value[row : row + 1] for name, value in batch.items()},
+                labels=labels[row : row + 1],
+                num_items_in_batch=num_items,
+            )
+            for row in range(3)
+        ]
+    for name in ("loss", "language_loss", "text_mapping_loss", "vision_mapping_loss"):
+        torch.testing.assert_close(sum(part[name] for part in parts), expected[name], rtol=1e-4, atol=1e-5)
+    assert parts[2].vision_mapping_loss == parts[2].text_mapping_loss == 0
+    coefficient = model.config.mapping_loss_coef
+    mapping_loss = expected.text_mapping_loss + expected.vision_mapping_loss
+    torch.testing.assert_close(expected.loss, expected.language_loss + coefficient * mapping_loss)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision(dtype, processor, conversations):
+    model = tiny_model(processor)
+    inputs = process(processor, conversations)
+    expected = last_logits(model, inputs)
+    actual = last_logits(model.to(dtype), inputs)
+    assert actual.dtype == dtype
+    assert ((actual.float() - expected).norm() / expected.norm()) < 0.1
+
+
+# Building, saving ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("decoder", TEXT_CONFIGS)
+def test_save_and_load(decoder, processor, conversations, tmp_path):
+    model = tiny_model(processor, decoder)
+    inputs = process(processor, conversations)
+    expected = last_logits(model, inputs)
+    model.save_pretrained(tmp_path)
+    loaded = FusionForConditionalGeneration.from_pretrained(tmp_path)
+    assert torch.equal(last_logits(loaded, inputs), expected)
+
+
+@pytest.mark.parametrize(("decoder", "tied"), [("llama", False), ("qwen3", True)])
+def test_model_from_two_pretrained_parts(decoder, tied, processor, conversations, tmp_path):
+    """Tower and decoder keep their weights but for the tower's last layer; new tokens get rows; it saves and loads."""
+    old_vocab_size = len(processor.tokenizer) - 4
+    text_config = tiny_config(processor, decoder).text_config
+    text_config.vocab_size, text_config.tie_word_embeddings = old_vocab_size, tied
+    decoder_model = AutoModelForCausalLM.from_config(text_config)
+    decoder_model.save_pretrained(tmp_path / "text")
+    siglip = SiglipVisionModel(SiglipVisionConfig(**VISION_CONFIG))
+    siglip.save_pretrained(tmp_path / "vision")
+
+    fields = ("image_token_id", "latent_token_id", "question_end_token_ids", "num_interaction_heads")
+    values = {name: getattr(tiny_config(processor), name) for name in fields}
+    model = FusionForConditionalGeneration.from_vision_text_pretrained(
+        str(tmp_path / "vision"), str(tmp_path / "text"), **values
+    ).eval()
+    assert model.config.vision_config.num_hidden_layers == 4
+    for name, parameter in model.model.vision_tower.state_dict().items():
+        assert torch.equal(parameter, siglip.state_dict()[name]), name
+    for name, parameter in model.model.language_model.state_dict().items():
+        assert torch.equal(parameter, decoder_model.get_decoder().state_dict()[name]), name
+    assert torch.equal(model.lm_head.weight, decoder_model.lm_head.weight)
+
+    model.resize_token_embeddings(len(processor.tokenizer))
+    assert model.config.text_config.vocab_size == model.lm_head.out_features == len(processor.tokenizer)
+    assert (model.lm_head.weight is model.get_input_embeddings().weight) == tied
+    inputs = process(processor, conversations)
+    expected = last_logits(model, inputs)
+    model.save_pretrained(tmp_path / "model")
+    loaded = FusionForConditionalGeneration.from_pretrained(tmp_path / "model")
+    assert torch.equal(last_logits(loaded, inputs), expected)
+
+
+def test_processor_adds_the_tokens_that_a_new_decoder_lacks(processor):
+    tokenizer = copy.deepcopy(processor.tokenizer)
+    built = FusionProcessor(
+        processor.image_processor, tokenizer, image_token="<picture>", chat_template=processor.chat_template
+    )
+    assert built.image_token_id == len(processor.tokenizer)
+    assert tokenizer("<picture>", add_special_tokens=False).input_ids == [built.image_token_id]
+
+
+# Bad input ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def inputs(processor, conversations) -> dict[str, torch.Tensor]:
+    """A left-padded batch of an example with one question and one with two."""
+    return dict(process(processor, conversations[:2]))
+
+
+def replace_one(inputs, example: int, old: int, new: int, which: int = 0):
+    """Overwrites one occurrence of a token."""
+    positions = (inputs["input_ids"][example] == old).nonzero().squeeze(1)
+    inputs["input_ids"][example, positions[which]] = new
+
+
+@pytest.mark.parametrize(
+    ("token", "which", "message"),
+    [
+        ("image", 0, "Example 1 has 35 image tokens, expected 36"),
+        ("latent", 0, "Example 1 has a group of 3 latent tokens, expected 4"),
+        ("question_end", 0, "Example 1 has 2 groups of latent tokens but 1 question ends"),
+        ("question_end", -1, "Example 1 has 2 groups of latent tokens but 1 question ends"),
+    ],
+)
+def test_counts_that_do_not_match(token, which, message, model, processor, inputs):
+    token_id = {
+        "image": processor.image_token_id,
+        "latent": processor.latent_token_id,
+        "question_end": processor.question_end_token_ids[1],
+    }[token]
+    replace_one(inputs, 1, token_id, 1, which)
+    with pytest.raises(ValueError, match=message):
+        model(**inputs)
+
+
+def test_missing_group_of_latents(model, processor, inputs):
+    for _ in range(4):
+        replace_one(inputs, 1, processor.latent_token_id, 1, -1)
+    with pytest.raises(ValueError, match="Example 1 has 1 groups of latent tokens but 2 question ends"):
+        model(**inputs)
+
+
+def test_latents_that_are_no_square_or_do_not_fit(model, processor, inputs):
+    single = {name: value[:1].clone() for name, value in inputs.items()}
+    replace_one(single, 0, processor.latent_token_id, 1, -1)
+    with pytest.raises(ValueError, match="Example 0 has groups of 3 latent tokens, expected a square"):
+        model(**single)
+    with pytest.raises(ValueError, match="latent grid of side 13 does not fit: expected at most 12"):
+        model(**process(processor, make_messages(["What?"], random_image(0)), latent_grid_size=13))
+
+
+def test_images_that_do_not_match_the_prompts(model, processor, inputs):
+    with pytest.raises(ValueError, match="Got 1 images in `pixel_values` for 2 prompts"):
+        model(**{**inputs, "pixel_values": inputs["pixel_values"][:1]})
+    without = {name: value for name, value in inputs.items() if name != "pixel_values"}
+    with pytest.raises(ValueError, match="Example 0 has 36 image tokens but 0 images"):
+        model(**without)
+    without = {name: value for name, value in inputs.items() if name != "high_res_pixel_values"}
+    with pytest.raises(ValueError, match="Got 0 rows of crops for 2 prompts"):
+        model(**without)
+    text_only = process(processor, [make_messages(["What?"]), make_messages(["What?"], random_image(0))])
+    text_only["pixel_values"][0] = 1
+    with pytest.raises(ValueError, match="Example 0 has an image but 0 image tokens"):
+        model(**text_only)
+    with pytest.raises(ValueError, match="`context_map` has 1 rows for 2 prompts"):
+        model(**{**inputs, "context_map": torch.zeros(1, 32, 12, 12)})
+
+
+@pytest.mark.parametrize("name", ["pixel_values", "high_res_pixel_values"])
+def test_nan_and_wrong_size_in_pixels(name, model, inputs):
+    inputs[name] = inputs[name].clone()
+    inputs[name][0, ..., 3, 5] = float("nan")
+    with pytest.raises(ValueError, match=f"`{name}` holds NaN or infinity"):
+        model(**inputs)
+    inputs[name] = inputs[name][..., :20]
+    with pytest.raises(ValueError, match=r"has images of shape \(3, 24, 20\), expected \(3, 24, 24\)"):
+        model(**inputs)
+
+
+def test_prompt_in_several_pieces(model, processor, inputs):
+    """Chunked prefill, a prefix cache, and a prompt split by hand."""
+    prompt = {name: value[:1] for name, value in inputs.items()}
+    with pytest.raises(ValueError, match="prefill"):
+        model.generate(**prompt, max_new_tokens=2, prefill_chunk_size=8)
+    split = (prompt["input_ids"][0] == processor.latent_token_id).nonzero()[0].item()
+    with torch.no_grad():
+        cache = model(input_ids=prompt["input_ids"][:, :5]).past_key_values
+    with pytest.raises(ValueError, match="has to be processed in one piece.*no reuse of a prefix cache"):
+        model(**{**prompt, "input_ids": prompt["input_ids"][:, 5:], "past_key_values": cache, "attention_mask": None})
+    with pytest.raises(ValueError, match="1 groups of latent tokens but 0 question ends.*split over two forwards"):
+        model(**{**prompt, "input_ids": prompt["input_ids"][:, : split + 6], "attention_mask": None})
+
+
+def test_ids_and_embeddings_together(model):
+    with pytest.raises(ValueError, match="exactly one of"):
+        model(input_ids=torch.ones(1, 2, dtype=torch.long), inputs_embeds=torch.ones(1, 2, 32))
+
+
+def test_unset_question_end(processor, conversations, monkeypatch):
+    """For a bare prompt the end of the sequence is right, with a warning; a loss is refused."""
+    warnings = []
+    monkeypatch.setattr(modeling_fusion.logger, "warning_once", warnings.append)
+    model, unset = tiny_model(processor), tiny_model(processor, question_end_token_ids=None)
+    inputs = process(processor, conversations[0])
+    torch.testing.assert_close(last_logits(unset, inputs), last_logits(model, inputs))
+    assert "processor.question_end_token_ids" in warnings[0]
+    with pytest.raises(ValueError, match="A loss needs `config.question_end_token_ids`"):
+        unset(**inputs, labels=inputs["input_ids"])
+
+
+def test_no_state_of_a_call_stays_on_the_model(model, processor, conversations):
+    def attributes():
+        return {
+            (name, key): id(value)
+            for name, module in model.named_modules()
+            for key, value in vars(module).items()
+            if not isinstance(value, (nn.Module, dict))
+        }
+
+    last_logits(model, process(processor, conversations))
+    before = attributes()
+    last_logits(model, process(processor, conversations[:1]))
+    assert attributes() == before
