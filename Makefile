@@ -21,6 +21,10 @@ lint: .venv/.ready
 test-slow: .venv/.ready
 	HF_HUB_OFFLINE=1 .venv/bin/python -m pytest tests -m slow -s
 
+# The sdist of transformers is fetched from PyPI, once.
+test-transformers: .venv/.ready
+	HF_HUB_OFFLINE=1 .venv/bin/python tests/run_transformers_common.py
+
 .venv/.ready: constraints.txt setup.cfg pyproject.toml
 	$(PYTHON) -m venv .venv
 	# First and alone, so that no other package pulls a build with CUDA where a CPU build is at hand.

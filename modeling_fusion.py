@@ -40,7 +40,8 @@ from transformers.models.siglip.modeling_siglip import (
     SiglipPreTrainedModel,
     SiglipVisionEmbeddings,
 )
-from transformers.utils import ModelOutput, can_return_tuple, logging, torch_compilable_check
+from transformers.processing_utils import Unpack
+from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple, logging, torch_compilable_check
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
@@ -542,7 +543,7 @@ class FusionModel(FusionPreTrainedModel):
             example_indices,
         )
         latent_states = latent_states.flatten(0, 1).to(hidden_states)
-        return hidden_states.index_copy(0, latent_positions.flatten(), latent_states).view_as(output)
+        return torch.index_copy(hidden_states, 0, latent_positions.flatten(), latent_states).view_as(output)
 
     @can_return_tuple
     def get_image_features(
@@ -670,8 +671,8 @@ class FusionModel(FusionPreTrainedModel):
         if has_generated_tokens:
             after_last_group = latent_mask.flip(1).cumsum(dim=1).flip(1) == 0
             ends &= ~after_last_group | ((ends & after_last_group).cumsum(dim=1) == 1)
-        # A prompt without latents has no question either.
-        return ends & latent_mask.any(dim=1, keepdim=True)
+        # Before the first latents there is no question, only what the conversation may have begun with.
+        return ends & (latent_mask.cumsum(dim=1) > 0)
 
     def encode_images(
         self,
@@ -798,14 +799,14 @@ class FusionModel(FusionPreTrainedModel):
         inputs_embeds: torch.Tensor | None = None,
         has_generated_tokens: bool = False,
         output_mapping_losses: bool = False,
-        **kwargs,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> FusionModelOutputWithPast:
         """
         Takes what `FusionForConditionalGeneration.forward` takes, and raises what it raises.
 
         Args:
             has_generated_tokens (`bool`):
-                Whether tokens that the model generated follow the prompt, as in `generate` with `use_cache=False`.
+                Set by `generate` after its first forward: the input is generated, or ends with what was.
             output_mapping_losses (`bool`):
                 Whether to compute the terms of the mapping loss of each example.
         """
@@ -816,12 +817,16 @@ class FusionModel(FusionPreTrainedModel):
 
         image_outputs, image_hidden_states = None, None
         has_image = torch.zeros(len(inputs_embeds), dtype=torch.bool, device=inputs_embeds.device)
-        # A single token is a decoding step: what it holds is text, whatever its id.
-        if inputs_embeds.shape[1] > 1 or pixel_values is not None:
+        # What the model generates is text, whatever its ids: a single token, or drafts of assisted generation.
+        is_decoding = inputs_embeds.shape[1] == 1 or (has_generated_tokens and past_key_values is not None)
+        if not is_decoding or pixel_values is not None:
             image_mask = self.find_token(self.config.image_token_id, input_ids, inputs_embeds)
             latent_mask = self.find_token(self.config.latent_token_id, input_ids, inputs_embeds)
             if past_key_values is not None and past_key_values.get_seq_length() > 0:
                 check_no_placeholders(image_mask | latent_mask)
+            if input_ids is None and pixel_values is None:
+                # The caller may have put image features in, with rows that are those of placeholders by chance.
+                image_mask = torch.zeros_like(image_mask)
             has_image = image_mask.any(dim=1)
             image_outputs = self.encode_images(image_mask, pixel_values, question_input_ids, question_attention_mask)
             if image_outputs is not None:
@@ -956,7 +961,7 @@ class FusionForConditionalGeneration(FusionPreTrainedModel, GenerationMixin):
         inputs_embeds: torch.Tensor | None = None,
         labels: torch.LongTensor | None = None,
         logits_to_keep: int | torch.Tensor = 0,
-        **kwargs,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> FusionCausalLMOutputWithPast:
         """
         Takes the output of `FusionProcessor`. A prompt is processed in one piece, since its latent tokens depend on
@@ -1052,6 +1057,8 @@ class FusionForConditionalGeneration(FusionPreTrainedModel, GenerationMixin):
         self, input_ids, inputs_embeds=None, is_first_iteration=False, use_cache=True, **kwargs
     ):
         """Drops what belongs to the prompt once it is in the cache."""
+        # The prompt of an assistant model comes as if it were not the first.
+        is_first_iteration |= kwargs.get("next_sequence_length") == input_ids.shape[1] > 1
         model_inputs = super().prepare_inputs_for_generation(
             input_ids,
             inputs_embeds=inputs_embeds,
@@ -1059,12 +1066,12 @@ class FusionForConditionalGeneration(FusionPreTrainedModel, GenerationMixin):
             use_cache=use_cache,
             **kwargs,
         )
-        if use_cache and not is_first_iteration:
-            # `pixel_values` and `high_res_pixel_values` are on the list that the base class drops.
-            for name in ("question_input_ids", "question_attention_mask", "context_map"):
-                model_inputs.pop(name, None)
-        elif not is_first_iteration:
+        if not is_first_iteration:
             model_inputs["has_generated_tokens"] = True
+            if use_cache:
+                # `pixel_values` and `high_res_pixel_values` are on the list that the base class drops.
+                for name in ("question_input_ids", "question_attention_mask", "context_map"):
+                    model_inputs.pop(name, None)
         return model_inputs
 
 

@@ -14,7 +14,8 @@ import torch  # noqa: E402
 from PIL import Image, ImageOps, UnidentifiedImageError  # noqa: E402
 from transformers import AddedToken, BatchFeature, ImagesKwargs, ProcessingKwargs, ProcessorMixin  # noqa: E402
 from transformers.image_processing_backends import PilBackend  # noqa: E402
-from transformers.image_utils import PILImageResampling, SizeDict, load_image  # noqa: E402
+from transformers.image_utils import ImageInput, PILImageResampling, SizeDict, load_image  # noqa: E402
+from transformers.processing_utils import Unpack  # noqa: E402
 
 
 class FusionImageProcessorKwargs(ImagesKwargs, total=False):
@@ -190,7 +191,12 @@ class FusionProcessor(ProcessorMixin):
         generation_prompt = self.apply_chat_template(messages, add_generation_prompt=True).removeprefix(prompt)
         return self.tokenizer(generation_prompt, add_special_tokens=False).input_ids
 
-    def __call__(self, images=None, text: str | list[str] | None = None, **kwargs) -> BatchFeature:
+    def __call__(
+        self,
+        images: ImageInput | None = None,
+        text: str | list[str] | None = None,
+        **kwargs: Unpack[FusionProcessorKwargs],
+    ) -> BatchFeature:
         """
         Args:
             images (image or `list` of images, *optional*):

@@ -305,6 +305,26 @@ def test_ways_of_generation_agree(options, model, processor, conversations):
     assert torch.equal(model.generate(**inputs, **{**common, **options}), expected)
 
 
+def test_assistant_model_gives_the_same_answer(model, processor, conversations):
+    """Another FUSION as assistant, which reads the image too."""
+    inputs = process(processor, conversations[1])
+    options = {"max_new_tokens": 8, "do_sample": False, "eos_token_id": -1}
+    expected = model.generate(**inputs, **options)
+    torch.manual_seed(7)
+    assistant = FusionForConditionalGeneration(model.config).eval()
+    assert torch.equal(model.generate(**inputs, **options, assistant_model=assistant), expected)
+
+
+def test_drafts_of_placeholders_are_text(model, processor, conversations):
+    """Prompt lookup copies from the prompt, image tokens too, when the model writes what stands before them."""
+    inputs = process(processor, conversations[0])
+    start = processor.tokenizer.convert_tokens_to_ids("<vision_start>")
+    options = {"max_new_tokens": 6, "do_sample": False, "eos_token_id": -1, "sequence_bias": [[[start], 1e4]]}
+    expected = model.generate(**inputs, **options)
+    assert expected[0, -1] == start
+    assert torch.equal(model.generate(**inputs, **options, prompt_lookup_num_tokens=4), expected)
+
+
 def test_generated_generation_prompt_is_no_question_end(model, processor, conversations):
     """Without a cache, what the model writes comes before its eyes again; it may look like the end of a question."""
     inputs = process(processor, conversations[1])
@@ -472,6 +492,11 @@ def test_counts_that_do_not_match(token, which, message, model, processor, input
     replace_one(inputs, 1, token_id, 1, which)
     with pytest.raises(ValueError, match=message):
         model(**inputs)
+
+
+def test_conversation_may_begin_with_the_assistant(model, processor):
+    messages = [{"role": "assistant", "content": "Hello! Ask me."}, *make_messages(["What is it?"], random_image(0))]
+    assert last_logits(model, process(processor, messages)).isfinite().all()
 
 
 def test_missing_group_of_latents(model, processor, inputs):
