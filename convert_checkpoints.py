@@ -43,6 +43,7 @@ from tokenizers import Tokenizer
 from tqdm import tqdm
 from transformers import (
     CONFIG_MAPPING,
+    BitsAndBytesConfig,
     GenerationConfig,
     PreTrainedConfig,
     PreTrainedTokenizerBase,
@@ -434,12 +435,32 @@ def write_weights(
         (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
 
 
+def write_quantized_weights(folder: Path, scratch: Path, max_shard_size: int | str):
+    """Replaces the weights and the config of a complete folder by those of the model in 4 bits (NF4, twice)."""
+    quantization_config = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+    )
+    model = FusionForConditionalGeneration.from_pretrained(
+        folder, quantization_config=quantization_config, dtype=torch.bfloat16
+    )
+    model.save_pretrained(scratch, max_shard_size=max_shard_size)
+    for path in folder.glob("model*.safetensors*"):
+        path.unlink()
+    for path in [*scratch.glob("model*.safetensors*"), scratch / "config.json"]:
+        path.replace(folder / path.name)
+        (folder / path.name).chmod(0o644)
+
+
 def convert(
     source: str | os.PathLike,
     output_dir: str | os.PathLike,
     *,
     dtype: torch.dtype | str | None = None,
     max_shard_size: int | str = "5GB",
+    quantize: str | None = None,
     revision: str | None = None,
     token: str | None = None,
 ) -> Path:
@@ -455,6 +476,9 @@ def convert(
             Of the written tensors, such as `"bfloat16"`. Defaults to that of the source.
         max_shard_size (`int` or `str`):
             Of one file, in bytes or as `"5GB"`. Bounds the memory too.
+        quantize (`str`, *optional*):
+            `"nf4"` to write 4-bit weights for bitsandbytes, which load without a quantisation config. Needs memory for
+            the quantised model, and disk for the other one in between.
         revision, token (`str`, *optional*):
             Of the Hub repository.
 
@@ -469,6 +493,8 @@ def convert(
         raise ConversionError(
             f"The output folder {output_dir} exists and is not empty. Remove it or name another one."
         )
+    if quantize not in (None, "nf4"):
+        raise ConversionError(f"The quantisation {quantize!r} is unknown, expected 'nf4'.")
     dtype = parse_dtype(dtype)
     folder = find_source(source, revision=revision, token=token)
     released = read_json(folder / "config.json")
@@ -499,6 +525,8 @@ def convert(
         (partial / "README.md").write_text(model_card_stub(str(source), released))
         # Last, because a folder without it does not load.
         config.save_pretrained(partial)
+        if quantize:
+            write_quantized_weights(partial, partial.with_name("quantized"), max_shard_size)
         partial.replace(output_dir)
     return output_dir
 
@@ -564,6 +592,7 @@ def main(argv: list[str] | None = None):
     parser.add_argument("output_dir", help="folder to make; may exist if it is empty")
     parser.add_argument("--dtype", choices=DTYPES, help="of the written tensors (default: that of the source)")
     parser.add_argument("--max-shard-size", default="5GB", help="of one file, and bound of the memory (default: 5GB)")
+    parser.add_argument("--quantize", choices=["nf4"], help="write 4-bit weights for bitsandbytes")
     parser.add_argument("--revision", help="branch, tag or commit of the Hub repository")
     parser.add_argument("--token", help="Hub token (default: the one of `hf auth login`)")
     parser.add_argument("--push-to-hub", metavar="REPO", help="upload the folder to this repository, private if new")
@@ -574,6 +603,7 @@ def main(argv: list[str] | None = None):
             args.output_dir,
             dtype=args.dtype,
             max_shard_size=args.max_shard_size,
+            quantize=args.quantize,
             revision=args.revision,
             token=args.token,
         )

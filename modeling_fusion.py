@@ -14,6 +14,7 @@ Dimensions named in the shape comments:
     vision_dim, dim                         widths of the tower and of the decoder
 """
 
+import copy
 from dataclasses import dataclass
 from functools import partial
 from math import isqrt
@@ -41,9 +42,11 @@ from transformers.models.siglip.modeling_siglip import (
     SiglipVisionEmbeddings,
 )
 from transformers.processing_utils import Unpack
+from transformers.quantizers.auto import AutoQuantizationConfig
 from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple, logging, torch_compilable_check
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
+from transformers.utils.quantization_config import QuantizationConfigMixin
 
 
 logger = logging.get_logger(__name__)
@@ -53,6 +56,15 @@ NUM_CROPS_PER_SIDE = 2
 # The released weights were trained with this id taken for padding: as a question token it is no attention key and has
 # no mapping loss, although it is "!" for the Llama tokenizer. Its row stays in the tower all the same.
 UNATTENDED_TOKEN_ID = 0
+
+# Where 4 bits cost more accuracy than they save memory (benchmarks/quantization.py). The interaction layers, a sixth
+# of the 3B model, are hardly harmed. Patterns match from the start of a module's name.
+SKIPPED_IN_4BIT = (
+    "lm_head",
+    "model.vision_tower",
+    "model.multi_modal_projector",
+    "model.text_to_vision_projector",
+)
 
 
 @dataclass
@@ -151,7 +163,7 @@ def question_key_mask(input_ids: torch.LongTensor, attention_mask: torch.Tensor 
 
 def cosine_distance(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """`1 - cos` over the last dimension, in float32."""
-    return 1 - F.cosine_similarity(a.float(), b.float(), dim=-1)
+    return 1 - F.cosine_similarity(a.float(), b.float().to(a.device), dim=-1)
 
 
 def shift_right(mask: torch.BoolTensor, distance: int) -> torch.BoolTensor:
@@ -621,10 +633,10 @@ class FusionModel(FusionPreTrainedModel):
         features = self.multi_modal_projector(self.vision_tower(crops, return_dict=True).features)
         return stitch_crops(features.unflatten(0, (-1, num_crops)))
 
-    def get_blank_context_map(self) -> torch.Tensor:
+    def get_blank_context_map(self, device: torch.device) -> torch.Tensor:
         """Context map of an all-zero image, `(1, dim, 2 * side, 2 * side)`: what questions without an image read."""
         size = self.config.vision_config.image_size
-        crop = torch.zeros(1, 3, size, size, dtype=self.vision_tower.dtype, device=self.vision_tower.device)
+        crop = torch.zeros(1, 3, size, size, device=device)
         features = self.multi_modal_projector(self.vision_tower(crop, return_dict=True).features)
         return stitch_crops(features.unsqueeze(1).expand(-1, NUM_CROPS_PER_SIDE**2, -1, -1))
 
@@ -748,9 +760,10 @@ class FusionModel(FusionPreTrainedModel):
             )
         if len(examples) == len(has_image):
             return self.get_context_map(high_res_pixel_values)
-        context_map = self.get_blank_context_map().expand(len(has_image), -1, -1, -1)
+        context_map = self.get_blank_context_map(has_image.device).expand(len(has_image), -1, -1, -1)
         if len(examples):
-            context_map = context_map.index_copy(0, examples, self.get_context_map(high_res_pixel_values[examples]))
+            maps = self.get_context_map(high_res_pixel_values[examples])
+            context_map = context_map.index_copy(0, examples, maps.to(context_map.device))
         return context_map
 
     def get_mapping_losses(
@@ -942,6 +955,19 @@ class FusionForConditionalGeneration(FusionPreTrainedModel, GenerationMixin):
         model.tie_weights()
         return model
 
+    @classmethod
+    def from_pretrained(cls, *args, quantization_config: QuantizationConfigMixin | dict | None = None, **kwargs):
+        """
+        As `PreTrainedModel.from_pretrained`; 4-bit quantisation skips `SKIPPED_IN_4BIT` unless the config names
+        modules to skip in `llm_int8_skip_modules`.
+        """
+        if isinstance(quantization_config, dict):
+            quantization_config = AutoQuantizationConfig.from_dict(quantization_config)
+        if getattr(quantization_config, "load_in_4bit", False) and quantization_config.llm_int8_skip_modules is None:
+            quantization_config = copy.deepcopy(quantization_config)
+            quantization_config.llm_int8_skip_modules = list(SKIPPED_IN_4BIT)
+        return super().from_pretrained(*args, quantization_config=quantization_config, **kwargs)
+
     def get_context_map(self, high_res_pixel_values: torch.Tensor) -> torch.Tensor:
         """See `FusionModel.get_context_map`."""
         return self.model.get_context_map(high_res_pixel_values)
@@ -1054,25 +1080,45 @@ class FusionForConditionalGeneration(FusionPreTrainedModel, GenerationMixin):
             )
 
     def prepare_inputs_for_generation(
-        self, input_ids, inputs_embeds=None, is_first_iteration=False, use_cache=True, **kwargs
+        self,
+        input_ids,
+        past_key_values=None,
+        inputs_embeds=None,
+        is_first_iteration=False,
+        use_cache=True,
+        next_sequence_length=None,
+        **kwargs,
     ):
         """Drops what belongs to the prompt once it is in the cache."""
         # The prompt of an assistant model comes as if it were not the first.
-        is_first_iteration |= kwargs.get("next_sequence_length") == input_ids.shape[1] > 1
+        is_prompt = is_first_iteration or next_sequence_length == input_ids.shape[1] > 1
+        needs_prompt = is_prompt or not use_cache
+        if not is_prompt and self._leaves_short_context(input_ids.shape[1], past_key_values):
+            past_key_values, next_sequence_length, needs_prompt = None, None, True
         model_inputs = super().prepare_inputs_for_generation(
             input_ids,
+            past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
-            is_first_iteration=is_first_iteration,
+            is_first_iteration=is_prompt or (needs_prompt and use_cache),
             use_cache=use_cache,
+            next_sequence_length=next_sequence_length,
             **kwargs,
         )
-        if not is_first_iteration:
+        if not is_prompt:
             model_inputs["has_generated_tokens"] = True
-            if use_cache:
-                # `pixel_values` and `high_res_pixel_values` are on the list that the base class drops.
-                for name in ("question_input_ids", "question_attention_mask", "context_map"):
-                    model_inputs.pop(name, None)
+        if not needs_prompt:
+            # `pixel_values` and `high_res_pixel_values` are on the list that the base class drops.
+            for name in ("question_input_ids", "question_attention_mask", "context_map"):
+                model_inputs.pop(name, None)
         return model_inputs
+
+    def _leaves_short_context(self, length: int, past_key_values: Cache | None) -> bool:
+        """
+        Whether this step takes a decoder with LongRoPE (Phi-3) past its original context, where its position factors
+        change and everything in the cache is to be computed again, as `Phi3ForCausalLM` does.
+        """
+        limit = getattr(self.config.text_config, "original_max_position_embeddings", None)
+        return limit is not None and length > limit and past_key_values and past_key_values.get_seq_length() <= limit
 
 
 FusionForConditionalGeneration.register_for_auto_class("AutoModelForImageTextToText")

@@ -208,9 +208,10 @@ class FusionProcessor(ProcessorMixin):
                 given for the call.
 
         Returns:
-            `BatchFeature` with `input_ids` and `attention_mask` `(batch, sequence)`; and if any prompt has an image,
-            `pixel_values` `(batch, 3, size, size)` and `high_res_pixel_values` `(batch, 4, 3, size, size)`, zeros for
-            prompts without an image, `question_input_ids` and `question_attention_mask` `(batch, tokens)`.
+            `BatchFeature` with `input_ids` and `attention_mask` `(batch, sequence)`, `pixel_values`
+            `(batch, 3, size, size)` and `high_res_pixel_values` `(batch, 4, 3, size, size)`, `question_input_ids` and
+            `question_attention_mask` `(batch, tokens)`. A prompt without an image has zero pixels and a question that
+            is all padding.
 
         Raises:
             ValueError: if images and placeholders do not match, if there is more than one image in a prompt, or if
@@ -232,12 +233,13 @@ class FusionProcessor(ProcessorMixin):
                 merge_replacements(latents, image)
                 for (_, latents), image in zip(expanded, outputs["text_replacement_offsets"], strict=True)
             ]
-        if images is not None:
-            has_image = [self.image_token in prompt for prompt in prompts]
-            for name in self.image_processor.model_input_names:
-                outputs[name] = fill_rows(outputs[name], has_image)
-            questions = [self.read_question(prompt) if self.image_token in prompt else "" for prompt in prompts]
-            outputs.update(self._tokenize_questions(questions, like=outputs["input_ids"]))
+        # Every prompt has every input, so that prompts with and without images can be batched later on too.
+        has_image = [self.image_token in prompt for prompt in prompts]
+        image_shape = (3, self.image_processor.size["height"], self.image_processor.size["width"])
+        for name, shape in (("pixel_values", image_shape), ("high_res_pixel_values", (4, *image_shape))):
+            outputs[name] = fill_rows(outputs.get(name), has_image, shape, like=outputs["input_ids"])
+        questions = [self.read_question(prompt) if self.image_token in prompt else "" for prompt in prompts]
+        outputs.update(self._tokenize_questions(questions, like=outputs["input_ids"]))
         return outputs
 
     def apply_chat_template(self, conversation, *args, **kwargs):
@@ -348,15 +350,16 @@ def merge_replacements(first: list[dict], second: list[dict]) -> list[dict]:
     return sorted(merged, key=lambda item: item["span"])
 
 
-def fill_rows(values, has_image: list[bool]):
-    """Rows of images, in a tensor, array or list, as rows of prompts: zeros for those without an image."""
-    if all(has_image):
+def fill_rows(values, has_image: list[bool], shape: tuple[int, ...], like):
+    """Rows of images as rows of prompts, in the type of `like`: zeros of `shape` for a prompt without an image."""
+    if values is not None and all(has_image):
         return values
-    rows = iter(values)
-    filled = [next(rows) if image else values[0] * 0 for image in has_image]
-    if isinstance(values, torch.Tensor):
-        return torch.stack(filled)
-    return np.stack(filled) if isinstance(values, np.ndarray) else filled
+    rows = iter(values if values is not None else [])
+    blank = np.zeros(shape, dtype=np.float32)
+    if isinstance(like, torch.Tensor):
+        return torch.stack([next(rows) if image else torch.from_numpy(blank) for image in has_image])
+    filled = [next(rows) if image else blank for image in has_image]
+    return np.stack(filled) if isinstance(like, np.ndarray) else filled
 
 
 def check_images(messages: list[dict], conversation: int):

@@ -15,6 +15,8 @@ from transformers import AutoProcessor
 from fusion_vlm.convert_checkpoints import convert
 from fusion_vlm.modeling_fusion import FusionForConditionalGeneration
 
+from .tiny import random_image
+
 
 GOLDEN_DIR = Path(__file__).parent / "fixtures" / "golden"
 PHI, LLAMA = "fusion-phi-siglip", "fusion-llama-siglip2"
@@ -98,3 +100,13 @@ def processors(converted) -> dict:
 def models(converted) -> dict[str, FusionForConditionalGeneration]:
     """Models in evaluation mode with SDPA; tests that change a model load their own."""
     return {variant: FusionForConditionalGeneration.from_pretrained(folder) for variant, folder in converted.items()}
+
+
+@pytest.fixture
+def conversations() -> list[list[dict]]:
+    """Mixed lengths, turns, and with and without an image."""
+    return [
+        make_messages(["What is it?"], random_image(0)),
+        make_messages(["How many?", "Three of them.", "Which of them is the reddest one?"], random_image(1)),
+        make_messages(["Hello!"]),
+    ]

@@ -5,23 +5,17 @@ losses, saving, and bad input. Agreement with the reference is in test_parity.py
 
 import copy
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 from torch import nn
 from transformers import (
     AutoModel,
     AutoModelForCausalLM,
-    LlamaConfig,
-    Phi3Config,
-    Qwen3Config,
     SiglipVisionConfig,
     SiglipVisionModel,
 )
 
 from fusion_vlm import modeling_fusion
-from fusion_vlm.configuration_fusion import FusionConfig
 from fusion_vlm.modeling_fusion import (
     FusionForConditionalGeneration,
     FusionVisionModel,
@@ -30,94 +24,20 @@ from fusion_vlm.modeling_fusion import (
     resize_image_grid,
     stitch_crops,
 )
-from fusion_vlm.processing_fusion import FusionImageProcessor, FusionProcessor
+from fusion_vlm.processing_fusion import FusionProcessor
 
 from .conftest import LLAMA, make_messages, process
-
-
-TEXT_CONFIGS = {"llama": LlamaConfig, "phi3": Phi3Config, "qwen3": Qwen3Config}
-VISION_CONFIG = {
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 5,
-    "num_attention_heads": 4,
-    "image_size": 24,
-    "patch_size": 4,
-}
+from .tiny import TEXT_CONFIGS, VISION_CONFIG, last_logits, random_image, tiny_config, tiny_model, tiny_processor
 
 
 @pytest.fixture(scope="session")
 def processor(processors) -> FusionProcessor:
-    """The Llama golden's tokenizer and template, with 24x24 crops, 36 image tokens and 4 latents."""
-    image_processor = FusionImageProcessor(size={"height": 24, "width": 24}, image_grid_size=6, latent_grid_size=2)
-    original = processors[LLAMA]
-    return FusionProcessor(
-        image_processor,
-        copy.deepcopy(original.tokenizer),
-        chat_template=original.chat_template,
-        end_of_turn_token=original.end_of_turn_token,
-    )
-
-
-def tiny_config(processor, decoder="llama", **values) -> FusionConfig:
-    text_config = TEXT_CONFIGS[decoder](
-        vocab_size=len(processor.tokenizer),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=8,
-        max_position_embeddings=1024,
-        pad_token_id=processor.tokenizer.pad_token_id,
-        bos_token_id=processor.tokenizer.bos_token_id,
-        eos_token_id=processor.tokenizer.eos_token_id,
-    )
-    values = {"question_end_token_ids": processor.question_end_token_ids, **values}
-    return FusionConfig(
-        vision_config=SiglipVisionConfig(**VISION_CONFIG),
-        text_config=text_config,
-        image_token_id=processor.image_token_id,
-        latent_token_id=processor.latent_token_id,
-        num_interaction_heads=4,
-        interaction_layer_indices=[0, 2],
-        **values,
-    )
-
-
-def tiny_model(processor, decoder="llama", **values) -> FusionForConditionalGeneration:
-    torch.manual_seed(0)
-    model = FusionForConditionalGeneration(tiny_config(processor, decoder, **values)).eval()
-    # The default scale of initialisation is so small that hardly anything would depend on anything.
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if parameter.ndim > 1 and "norm" not in name:
-                parameter.normal_(std=0.3)
-    return model
+    return tiny_processor(processors[LLAMA])
 
 
 @pytest.fixture(scope="module")
 def model(processor) -> FusionForConditionalGeneration:
     return tiny_model(processor)
-
-
-def random_image(seed: int) -> Image.Image:
-    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (40, 50, 3), dtype=np.uint8))
-
-
-@pytest.fixture
-def conversations() -> list[list[dict]]:
-    """Mixed lengths, turns, and with and without an image."""
-    return [
-        make_messages(["What is it?"], random_image(0)),
-        make_messages(["How many?", "Three of them.", "Which of them is the reddest one?"], random_image(1)),
-        make_messages(["Hello!"]),
-    ]
-
-
-@torch.no_grad()
-def last_logits(model, inputs) -> torch.Tensor:
-    return model(**inputs).logits[:, -1]
 
 
 # Parts --------------------------------------------------------------------------------------------------------------
@@ -303,6 +223,70 @@ def test_ways_of_generation_agree(options, model, processor, conversations):
     common = {"max_new_tokens": 8, "do_sample": False, "eos_token_id": -1, "num_beams": options.get("num_beams", 1)}
     expected = model.generate(**inputs, **common)
     assert torch.equal(model.generate(**inputs, **{**common, **options}), expected)
+
+
+def test_sampling_and_return_sequences(model, processor, conversations):
+    """Repeatable with a seed; sequences of a prompt begin with it and differ from each other."""
+    inputs = process(processor, conversations)
+    outputs = []
+    for _ in range(2):
+        torch.manual_seed(3)
+        outputs.append(
+            model.generate(**inputs, max_new_tokens=5, do_sample=True, num_return_sequences=3, eos_token_id=-1)
+        )
+    assert torch.equal(*outputs)
+    length = inputs["input_ids"].shape[1]
+    assert torch.equal(outputs[0][:, :length], inputs["input_ids"].repeat_interleave(3, dim=0))
+    assert len({tuple(row.tolist()) for row in outputs[0][:3, length:]}) > 1
+
+
+def test_scores_streamer_and_stopping_criteria(model, processor, conversations):
+    class Collector:
+        def __init__(self):
+            self.ids, self.ended = [], False
+
+        def put(self, ids):
+            self.ids += ids.flatten().tolist()
+
+        def end(self):
+            self.ended = True
+
+    inputs, streamer = process(processor, conversations[1]), Collector()
+    output = model.generate(
+        **inputs,
+        max_new_tokens=8,
+        do_sample=False,
+        eos_token_id=-1,
+        streamer=streamer,
+        stopping_criteria=[lambda ids, scores: torch.tensor([ids.shape[1] >= inputs["input_ids"].shape[1] + 3])],
+        return_dict_in_generate=True,
+        output_logits=True,
+        output_scores=True,
+    )
+    new = output.sequences[0, inputs["input_ids"].shape[1] :]
+    assert len(new) == len(output.scores) == 3 and streamer.ended
+    assert streamer.ids == output.sequences[0].tolist()
+    for step, logits in enumerate(output.logits):
+        full = {**inputs, "input_ids": output.sequences[:, : inputs["input_ids"].shape[1] + step]}
+        full["attention_mask"] = torch.ones_like(full["input_ids"])
+        torch.testing.assert_close(last_logits(model, {**full, "has_generated_tokens": True}), logits)
+        assert logits.argmax() == new[step]
+
+
+def test_next_turn_encodes_the_image_with_all_questions(model, processor):
+    """As a conversation goes on: the whole of it is processed again, and the answer is what it would be anyway."""
+    messages = make_messages(["How many?"], random_image(0))
+    inputs = process(processor, messages)
+    output = model.generate(**inputs, max_new_tokens=4, do_sample=False)
+    answer = processor.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    messages += make_messages(["?", answer, "And why?"])[1:]
+    continued = process(processor, messages)
+    assert (
+        processor.tokenizer.decode(continued["question_input_ids"][0], skip_special_tokens=True) == "How many?And why?"
+    )
+    with torch.no_grad():
+        first, second = (model(**turn).image_hidden_states for turn in (inputs, continued))
+    assert not torch.allclose(first, second, atol=1e-3)
 
 
 def test_assistant_model_gives_the_same_answer(model, processor, conversations):

@@ -72,9 +72,13 @@ def test_rendered_prompt(variant, processors, image):
     assert prompt == expected
 
 
-def test_text_only_prompt_has_latents_and_no_pixels(processor):
+def test_text_only_prompt_has_latents_and_blank_pixels(processor):
+    """The same inputs as with an image, so that the two can be put into one batch by whoever collates."""
     inputs = process(processor, make_messages(["How many tables?"]), latent_grid_size=2)
-    assert set(inputs) == {"input_ids", "attention_mask"}
+    assert set(inputs) == set(processor.model_input_names)
+    assert inputs["pixel_values"].shape == (1, 3, 384, 384) and not inputs["pixel_values"].any()
+    assert inputs["high_res_pixel_values"].shape == (1, 4, 3, 384, 384) and not inputs["high_res_pixel_values"].any()
+    assert not inputs["question_attention_mask"].any()
     assert (inputs["input_ids"] == processor.latent_token_id).sum() == 4
     assert "<image>" not in processor.apply_chat_template(make_messages(["How many tables?"]))
 
