@@ -412,20 +412,20 @@ class InteractionContext(NamedTuple):
     What the interaction layers need of one forward; travels to them through the decoder's keyword arguments.
 
     Args:
-        windows (`torch.Tensor` of shape `(batch, latents * window, dim)`):
-            The context map of each example, window by window.
+        windows (`torch.Tensor` of shape `(maps, latents * window, dim)`):
+            The context maps, window by window: one for each example, or one for all.
         latent_positions (`torch.Tensor` of shape `(questions, latents)`):
             Index of each latent token in the flattened `(batch * sequence)`.
         question_end_positions (`torch.Tensor` of shape `(questions,)`):
             Index of each question end, likewise.
-        example_indices (`torch.Tensor` of shape `(questions,)`):
-            The example that each question belongs to.
+        map_indices (`torch.Tensor` of shape `(questions,)`):
+            The context map that each question reads.
     """
 
     windows: torch.Tensor
     latent_positions: torch.Tensor
     question_end_positions: torch.Tensor
-    example_indices: torch.Tensor
+    map_indices: torch.Tensor
 
 
 class FusionInteractionLayer(GradientCheckpointingLayer):
@@ -456,14 +456,14 @@ class FusionInteractionLayer(GradientCheckpointingLayer):
         latent_states: torch.Tensor,
         question_end_states: torch.Tensor,
         windows: torch.Tensor,
-        example_indices: torch.Tensor,
+        map_indices: torch.Tensor,
     ) -> torch.Tensor:
         """
         Args:
             latent_states (`torch.Tensor` of shape `(questions, latents, dim)`)
             question_end_states (`torch.Tensor` of shape `(questions, dim)`)
-            windows (`torch.Tensor` of shape `(batch, latents * window, dim)`)
-            example_indices (`torch.Tensor` of shape `(questions,)`)
+            windows (`torch.Tensor` of shape `(maps, latents * window, dim)`)
+            map_indices (`torch.Tensor` of shape `(questions,)`)
 
         Returns:
             `torch.Tensor` of shape `(questions, latents, dim)`: the latent states that replace the given ones.
@@ -471,13 +471,13 @@ class FusionInteractionLayer(GradientCheckpointingLayer):
         num_questions, num_latents, dim = latent_states.shape
         question_end_states = question_end_states.unsqueeze(1).expand_as(latent_states)
         query = self.proj_in(torch.cat([question_end_states, latent_states], dim=-1))  # (questions, latents, dim)
-        context = self.proj_context(windows)  # (batch, latents * window, dim)
+        context = self.proj_context(windows)  # (maps, latents * window, dim)
 
         q = self.q_proj(self.q_norm(query)).view(num_questions * num_latents, self.num_heads, 1, -1)
-        # Keys and values belong to an image, so the questions about it share them.
+        # Keys and values belong to an image: the questions about it share them.
         kv_shape = (num_questions * num_latents, -1, self.num_heads, dim // self.num_heads)
-        k = self.k_proj(self.k_norm(context))[example_indices].view(kv_shape).transpose(1, 2)
-        v = self.v_proj(self.v_norm(context))[example_indices].view(kv_shape).transpose(1, 2)
+        k = self.k_proj(self.k_norm(context))[map_indices].view(kv_shape).transpose(1, 2)
+        v = self.v_proj(self.v_norm(context))[map_indices].view(kv_shape).transpose(1, 2)
         # One query over the few cells of a window: no backend has anything to choose here.
         attn_output = F.scaled_dot_product_attention(q, k, v)  # (questions * latents, heads, 1, head_dim)
 
@@ -547,12 +547,12 @@ class FusionModel(FusionPreTrainedModel):
         if context is None:
             return output
         hidden_states = output.flatten(0, 1)  # (batch * sequence, dim)
-        windows, latent_positions, end_positions, example_indices = (tensor.to(output.device) for tensor in context)
+        windows, latent_positions, end_positions, map_indices = (tensor.to(output.device) for tensor in context)
         latent_states = self.interaction_layers[index](
             hidden_states[latent_positions],
             hidden_states[end_positions],
             windows.to(output.dtype),
-            example_indices,
+            map_indices,
         )
         latent_states = latent_states.flatten(0, 1).to(hidden_states)
         return torch.index_copy(hidden_states, 0, latent_positions.flatten(), latent_states).view_as(output)
@@ -739,16 +739,17 @@ class FusionModel(FusionPreTrainedModel):
         context_map: torch.Tensor | None,
     ) -> torch.Tensor:
         """
-        The context map of each example, `(batch, dim, 2 * side, 2 * side)`: as given, from the crops, or blank.
+        The context map of each example, `(batch, dim, 2 * side, 2 * side)`: as given, from the crops, or blank; one
+        row if it is the same for all.
 
         Raises:
             ValueError: if an example with an image has neither.
         """
         if context_map is not None:
-            if len(context_map) != len(has_image):
+            if len(context_map) not in (1, len(has_image)):
                 raise ValueError(
-                    f"`context_map` has {len(context_map)} rows for {len(has_image)} prompts. Expand or index it so"
-                    " that each prompt has the row of its image."
+                    f"`context_map` has {len(context_map)} rows for {len(has_image)} prompts, expected 1 (all prompts"
+                    " are about one image) or a row for each prompt."
                 )
             return context_map
         examples = has_image.nonzero().squeeze(1)
@@ -760,11 +761,11 @@ class FusionModel(FusionPreTrainedModel):
             )
         if len(examples) == len(has_image):
             return self.get_context_map(high_res_pixel_values)
-        context_map = self.get_blank_context_map(has_image.device).expand(len(has_image), -1, -1, -1)
-        if len(examples):
-            maps = self.get_context_map(high_res_pixel_values[examples])
-            context_map = context_map.index_copy(0, examples, maps.to(context_map.device))
-        return context_map
+        blank_map = self.get_blank_context_map(has_image.device)
+        if len(examples) == 0:
+            return blank_map
+        maps = self.get_context_map(high_res_pixel_values[examples])
+        return blank_map.expand(len(has_image), -1, -1, -1).index_copy(0, examples, maps.to(blank_map.device))
 
     def get_mapping_losses(
         self,
@@ -901,11 +902,12 @@ class FusionModel(FusionPreTrainedModel):
                 " the side of the context map. Pass a smaller `latent_grid_size` to the processor."
             )
         context_map = context_map.to(inputs_embeds)
-        latents = F.adaptive_max_pool2d(context_map, grid_size).flatten(2).transpose(1, 2)  # (batch, latents, dim)
-        latents = (latents * has_image[:, None, None])[example_indices]  # (questions, latents, dim)
+        map_indices = example_indices if len(context_map) > 1 else torch.zeros_like(example_indices)
+        latents = F.adaptive_max_pool2d(context_map, grid_size).flatten(2).transpose(1, 2)  # (maps, latents, dim)
+        latents = latents[map_indices] * has_image[example_indices, None, None]  # (questions, latents, dim)
         inputs_embeds = inputs_embeds.masked_scatter(latent_mask.unsqueeze(-1), latents)
         windows = context_windows(context_map, grid_size, self.config.window_size)
-        return inputs_embeds, InteractionContext(windows, latent_positions, end_positions, example_indices)
+        return inputs_embeds, InteractionContext(windows, latent_positions, end_positions, map_indices)
 
 
 class FusionForConditionalGeneration(FusionPreTrainedModel, GenerationMixin):
@@ -1002,8 +1004,8 @@ class FusionForConditionalGeneration(FusionPreTrainedModel, GenerationMixin):
                 Ids of all questions of the conversation, for the tower.
             question_attention_mask (`torch.Tensor` of shape `(batch, tokens)`, *optional*):
                 1 for a token of a question, 0 for padding.
-            context_map (`torch.Tensor` of shape `(batch, dim, 2 * side, 2 * side)`, *optional*):
-                From `get_context_map`, instead of `high_res_pixel_values`.
+            context_map (`torch.Tensor` of shape `(batch, dim, 2 * side, 2 * side)` or `(1, ...)`, *optional*):
+                From `get_context_map`, instead of `high_res_pixel_values`; one row if all prompts are about one image.
             labels (`torch.LongTensor` of shape `(batch, sequence)`, *optional*):
                 Ids to predict, -100 where there is no loss.
 

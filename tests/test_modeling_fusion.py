@@ -200,6 +200,8 @@ def test_context_map_replaces_the_crops(model, processor):
     assert context_map.shape == (1, 32, 12, 12)
     inputs["context_map"] = context_map.expand(8, -1, -1, -1)
     torch.testing.assert_close(last_logits(model, inputs), expected)
+    inputs["context_map"] = context_map
+    torch.testing.assert_close(last_logits(model, inputs), expected)
     generated = model.generate(**inputs, max_new_tokens=3, do_sample=False)
     inputs.pop("context_map")
     inputs["high_res_pixel_values"] = crops
@@ -512,8 +514,8 @@ def test_images_that_do_not_match_the_prompts(model, processor, inputs):
     text_only["pixel_values"][0] = 1
     with pytest.raises(ValueError, match="Example 0 has an image but 0 image tokens"):
         model(**text_only)
-    with pytest.raises(ValueError, match="`context_map` has 1 rows for 2 prompts"):
-        model(**{**inputs, "context_map": torch.zeros(1, 32, 12, 12)})
+    with pytest.raises(ValueError, match="`context_map` has 3 rows for 2 prompts"):
+        model(**{**inputs, "context_map": torch.zeros(3, 32, 12, 12)})
 
 
 @pytest.mark.parametrize("name", ["pixel_values", "high_res_pixel_values"])
