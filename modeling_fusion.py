@@ -179,17 +179,6 @@ def guess_question_ends(latent_mask: torch.BoolTensor) -> torch.BoolTensor:
     return ends
 
 
-def check_no_placeholders(mask: torch.BoolTensor):
-    """For input that continues a cache: `mask` of shape `(batch, sequence)` marks image and latent tokens."""
-    if mask.any():
-        raise ValueError(
-            f"{mask.sum().item()} image and latent tokens follow tokens that are in the cache already. A FUSION prompt"
-            " has to be processed in one piece, because what comes first in it depends on the questions that come"
-            " last: no chunked prefill, no reuse of a prefix cache. For a new turn, pass the whole conversation"
-            " without `past_key_values`."
-        )
-
-
 def locate_questions(
     latent_mask: torch.BoolTensor, end_mask: torch.BoolTensor
 ) -> tuple[torch.LongTensor, torch.LongTensor, torch.LongTensor]:
@@ -660,6 +649,28 @@ class FusionModel(FusionPreTrainedModel):
         token_embed = self.get_input_embeddings()(torch.tensor(token_id, device=inputs_embeds.device))
         return (inputs_embeds == token_embed).all(dim=-1)
 
+    def find_placeholders(
+        self, input_ids: torch.LongTensor | None, inputs_embeds: torch.Tensor, past_key_values: Cache | None
+    ) -> tuple[torch.BoolTensor, torch.BoolTensor]:
+        """
+        Masks of shape `(batch, sequence)` of the image tokens and of the latent tokens.
+
+        Raises:
+            ValueError: if there are any although part of the prompt is in the cache already.
+        """
+        image_mask = self.find_token(self.config.image_token_id, input_ids, inputs_embeds)
+        latent_mask = self.find_token(self.config.latent_token_id, input_ids, inputs_embeds)
+        num_cached = past_key_values.get_seq_length() if past_key_values is not None else 0
+        num_placeholders = (image_mask | latent_mask).sum().item() if num_cached else 0
+        if num_placeholders:
+            raise ValueError(
+                f"{num_placeholders} image and latent tokens follow {num_cached} tokens that are in the cache already."
+                " A FUSION prompt has to be processed in one piece, because what comes first in it depends on the"
+                " questions that come last: no chunked prefill, no reuse of a prefix cache. For a new turn, pass the"
+                " whole conversation without `past_key_values`."
+            )
+        return image_mask, latent_mask
+
     def find_question_ends(
         self,
         latent_mask: torch.BoolTensor,
@@ -829,15 +840,12 @@ class FusionModel(FusionPreTrainedModel):
         if inputs_embeds is None:
             inputs_embeds = self.get_input_embeddings()(input_ids)
 
-        image_outputs, image_hidden_states = None, None
+        image_outputs = image_hidden_states = None
         has_image = torch.zeros(len(inputs_embeds), dtype=torch.bool, device=inputs_embeds.device)
         # What the model generates is text, whatever its ids: a single token, or drafts of assisted generation.
         is_decoding = inputs_embeds.shape[1] == 1 or (has_generated_tokens and past_key_values is not None)
         if not is_decoding or pixel_values is not None:
-            image_mask = self.find_token(self.config.image_token_id, input_ids, inputs_embeds)
-            latent_mask = self.find_token(self.config.latent_token_id, input_ids, inputs_embeds)
-            if past_key_values is not None and past_key_values.get_seq_length() > 0:
-                check_no_placeholders(image_mask | latent_mask)
+            image_mask, latent_mask = self.find_placeholders(input_ids, inputs_embeds, past_key_values)
             if input_ids is None and pixel_values is None:
                 # The caller may have put image features in, with rows that are those of placeholders by chance.
                 image_mask = torch.zeros_like(image_mask)
@@ -860,19 +868,17 @@ class FusionModel(FusionPreTrainedModel):
             past_key_values=past_key_values,
             **kwargs,
         )
-        text_mapping_loss = vision_mapping_loss = None
+        losses = (None, None)
         if output_mapping_losses:
-            text_mapping_loss, vision_mapping_loss = self.get_mapping_losses(
-                image_outputs, has_image, question_input_ids, question_attention_mask
-            )
+            losses = self.get_mapping_losses(image_outputs, has_image, question_input_ids, question_attention_mask)
         return FusionModelOutputWithPast(
             last_hidden_state=outputs.last_hidden_state,
             past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
             image_hidden_states=image_hidden_states,
-            text_mapping_loss=text_mapping_loss,
-            vision_mapping_loss=vision_mapping_loss,
+            text_mapping_loss=losses[0],
+            vision_mapping_loss=losses[1],
         )
 
     def prepare_latents(
