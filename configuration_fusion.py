@@ -42,13 +42,14 @@ class FusionConfig(PreTrainedConfig):
             a loss cannot be computed.
         latent_grid_size (`int`, *optional*):
             Side of the latent grid of one question at inference; its square is the number of latent tokens. Defaults
-            to 8, or to the largest that the tower allows.
+            to 8, or to the largest that the tower allows. A record for whoever builds the processor, whose own
+            `latent_grid_size` decides: the model follows the placeholders that it receives.
         latent_grid_sizes (`list[int]`, *optional*):
-            Sides to draw from in training. Defaults to the released `[2, 4, 6, 8, 12]`, without those that the tower
-            is too small for.
+            Sides that are drawn from in training. Defaults to the released `[2, 4, 6, 8, 12]`, without those that the
+            tower is too small for.
         image_grid_size (`int`, *optional*):
             Side of the grid of image tokens that enters the decoder. Defaults to the tower's own side
-            (`num_patches_per_side`); 16 is FUSION-L.
+            (`num_patches_per_side`); 16 is FUSION-L. As above, the processor's decides.
         interaction_layer_indices (`list[int]`, *optional*):
             Decoder layers after which an interaction layer acts. Defaults to every third layer of the first 28, which
             is `[0, 3, ..., 27]` for the released decoders of 32 layers.

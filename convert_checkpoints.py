@@ -36,7 +36,6 @@ from .configuration_fusion import FusionConfig  # isort: skip
 import torch
 import transformers
 from huggingface_hub import HfApi, snapshot_download, split_torch_state_dict_into_shards
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
@@ -385,7 +384,7 @@ def convert_tokenizer(folder: Path, family: DecoderFamily) -> PreTrainedTokenize
     return PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer.from_str(json.dumps(tokenizer_json)),
         model_max_length=released.model_max_length,
-        clean_up_tokenization_spaces=released.clean_up_tokenization_spaces,
+        clean_up_tokenization_spaces=False,
         padding_side="left",
         extra_special_tokens=[*PLACEHOLDER_TOKENS, *FRAME_TOKENS],
         **roles,
@@ -543,10 +542,8 @@ def find_source(source: str | os.PathLike, revision: str | None, token: str | No
         weights = "*.safetensors" if has_safetensors else "*.bin"
         patterns = ["*.json", "tokenizer.model", weights]
         return Path(snapshot_download(source, revision=revision, token=token, allow_patterns=patterns))
-    except (HfHubHTTPError, HFValidationError, OSError) as error:
-        raise ConversionError(
-            f"{source} is not a folder here, and cannot be downloaded from the Hub: {error}"
-        ) from error
+    except Exception as error:  # of whatever HTTP library the Hub client uses
+        raise ConversionError(f"{source} is no folder here, and cannot be downloaded from the Hub: {error}") from error
 
 
 def parse_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
@@ -580,12 +577,6 @@ The code is under Apache-2.0; the weights are under the licence of their decoder
 """
 
 
-def push_to_hub(folder: Path, repo_id: str, token: str | None):
-    api = HfApi(token=token)
-    api.create_repo(repo_id, private=True, exist_ok=True)
-    api.upload_large_folder(repo_id, folder, repo_type="model")
-
-
 def main(argv: list[str] | None = None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", help="folder of a released checkpoint, or the id of its Hub repository")
@@ -597,7 +588,11 @@ def main(argv: list[str] | None = None):
     parser.add_argument("--token", help="Hub token (default: the one of `hf auth login`)")
     parser.add_argument("--push-to-hub", metavar="REPO", help="upload the folder to this repository, private if new")
     args = parser.parse_args(argv)
+    api = HfApi(token=args.token)
     try:
+        if args.push_to_hub:
+            # First, because a conversion takes long and a name or token may be wrong.
+            api.create_repo(args.push_to_hub, private=True, exist_ok=True)
         output_dir = convert(
             args.source,
             args.output_dir,
@@ -607,11 +602,11 @@ def main(argv: list[str] | None = None):
             revision=args.revision,
             token=args.token,
         )
-    except ConversionError as error:
+    except ValueError as error:
         sys.exit(f"error: {error}")
     print(f"Wrote {output_dir}")
     if args.push_to_hub:
-        push_to_hub(output_dir, args.push_to_hub, args.token)
+        api.upload_large_folder(args.push_to_hub, output_dir, repo_type="model")
         print(f"Uploaded to {args.push_to_hub}")
 
 

@@ -320,6 +320,8 @@ class FusionVisionModel(SiglipPreTrainedModel):
     # SigLIP's own list has classes that this tower does not contain, which FSDP refuses.
     _no_split_modules = ["SiglipVisionEmbeddings", "SiglipEncoderLayer"]
     _input_embed_layer = "patch_embedding"
+    # Of a whole SigLIP checkpoint: its text model, head, final norm and last layers.
+    _keys_to_ignore_on_load_unexpected = [r"text_model", r"head\.", r"post_layernorm", r"logit_", r"encoder\.layers"]
 
     def __init__(self, config: SiglipVisionConfig):
         super().__init__(config)
@@ -487,7 +489,7 @@ class FusionPreTrainedModel(PreTrainedModel):
     _supports_sdpa = True
     _supports_flex_attn = True
     _supports_attention_backend = True
-    _can_compile_fullgraph = True
+    _can_compile_fullgraph = True  # a decoding step, which is what `generate` compiles
 
 
 class FusionModel(FusionPreTrainedModel):
@@ -519,6 +521,11 @@ class FusionModel(FusionPreTrainedModel):
         self.multi_modal_projector = FusionProjector(3 * vision_dim, dim, config.projector_hidden_act)
         self.text_to_vision_projector = FusionProjector(dim, vision_dim, config.projector_hidden_act)
         self.language_model = AutoModel.from_config(config.text_config)
+        if not hasattr(self.language_model, "layers"):
+            raise ValueError(
+                f"The decoder type {config.text_config.model_type!r} has no `.layers`, which the interaction layers"
+                " attach to. Use a decoder like Llama, Phi-3 or Qwen3."
+            )
         self.interaction_layers = nn.ModuleList(
             FusionInteractionLayer(config) for _ in config.interaction_layer_indices
         )
@@ -677,12 +684,22 @@ class FusionModel(FusionPreTrainedModel):
         input_ids: torch.LongTensor | None,
         inputs_embeds: torch.Tensor,
         has_generated_tokens: bool = False,
+        may_guess: bool = True,
     ) -> torch.BoolTensor:
         """
         Mask of shape `(batch, sequence)` of the last token of each generation prompt. After the last latent group only
         the first one counts if `has_generated_tokens`, since what follows it may be the model's own.
+
+        Raises:
+            ValueError: if the config does not say how a question ends and this `may_guess` not, as in a prompt that
+                holds the answer.
         """
         if self.config.question_end_token_ids is None:
+            if not may_guess:
+                raise ValueError(
+                    "A loss needs `config.question_end_token_ids`: in a prompt that holds the answer, the end of the"
+                    " question cannot be guessed. Set it to `processor.question_end_token_ids`."
+                )
             logger.warning_once(
                 "`config.question_end_token_ids` is not set: taking the last token before the next latent group, or of"
                 " the sequence, for the end of a question. Set it to `processor.question_end_token_ids`."
@@ -728,7 +745,18 @@ class FusionModel(FusionPreTrainedModel):
                 f"Example {examples[0].item()} has {counts[examples[0]].item()} image tokens but 0 images: pass"
                 " `pixel_values`."
             )
+        if question_input_ids is None:
+            logger.warning_once(
+                "Images come without `question_input_ids`: the vision tower is not guided by the questions, as it was"
+                " in training. Pass on all that the processor returns."
+            )
         grid_size = isqrt(counts[examples[0]].item())
+        if grid_size > self.config.num_patches_per_side:
+            raise ValueError(
+                f"Example {examples[0].item()} has {counts[examples[0]].item()} image tokens, a grid of side"
+                f" {grid_size}, expected at most {self.config.num_patches_per_side}, the side of the tower's patch"
+                " grid. Set `image_grid_size` of the image processor."
+            )
         for example in examples.tolist():
             if counts[example] != grid_size**2:
                 raise ValueError(
@@ -757,6 +785,13 @@ class FusionModel(FusionPreTrainedModel):
             ValueError: if an example with an image has neither.
         """
         if context_map is not None:
+            shape = (self.config.text_config.hidden_size, *2 * [NUM_CROPS_PER_SIDE * self.config.num_patches_per_side])
+            if context_map.shape[1:] != shape:
+                raise ValueError(
+                    f"`context_map` has shape {tuple(context_map.shape)}, expected (1 or batch, "
+                    + ", ".join(map(str, shape))
+                    + "): what `get_context_map` returns."
+                )
             if len(context_map) not in (1, len(has_image)):
                 raise ValueError(
                     f"`context_map` has {len(context_map)} rows for {len(has_image)} prompts, expected 1 (all prompts"
@@ -855,7 +890,9 @@ class FusionModel(FusionPreTrainedModel):
                 image_hidden_states = torch.stack(image_outputs.pooler_output).to(inputs_embeds)
                 inputs_embeds = inputs_embeds.masked_scatter(image_mask.unsqueeze(-1), image_hidden_states)
             if latent_mask.any():
-                end_mask = self.find_question_ends(latent_mask, input_ids, inputs_embeds, has_generated_tokens)
+                end_mask = self.find_question_ends(
+                    latent_mask, input_ids, inputs_embeds, has_generated_tokens, may_guess=not output_mapping_losses
+                )
                 context_map = self.encode_context(has_image, high_res_pixel_values, context_map)
                 inputs_embeds, kwargs["fusion_context"] = self.prepare_latents(
                     inputs_embeds, latent_mask, end_mask, has_image, context_map
@@ -930,37 +967,47 @@ class FusionForConditionalGeneration(FusionPreTrainedModel, GenerationMixin):
 
     @classmethod
     def from_vision_text_pretrained(
-        cls, vision_path: str, text_path: str, *, dtype: torch.dtype | None = None, **config_kwargs
+        cls, vision_path: str, text_path: str, processor, *, dtype: torch.dtype | None = None, **config_kwargs
     ) -> "FusionForConditionalGeneration":
         """
         Builds a model to be trained from a pretrained SigLIP tower and a pretrained decoder; what FUSION adds is new.
 
-        As in the released models, the last layer of the tower is left out. The decoder's vocabulary is kept: resize it
-        afterwards with `resize_token_embeddings` for the tokens that the processor adds.
+        As in the released models, the last layer of the tower is left out. The vocabulary grows, if it has to, for the
+        tokens that the processor added to the tokenizer.
 
         Args:
             vision_path (`str`):
                 Folder or Hub id of a SigLIP (or fixed-resolution SigLIP 2) checkpoint.
             text_path (`str`):
                 Folder or Hub id of a causal language model.
+            processor (`FusionProcessor`):
+                With the decoder's tokenizer and a chat template.
             dtype (`torch.dtype`, *optional*):
                 Of all parameters. Defaults to the decoder's.
             config_kwargs:
-                Fields of `FusionConfig`, such as `image_token_id`.
+                Fields of `FusionConfig`, such as `interaction_layer_indices`.
         """
         decoder = AutoModelForCausalLM.from_pretrained(text_path, dtype=dtype or "auto")
         vision_config = SiglipVisionConfig.from_pretrained(vision_path)
         vision_config.num_hidden_layers -= 1
         vision_config.vision_use_head = False
         tower = FusionVisionModel.from_pretrained(vision_path, config=vision_config, dtype=decoder.dtype)
+        token_ids = {
+            name: getattr(processor, name) for name in ("image_token_id", "latent_token_id", "question_end_token_ids")
+        }
         config = FusionConfig(
-            vision_config=vision_config, text_config=AutoConfig.from_pretrained(text_path), **config_kwargs
+            vision_config=vision_config,
+            text_config=AutoConfig.from_pretrained(text_path),
+            **{**token_ids, **config_kwargs},
         )
         model = cls._from_config(config, dtype=decoder.dtype)
         model.model.vision_tower.load_state_dict(tower.state_dict(), assign=True)
         model.model.language_model.load_state_dict(decoder.get_decoder().state_dict(), assign=True)
         model.lm_head.load_state_dict(decoder.get_output_embeddings().state_dict(), assign=True)
         model.tie_weights()
+        model.generation_config = decoder.generation_config
+        if len(processor.tokenizer) > config.text_config.vocab_size:
+            model.resize_token_embeddings(len(processor.tokenizer))
         return model
 
     @classmethod
@@ -1019,8 +1066,6 @@ class FusionForConditionalGeneration(FusionPreTrainedModel, GenerationMixin):
             ValueError: if images, image tokens, latent tokens and question ends do not match (naming the example and
                 both counts), if pixels hold NaN or infinity, or if the prompt comes in several pieces.
         """
-        if labels is not None and self.config.question_end_token_ids is None and input_ids is not None:
-            self._check_no_latents(input_ids)
         outputs = self.model(
             input_ids=input_ids,
             pixel_values=pixel_values,
@@ -1079,13 +1124,6 @@ class FusionForConditionalGeneration(FusionPreTrainedModel, GenerationMixin):
         }
         loss = language_loss + self.config.mapping_loss_coef * sum(parts.values()).to(language_loss.device)
         return loss, {"language_loss": language_loss, **parts}
-
-    def _check_no_latents(self, input_ids: torch.LongTensor):
-        if (input_ids == self.config.latent_token_id).any():
-            raise ValueError(
-                "A loss needs `config.question_end_token_ids`: in a prompt that holds the answer, the end of the"
-                " question cannot be guessed. Set it to `processor.question_end_token_ids`."
-            )
 
     def prepare_inputs_for_generation(
         self,

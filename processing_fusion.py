@@ -16,6 +16,13 @@ from transformers import AddedToken, BatchFeature, ImagesKwargs, ProcessingKwarg
 from transformers.image_processing_backends import PilBackend  # noqa: E402
 from transformers.image_utils import ImageInput, PILImageResampling, SizeDict, load_image  # noqa: E402
 from transformers.processing_utils import Unpack  # noqa: E402
+from transformers.utils import logging  # noqa: E402
+
+
+logger = logging.get_logger(__name__)
+
+# What transformers puts before each control token in the messages of users, see `unmarked`.
+CONTROL_TOKEN_MARK = "\U000f0000"
 
 
 class FusionImageProcessorKwargs(ImagesKwargs, total=False):
@@ -72,8 +79,13 @@ class FusionImageProcessor(PilBackend):
                 image = Image.open(image_url_or_urls)
                 image.load()
                 return image
+            if (
+                "://" not in image_url_or_urls
+                and os.path.splitext(image_url_or_urls)[1] in Image.registered_extensions()
+            ):
+                raise FileNotFoundError("there is no such file")
             return load_image(image_url_or_urls)
-        except (UnidentifiedImageError, OSError) as error:
+        except (UnidentifiedImageError, OSError, ValueError) as error:
             source = image_url_or_urls if len(image_url_or_urls) < 200 else image_url_or_urls[:200] + "..."
             raise ValueError(f"Cannot read an image from {source!r}: {error}. Is it an image file?") from error
 
@@ -112,6 +124,8 @@ class FusionImageProcessor(PilBackend):
     ) -> BatchFeature:
         if not do_resize:
             raise ValueError("FUSION needs images of one size and crops of twice that size: do_resize must be True.")
+        if not (size.height and size.width):
+            raise ValueError(f"`size` is {size}, expected a height and a width: the aspect ratio is not kept.")
         double_size = SizeDict(height=2 * size.height, width=2 * size.width)
         base_images, crops = [], []
         for image in images:
@@ -145,7 +159,10 @@ class FusionProcessor(ProcessorMixin):
         image_token, latent_token, vision_start_token, vision_end_token (`str`):
             The tokens that FUSION adds.
         end_of_turn_token (`str`, *optional*):
-            What the chat template puts after a message. Defaults to the tokenizer's `eos_token`.
+            What the chat template puts after a question. Read from the template if it is not given.
+
+    Raises:
+        ValueError: if there is no tokenizer.
     """
 
     valid_processor_kwargs = FusionProcessorKwargs
@@ -162,11 +179,12 @@ class FusionProcessor(ProcessorMixin):
         vision_end_token: str = "<vision_end>",
         end_of_turn_token: str | None = None,
     ):
+        if tokenizer is None:
+            raise ValueError("FusionProcessor needs a tokenizer: that of the decoder.")
         self.image_token = image_token
         self.latent_token = latent_token
         self.vision_start_token = vision_start_token
         self.vision_end_token = vision_end_token
-        self.end_of_turn_token = end_of_turn_token or tokenizer.eos_token
         known = tokenizer.get_vocab()
         new_tokens = [token for token in self._own_tokens if token not in known]
         if new_tokens:
@@ -174,6 +192,12 @@ class FusionProcessor(ProcessorMixin):
         self.image_token_id = tokenizer.convert_tokens_to_ids(image_token)
         self.latent_token_id = tokenizer.convert_tokens_to_ids(latent_token)
         super().__init__(image_processor, tokenizer, chat_template=chat_template)
+        self.end_of_turn_token = end_of_turn_token or self._find_end_of_turn_token()
+
+    def _find_end_of_turn_token(self) -> str:
+        question = "question"
+        prompt = self.apply_chat_template([{"role": "user", "content": question}]) if self.chat_template else ""
+        return prompt.rpartition(question)[2].strip() or self.tokenizer.eos_token
 
     @property
     def _own_tokens(self) -> list[str]:
@@ -214,14 +238,15 @@ class FusionProcessor(ProcessorMixin):
             is all padding.
 
         Raises:
-            ValueError: if images and placeholders do not match, if there is more than one image in a prompt, or if
-                placeholders were truncated.
+            ValueError: if images and placeholders do not match, if placeholders are not where the chat template puts
+                them, if a question has no end, or if placeholders were truncated.
         """
         if text is None:
             return super().__call__(images=images, **kwargs)
         prompts = [text] if isinstance(text, str) else list(text)
         self._check_prompts(prompts)
         num_latents = self._get_grid_size("latent_grid_size", kwargs) ** 2
+        sanitize = kwargs.get("sanitize_control_tokens", False)
         expanded = [expand_token(prompt, self.latent_token, num_latents) for prompt in prompts]
         has_bos = self.tokenizer.bos_token and all(prompt.startswith(self.tokenizer.bos_token) for prompt in prompts)
         if has_bos and "add_special_tokens" not in {**kwargs, **kwargs.get("text_kwargs", {})}:
@@ -234,12 +259,14 @@ class FusionProcessor(ProcessorMixin):
                 for (_, latents), image in zip(expanded, outputs["text_replacement_offsets"], strict=True)
             ]
         # Every prompt has every input, so that prompts with and without images can be batched later on too.
-        has_image = [self.image_token in prompt for prompt in prompts]
+        has_image = [re.search(unmarked(self.image_token), prompt) is not None for prompt in prompts]
         image_shape = (3, self.image_processor.size["height"], self.image_processor.size["width"])
         for name, shape in (("pixel_values", image_shape), ("high_res_pixel_values", (4, *image_shape))):
             outputs[name] = fill_rows(outputs.get(name), has_image, shape, like=outputs["input_ids"])
-        questions = [self.read_question(prompt) if self.image_token in prompt else "" for prompt in prompts]
-        outputs.update(self._tokenize_questions(questions, like=outputs["input_ids"]))
+        questions = [
+            self.read_question(prompt) if image else "" for prompt, image in zip(prompts, has_image, strict=True)
+        ]
+        outputs.update(self._tokenize_questions(questions, like=outputs["input_ids"], sanitize=sanitize))
         return outputs
 
     def apply_chat_template(self, conversation, *args, **kwargs):
@@ -249,7 +276,7 @@ class FusionProcessor(ProcessorMixin):
         Raises:
             ValueError: if a conversation has more than one image, or one outside its first user turn.
         """
-        is_batched = isinstance(conversation, (list, tuple)) and isinstance(conversation[0], (list, tuple))
+        is_batched = bool(conversation) and isinstance(conversation[0], (list, tuple))
         for index, messages in enumerate(conversation if is_batched else [conversation]):
             check_images(messages, index)
         return super().apply_chat_template(conversation, *args, **kwargs)
@@ -258,15 +285,33 @@ class FusionProcessor(ProcessorMixin):
         return self.image_token * self._get_grid_size("image_grid_size", kwargs) ** 2
 
     def read_question(self, prompt: str) -> str:
-        """The questions of a rendered prompt as the vision tower reads them: each stripped, without a separator."""
-        start, end = re.escape(self.latent_token + self.vision_end_token), re.escape(self.end_of_turn_token)
-        questions = re.findall(f"{start}(.*?)(?:{end}|$)", prompt, flags=re.DOTALL)
-        own_tokens = "|".join(re.escape(token) for token in self._own_tokens)
-        return "".join(re.sub(own_tokens, "", question).strip() for question in questions)
+        """
+        The questions of a rendered prompt as the vision tower reads them: each stripped, without a separator.
 
-    def _tokenize_questions(self, questions: list[str], like) -> BatchFeature:
+        Raises:
+            ValueError: if a question has no end.
+        """
+        questions = re.split(unmarked(self.latent_token + self.vision_end_token), prompt)[1:]
+        for number, question in enumerate(questions):
+            end = re.search(unmarked(self.end_of_turn_token), question)
+            if end is None:
+                raise ValueError(
+                    f"Question {number} of a prompt is not followed by {self.end_of_turn_token!r}, where the vision"
+                    " tower would stop reading. Render the prompt with the chat template, or pass the template's own"
+                    " `end_of_turn_token` to the processor."
+                )
+            own_tokens = "|".join(unmarked(token) for token in self._own_tokens)
+            questions[number] = re.sub(own_tokens, "", question[: end.start()]).strip()
+        return "".join(questions)
+
+    def _tokenize_questions(self, questions: list[str], like, sanitize: bool) -> BatchFeature:
         """Ids and mask of shape `(batch, tokens)`, of the type of `like`; an empty question is all padding."""
         ids = [self.tokenizer(question).input_ids if question else [] for question in questions]
+        if sanitize:
+            # Tokenizers refuse to add a BOS to text with marks, so it is added here.
+            options = {"sanitize_control_tokens": True, "add_special_tokens": False}
+            bos = self.tokenizer("").input_ids
+            ids = [bos + self.tokenizer(question, **options).input_ids if question else [] for question in questions]
         length = max(1, *(len(row) for row in ids))
         pad_token_id = self.tokenizer.pad_token_id or 0
         tensor_type = "pt" if isinstance(like, torch.Tensor) else "np" if isinstance(like, np.ndarray) else None
@@ -285,16 +330,39 @@ class FusionProcessor(ProcessorMixin):
         return grid_size
 
     def _check_prompts(self, prompts: list[str]):
+        advice = " If a question holds one as text, take it out or pass `sanitize_control_tokens=True`."
         for index, prompt in enumerate(prompts):
-            num_images = prompt.count(self.image_token)
-            if num_images > 1:
+            images = [match.start() for match in re.finditer(unmarked(self.image_token), prompt)]
+            latents = [match.start() for match in re.finditer(unmarked(self.latent_token), prompt)]
+            if len(images) > 1:
                 raise ValueError(
-                    f"Prompt {index} has {num_images} {self.image_token} placeholders, expected at most 1: FUSION"
-                    " reads one image in a conversation."
+                    f"Prompt {index} has {len(images)} {self.image_token} placeholders, expected at most 1: FUSION"
+                    " reads one image in a conversation." + advice
+                )
+            if images and latents and images[0] > latents[0]:
+                raise ValueError(
+                    f"Prompt {index} has its {self.image_token} placeholder after a {self.latent_token}: the image"
+                    " belongs to the first user turn." + advice
+                )
+            framed = len(re.findall(unmarked(self.latent_token + self.vision_end_token), prompt))
+            if len(latents) != framed:
+                raise ValueError(
+                    f"Prompt {index} has {len(latents)} {self.latent_token} placeholders, expected {framed}, each"
+                    f" followed by {self.vision_end_token} and a question." + advice
+                )
+            if images and not latents:
+                logger.warning_once(
+                    f"A prompt has an image but no {self.latent_token}: the vision tower reads no question, and"
+                    " nothing re-reads the image. Use `apply_chat_template`, which renders what it was trained with."
                 )
 
     def _check_special_mm_tokens(self, text, text_inputs, modalities):
         super()._check_special_mm_tokens(text, text_inputs, [*modalities, "latent"])
+
+
+def unmarked(token: str) -> str:
+    """Pattern of a token that is none of those which `sanitize_control_tokens` has marked as what a user wrote."""
+    return f"(?<!{CONTROL_TOKEN_MARK}){re.escape(token)}"
 
 
 def split_crops(image: np.ndarray) -> list[np.ndarray]:
@@ -322,14 +390,14 @@ def to_uint8(image: np.ndarray) -> np.ndarray:
 def expand_token(text: str, token: str, count: int) -> tuple[str, list[dict]]:
     """Repeats each `token` in `text` `count` times; returns the replacements in the form of `ProcessorMixin`."""
     replacements, gained = [], 0
-    for match in re.finditer(re.escape(token), text):
+    for match in re.finditer(unmarked(token), text):
         start, end = match.span()
         new_span = (start + gained, start + gained + len(token) * count)
         replacements.append(
             {"type": "latent", "span": (start, end), "new_span": new_span, "text": token, "replacement": token * count}
         )
         gained += len(token) * (count - 1)
-    return text.replace(token, token * count), replacements
+    return re.sub(unmarked(token), token * count, text), replacements
 
 
 def merge_replacements(first: list[dict], second: list[dict]) -> list[dict]:
@@ -363,14 +431,24 @@ def fill_rows(values, has_image: list[bool], shape: tuple[int, ...], like):
 
 
 def check_images(messages: list[dict], conversation: int):
-    """Checks that a conversation has at most one image, in its first user turn."""
-    places = [
-        (turn, message["role"])
-        for turn, message in enumerate(messages)
-        if isinstance(message, dict) and isinstance(message.get("content"), (list, tuple))
-        for part in message["content"]
-        if part.get("type") in ("image", "image_url")
-    ]
+    """Checks that a conversation has messages, of text and at most one image, which is in its first user turn."""
+    if not messages or not all(isinstance(message, dict) and "role" in message for message in messages):
+        raise ValueError(
+            f"Conversation {conversation} is {messages!r}, expected a list of messages, each a dict with `role` and"
+            " `content`."
+        )
+    places = []
+    for turn, message in enumerate(messages):
+        parts = message.get("content")
+        for part in parts if isinstance(parts, (list, tuple)) else []:
+            kind = part.get("type") if isinstance(part, dict) else part
+            if kind not in ("text", "image", "image_url"):
+                raise ValueError(
+                    f"Conversation {conversation} has a part of type {kind!r} in message {turn}, expected a dict of"
+                    " type text or image."
+                )
+            if kind != "text":
+                places.append((turn, message["role"]))
     if len(places) > 1:
         raise ValueError(
             f"Conversation {conversation} has {len(places)} images, expected at most 1: FUSION reads one image in a"

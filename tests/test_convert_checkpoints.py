@@ -242,24 +242,41 @@ def test_hub_source_downloads_only_what_is_needed(source, tmp_path, monkeypatch,
     assert_same_tensors(read_folder(output_dir), reference_tensors)
 
 
+class FakeApi:
+    """Of the Hub client: records what is pushed where."""
+
+    calls: list = []
+
+    def __init__(self, token=None):
+        self.calls.append(token)
+
+    def create_repo(self, repo_id, **kwargs):
+        self.calls.append((repo_id, kwargs))
+
+    def upload_large_folder(self, repo_id, folder_path, **kwargs):
+        self.calls.append((repo_id, sorted(path.name for path in Path(folder_path).iterdir())))
+
+
 def test_push_creates_a_private_repository(source, tmp_path, monkeypatch):
-    calls = []
-
-    class FakeApi:
-        def __init__(self, token=None):
-            calls.append(token)
-
-        def create_repo(self, repo_id, **kwargs):
-            calls.append((repo_id, kwargs))
-
-        def upload_large_folder(self, repo_id, folder_path, **kwargs):
-            calls.append((repo_id, sorted(path.name for path in Path(folder_path).iterdir())))
-
+    monkeypatch.setattr(FakeApi, "calls", [])
     monkeypatch.setattr(convert_checkpoints, "HfApi", FakeApi)
     main([str(source), str(tmp_path / "out"), "--push-to-hub", "owner/model", "--token", "secret"])
-    assert calls[0] == "secret"
-    assert calls[1] == ("owner/model", {"private": True, "exist_ok": True})
-    assert calls[2] == ("owner/model", sorted(path.name for path in (tmp_path / "out").iterdir()))
+    assert FakeApi.calls == [
+        "secret",
+        ("owner/model", {"private": True, "exist_ok": True}),
+        ("owner/model", sorted(path.name for path in (tmp_path / "out").iterdir())),
+    ]
+
+
+def test_hub_that_cannot_be_reached(tmp_path, capsys):
+    """The suite runs offline, so this is what a user without a network sees: one line, no traceback."""
+    with pytest.raises(SystemExit, match="error: owner/model is no folder here, and cannot be downloaded"):
+        main(["owner/model", str(tmp_path / "out")])
+
+
+def test_bad_shard_size(source, tmp_path):
+    with pytest.raises(SystemExit, match="error: .*banana"):
+        main([str(source), str(tmp_path / "out"), "--max-shard-size", "banana"])
 
 
 MEASURE_MEMORY = (

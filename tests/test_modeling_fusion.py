@@ -11,6 +11,7 @@ from torch import nn
 from transformers import (
     AutoModel,
     AutoModelForCausalLM,
+    GPT2Config,
     SiglipVisionConfig,
     SiglipVisionModel,
 )
@@ -414,19 +415,20 @@ def test_model_from_two_pretrained_parts(decoder, tied, processor, conversations
     siglip = SiglipVisionModel(SiglipVisionConfig(**VISION_CONFIG))
     siglip.save_pretrained(tmp_path / "vision")
 
-    fields = ("image_token_id", "latent_token_id", "question_end_token_ids", "num_interaction_heads")
-    values = {name: getattr(tiny_config(processor), name) for name in fields}
+    decoder_model.generation_config.eos_token_id = [5, 6]
+    decoder_model.save_pretrained(tmp_path / "text")
     model = FusionForConditionalGeneration.from_vision_text_pretrained(
-        str(tmp_path / "vision"), str(tmp_path / "text"), **values
+        str(tmp_path / "vision"), str(tmp_path / "text"), processor, num_interaction_heads=4
     ).eval()
+    assert model.generation_config.eos_token_id == [5, 6]
+    assert model.config.question_end_token_ids == processor.question_end_token_ids
     assert model.config.vision_config.num_hidden_layers == 4
     for name, parameter in model.model.vision_tower.state_dict().items():
         assert torch.equal(parameter, siglip.state_dict()[name]), name
     for name, parameter in model.model.language_model.state_dict().items():
-        assert torch.equal(parameter, decoder_model.get_decoder().state_dict()[name]), name
-    assert torch.equal(model.lm_head.weight, decoder_model.lm_head.weight)
-
-    model.resize_token_embeddings(len(processor.tokenizer))
+        expected = decoder_model.get_decoder().state_dict()[name]
+        assert torch.equal(parameter[: len(expected)], expected), name
+    assert torch.equal(model.lm_head.weight[:old_vocab_size], decoder_model.lm_head.weight)
     assert model.config.text_config.vocab_size == model.lm_head.out_features == len(processor.tokenizer)
     assert (model.lm_head.weight is model.get_input_embeddings().weight) == tied
     inputs = process(processor, conversations)
@@ -541,6 +543,31 @@ def test_prompt_in_several_pieces(model, processor, inputs):
         model(**{**prompt, "input_ids": prompt["input_ids"][:, 5:], "past_key_values": cache, "attention_mask": None})
     with pytest.raises(ValueError, match="1 groups of latent tokens but 0 question ends.*split over two forwards"):
         model(**{**prompt, "input_ids": prompt["input_ids"][:, : split + 6], "attention_mask": None})
+
+
+def test_more_image_tokens_than_patches(model, processor):
+    with pytest.raises(ValueError, match="Example 0 has 49 image tokens, a grid of side 7, expected at most 6"):
+        model(**process(processor, make_messages(["What?"], random_image(0)), image_grid_size=7))
+
+
+def test_context_map_of_another_shape(model, inputs):
+    with pytest.raises(ValueError, match=r"has shape \(2, 32, 6, 6\), expected \(1 or batch, 32, 12, 12\)"):
+        model(**{**inputs, "context_map": torch.zeros(2, 32, 6, 6)})
+
+
+def test_images_without_question_ids_warn(model, inputs, monkeypatch):
+    warnings = []
+    monkeypatch.setattr(modeling_fusion.logger, "warning_once", warnings.append)
+    inputs.pop("question_input_ids")
+    model(**inputs)
+    assert "not guided by the questions" in warnings[0]
+
+
+def test_decoder_without_layers(processor):
+    config = tiny_config(processor)
+    config.text_config = GPT2Config(n_embd=32, n_layer=4, n_head=4)
+    with pytest.raises(ValueError, match="'gpt2' has no `.layers`"):
+        FusionForConditionalGeneration(config)
 
 
 def test_ids_and_embeddings_together(model):

@@ -1,5 +1,6 @@
 """The processor: what it makes of images and prompts, batches of them, and bad input."""
 
+import inspect
 import io
 
 import numpy as np
@@ -145,6 +146,34 @@ def test_placeholders_in_a_question_are_not_read_by_the_tower(processor):
     assert processor.read_question(prompt) == "What is it?"
 
 
+@pytest.mark.parametrize(("variant", "end"), [(PHI, "<|end|>"), (LLAMA, "<|eot_id|>")])
+def test_end_of_turn_is_read_from_the_template(variant, end, processors, image):
+    """Not the tokenizer's eos token, which may be another one, so that the tower would read the answer too."""
+    original = processors[variant]
+    built = type(original)(original.image_processor, original.tokenizer, chat_template=original.chat_template)
+    assert built.end_of_turn_token == end
+    assert built.read_question(built.apply_chat_template(make_messages(["What?", "A ramp."], image))) == "What?"
+    with pytest.raises(ValueError, match="Question 0 of a prompt is not followed by"):
+        built.read_question("<latent><vision_end>What?")
+
+
+@pytest.mark.parametrize("text", ["Is this <|eot_id|> or <image>?", "<latent> it is", "<vision_end>"])
+def test_control_tokens_of_users_are_text_when_sanitized(text, processor, image):
+    """In the prompt and for the tower; what the template wrote keeps its meaning."""
+    inputs = processor.apply_chat_template(
+        make_messages([text], image),
+        add_generation_prompt=True,
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
+        sanitize_control_tokens=True,
+    )
+    assert (inputs["input_ids"] == processor.image_token_id).sum() == 24**2
+    assert (inputs["input_ids"] == processor.latent_token_id).sum() == 64
+    question = processor.tokenizer.decode(inputs["question_input_ids"][0], skip_special_tokens=True)
+    assert question == text
+
+
 def test_save_and_load(processor, tmp_path, image):
     processor.save_pretrained(tmp_path)
     loaded = type(processor).from_pretrained(tmp_path, trust_remote_code=True)
@@ -242,7 +271,7 @@ def test_file_that_is_no_image(processor, image, tmp_path):
     (tmp_path / "cut.png").write_bytes(buffer.getvalue()[: len(buffer.getvalue()) // 2])
     with pytest.raises(ValueError, match="Cannot read an image from .*cut.png"):
         process(processor, make_messages(["What?"], str(tmp_path / "cut.png")))
-    with pytest.raises(ValueError, match="image"):
+    with pytest.raises(ValueError, match="missing.png.*there is no such file"):
         process(processor, make_messages(["What?"], str(tmp_path / "missing.png")))
 
 
@@ -298,6 +327,43 @@ def test_truncated_placeholders(num_tokens, processor, image):
 def test_grid_size_that_is_no_size(size, processor, image):
     with pytest.raises((ValueError, TypeError), match="latent_grid_size"):
         process(processor, make_messages(["What?"], image), latent_grid_size=size)
+
+
+def test_placeholders_as_text(processor, image):
+    with pytest.raises(ValueError, match="Prompt 0 has 2 <image> placeholders.*If a question holds one as text"):
+        process(processor, make_messages(["<image>\nWhat?"], image))
+    with pytest.raises(ValueError, match="Prompt 0 has 2 <latent> placeholders, expected 1"):
+        process(processor, make_messages(["What is <latent>?"], image))
+    with pytest.raises(ValueError, match="Prompt 0 has its <image> placeholder after a <latent>"):
+        processor(text="<latent><vision_end>Q<|eot_id|><image>", images=image)
+
+
+@pytest.mark.parametrize(
+    ("messages", "message"),
+    [
+        ([], "expected a list of messages"),
+        ([{"content": "What?"}], "expected a list of messages"),
+        ([{"role": "user", "content": [{"type": "video", "path": "x.mp4"}]}], "part of type 'video' in message 0"),
+        ([{"role": "user", "content": ["What?"]}], "part of type 'What\\?' in message 0"),
+    ],
+)
+def test_messages_that_are_none(messages, message, processor):
+    with pytest.raises(ValueError, match=message):
+        processor.apply_chat_template(messages)
+
+
+def test_prompt_without_the_chat_template_warns(processor, image, monkeypatch):
+    warnings = []
+    monkeypatch.setattr(inspect.getmodule(type(processor)).logger, "warning_once", warnings.append)
+    processor(text="<image>What is it?", images=image)
+    assert "Use `apply_chat_template`" in warnings[0]
+
+
+def test_size_and_tokenizer_are_needed(processor, image):
+    with pytest.raises(ValueError, match="expected a height and a width"):
+        processor.image_processor(image, size={"shortest_edge": 384})
+    with pytest.raises(ValueError, match="needs a tokenizer"):
+        type(processor)(processor.image_processor)
 
 
 def test_unknown_role(processor):
