@@ -320,6 +320,8 @@ class FusionVisionModel(SiglipPreTrainedModel):
     # SigLIP's own list has classes that this tower does not contain, which FSDP refuses.
     _no_split_modules = ["SiglipVisionEmbeddings", "SiglipEncoderLayer"]
     _input_embed_layer = "patch_embedding"
+    # It drops masked rows, but a question row may be masked as a key only (`UNATTENDED_TOKEN_ID`).
+    _supports_flash_attn = False
     # Of a whole SigLIP checkpoint: its text model, head, final norm and last layers.
     _keys_to_ignore_on_load_unexpected = [r"text_model", r"head\.", r"post_layernorm", r"logit_", r"encoder\.layers"]
 
@@ -732,36 +734,34 @@ class FusionModel(FusionPreTrainedModel):
                 f"Got {len(pixel_values)} images in `pixel_values` for {len(image_mask)} prompts. Each prompt needs a"
                 " row, all zeros for a prompt without an image."
             )
-        counts = image_mask.sum(dim=1)
-        examples = counts.nonzero().squeeze(1)
-        if pixel_values is not None and len(examples) < len(counts):
-            for example in (counts == 0).nonzero().squeeze(1).tolist():
+        counts = image_mask.sum(dim=1).tolist()
+        examples = [example for example, count in enumerate(counts) if count > 0]
+        if pixel_values is not None:
+            for example in set(range(len(counts))).difference(examples):
                 if pixel_values[example].any():
                     raise ValueError(f"Example {example} has an image but 0 image tokens in its prompt.")
-        if len(examples) == 0:
+        if not examples:
             return None
+        first = examples[0]
         if pixel_values is None:
-            raise ValueError(
-                f"Example {examples[0].item()} has {counts[examples[0]].item()} image tokens but 0 images: pass"
-                " `pixel_values`."
-            )
+            raise ValueError(f"Example {first} has {counts[first]} image tokens but 0 images: pass `pixel_values`.")
         if question_input_ids is None:
             logger.warning_once(
                 "Images come without `question_input_ids`: the vision tower is not guided by the questions, as it was"
                 " in training. Pass on all that the processor returns."
             )
-        grid_size = isqrt(counts[examples[0]].item())
+        grid_size = isqrt(counts[first])
         if grid_size > self.config.num_patches_per_side:
             raise ValueError(
-                f"Example {examples[0].item()} has {counts[examples[0]].item()} image tokens, a grid of side"
-                f" {grid_size}, expected at most {self.config.num_patches_per_side}, the side of the tower's patch"
-                " grid. Set `image_grid_size` of the image processor."
+                f"Example {first} has {counts[first]} image tokens, a grid of side {grid_size}, expected at most"
+                f" {self.config.num_patches_per_side}, the side of the tower's patch grid. Set `image_grid_size` of"
+                " the image processor."
             )
-        for example in examples.tolist():
+        for example in examples:
             if counts[example] != grid_size**2:
                 raise ValueError(
-                    f"Example {example} has {counts[example].item()} image tokens, expected {grid_size**2} (a square,"
-                    " the same for all images of a batch). Was the prompt truncated?"
+                    f"Example {example} has {counts[example]} image tokens, expected {grid_size**2} (a square, the"
+                    " same for all images of a batch). Was the prompt truncated?"
                 )
         if question_input_ids is not None:
             question_input_ids = question_input_ids[examples]
