@@ -194,6 +194,17 @@ class FusionProcessor(ProcessorMixin):
         super().__init__(image_processor, tokenizer, chat_template=chat_template)
         self.end_of_turn_token = end_of_turn_token or self._find_end_of_turn_token()
 
+    @classmethod
+    def _get_arguments_from_pretrained(
+        cls, pretrained_model_name_or_path, processor_dict=None, subfolder="", **kwargs
+    ):
+        """The image processor of this file: the Auto class would look for it in the folder, as code to be trusted."""
+        path, kwargs = pretrained_model_name_or_path, {"subfolder": subfolder, **kwargs}
+        return [
+            FusionImageProcessor.from_pretrained(path, **kwargs),
+            cls._load_tokenizer_from_pretrained("tokenizer", path, **kwargs),
+        ]
+
     def _find_end_of_turn_token(self) -> str:
         question = "question"
         prompt = self.apply_chat_template([{"role": "user", "content": question}]) if self.chat_template else ""

@@ -1,14 +1,18 @@
 """The processor: what it makes of images and prompts, batches of them, and bad input."""
 
+import copy
 import inspect
 import io
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from transformers import AutoProcessor
 
-from fusion_vlm.processing_fusion import expand_token, merge_replacements, split_crops
+from fusion_vlm import processing_fusion
+from fusion_vlm.processing_fusion import FusionProcessor, expand_token, merge_replacements, split_crops
 
 from .conftest import LLAMA, PHI, VARIANTS, make_messages, process
 
@@ -71,6 +75,21 @@ def test_rendered_prompt(variant, processors, image):
         messages = [{"role": "system", "content": "Be brief."}, *make_messages(["Q1", "A1", "Q2"], image)]
         prompt = processors[variant].apply_chat_template(messages, add_generation_prompt=True)
     assert prompt == expected
+
+
+def test_template_for_qwen3(processor, image):
+    template = Path(processing_fusion.__file__).with_name("chat_templates") / "qwen3.jinja"
+    tokenizer = copy.deepcopy(processor.tokenizer)
+    tokenizer.add_special_tokens({"extra_special_tokens": ["<|im_start|>", "<|im_end|>"]})
+    built = FusionProcessor(processor.image_processor, tokenizer, chat_template=template.read_text())
+    prompt = built.apply_chat_template(make_messages(["Q1", "A1", "Q2"], image), add_generation_prompt=True)
+    assert prompt == (
+        "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n"
+        "<vision_start><image><vision_end><vision_start><latent><vision_end>\nQ1<|im_end|>\n<|im_start|>assistant\nA1<|im_end|>\n<|im_start|>user\n"
+        "<vision_start><latent><vision_end>Q2<|im_end|>\n<|im_start|>assistant\n"
+    )
+    assert built.end_of_turn_token == "<|im_end|>"
+    assert tokenizer.decode(built.question_end_token_ids) == "<|im_start|>assistant\n"
 
 
 def test_text_only_prompt_has_latents_and_blank_pixels(processor):
@@ -176,10 +195,16 @@ def test_control_tokens_of_users_are_text_when_sanitized(text, processor, image)
 
 def test_save_and_load(processor, tmp_path, image):
     processor.save_pretrained(tmp_path)
-    loaded = type(processor).from_pretrained(tmp_path, trust_remote_code=True)
-    expected, actual = (process(p, make_messages(["What?"], image)) for p in (processor, loaded))
-    for name in expected:
-        assert torch.equal(actual[name], expected[name]), name
+    expected = process(processor, make_messages(["What?"], image))
+    # The installed class loads without trust in the folder's code.
+    for loaded in (
+        FusionProcessor.from_pretrained(tmp_path),
+        AutoProcessor.from_pretrained(tmp_path, trust_remote_code=True),
+    ):
+        assert type(loaded.image_processor).__module__ == type(loaded).__module__
+        actual = process(loaded, make_messages(["What?"], image))
+        for name in expected:
+            assert torch.equal(actual[name], expected[name]), name
     assert {"processing_fusion.py", "chat_template.jinja", "processor_config.json"} <= {
         path.name for path in tmp_path.iterdir()
     }
