@@ -171,6 +171,10 @@ def shift_right(mask: torch.BoolTensor, distance: int) -> torch.BoolTensor:
     return F.pad(mask, (distance, 0))[:, : mask.shape[1]]
 
 
+def num_cached_tokens(past_key_values: Cache | None) -> int:
+    return 0 if past_key_values is None else past_key_values.get_seq_length()
+
+
 def guess_question_ends(latent_mask: torch.BoolTensor) -> torch.BoolTensor:
     """Last position before each following latent group, and of the sequence, in the examples that have latents."""
     starts = latent_mask & ~shift_right(latent_mask, 1)
@@ -669,7 +673,7 @@ class FusionModel(FusionPreTrainedModel):
         """
         image_mask = self.find_token(self.config.image_token_id, input_ids, inputs_embeds)
         latent_mask = self.find_token(self.config.latent_token_id, input_ids, inputs_embeds)
-        num_cached = past_key_values.get_seq_length() if past_key_values is not None else 0
+        num_cached = num_cached_tokens(past_key_values)
         num_placeholders = (image_mask | latent_mask).sum().item() if num_cached else 0
         if num_placeholders:
             raise ValueError(
@@ -878,7 +882,7 @@ class FusionModel(FusionPreTrainedModel):
         image_outputs = image_hidden_states = None
         has_image = torch.zeros(len(inputs_embeds), dtype=torch.bool, device=inputs_embeds.device)
         # What the model generates is text, whatever its ids: a single token, or drafts of assisted generation.
-        is_decoding = inputs_embeds.shape[1] == 1 or (has_generated_tokens and past_key_values is not None)
+        is_decoding = inputs_embeds.shape[1] == 1 or (has_generated_tokens and num_cached_tokens(past_key_values) > 0)
         if not is_decoding or pixel_values is not None:
             image_mask, latent_mask = self.find_placeholders(input_ids, inputs_embeds, past_key_values)
             if input_ids is None and pixel_values is None:
@@ -1164,7 +1168,7 @@ class FusionForConditionalGeneration(FusionPreTrainedModel, GenerationMixin):
         change and everything in the cache is to be computed again, as `Phi3ForCausalLM` does.
         """
         limit = getattr(self.config.text_config, "original_max_position_embeddings", None)
-        return limit is not None and length > limit and past_key_values and past_key_values.get_seq_length() <= limit
+        return limit is not None and length > limit and 0 < num_cached_tokens(past_key_values) <= limit
 
 
 FusionForConditionalGeneration.register_for_auto_class("AutoModelForImageTextToText")

@@ -121,14 +121,13 @@ def test_padding_of_a_question_changes_nothing(tower):
 
 def test_token_id_zero_is_no_key_but_counts_in_the_early_mean(model):
     """Released behaviour (golden case `exclaim`): not the same as leaving the token out."""
-    pixel_values = torch.randn(1, 3, 24, 24)
-    core = model.model
+    core = copy.deepcopy(model.model)
+    core.set_attn_implementation("eager")
     with torch.no_grad():
-        with_zero = core.get_image_features(pixel_values, torch.tensor([[5, 0, 7]]))
-        without = core.get_image_features(pixel_values, torch.tensor([[5, 7]]))
-        plain = core.get_image_features(pixel_values, torch.tensor([[5, 9, 7]]))
-    assert not torch.allclose(with_zero.question_features[:, [0, 2]], without.question_features)
-    assert not torch.allclose(with_zero.image_features, plain.image_features)
+        outputs = core.get_image_features(torch.randn(1, 3, 24, 24), torch.tensor([[5, 0, 7]]), output_attentions=True)
+    early, late = outputs.attentions[0][0], outputs.attentions[-1][0]
+    assert (early[:, :36, 37] == 0).all() and (late[:, :, 37] == 0).all()
+    assert torch.allclose(early[:, 36:, 37], torch.tensor(1 / 39))
 
 
 # The whole ----------------------------------------------------------------------------------------------------------
@@ -176,6 +175,19 @@ def test_example_does_not_depend_on_its_batch(padding_side, model, processor, co
     for row, expected in enumerate(alone):
         last = batch["attention_mask"][row].nonzero().max()
         torch.testing.assert_close(logits[row, last], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_latents_without_an_image_begin_as_zeros(model, processor):
+    """And read a blank image from then on."""
+    inputs, embeds = process(processor, make_messages(["Hello!"])), []
+    layer = model.model.language_model.layers[0]
+    handle = layer.register_forward_pre_hook(lambda module, args: embeds.append(args[0]))
+    with torch.no_grad():
+        blank = model(**inputs).logits
+        other = model(**inputs, context_map=torch.randn(1, 32, 12, 12)).logits
+    handle.remove()
+    assert not embeds[0][inputs["input_ids"] == processor.latent_token_id].any()
+    assert not torch.allclose(blank, other, atol=1e-3)
 
 
 def test_latents_belong_to_their_own_question(model, processor):
@@ -298,8 +310,10 @@ def test_assistant_model_gives_the_same_answer(model, processor, conversations):
     options = {"max_new_tokens": 8, "do_sample": False, "eos_token_id": -1}
     expected = model.generate(**inputs, **options)
     torch.manual_seed(7)
-    assistant = FusionForConditionalGeneration(model.config).eval()
+    assistant, images = FusionForConditionalGeneration(model.config).eval(), []
+    assistant.model.vision_tower.register_forward_hook(lambda module, args, output: images.append(args[0]))
     assert torch.equal(model.generate(**inputs, **options, assistant_model=assistant), expected)
+    assert [len(pixels) for pixels in images] == [1, 4], "the assistant read the image and its crops, once"
 
 
 def test_drafts_of_placeholders_are_text(model, processor, conversations):
