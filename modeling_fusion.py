@@ -663,7 +663,11 @@ class FusionModel(FusionPreTrainedModel):
         return (inputs_embeds == token_embed).all(dim=-1)
 
     def find_placeholders(
-        self, input_ids: torch.LongTensor | None, inputs_embeds: torch.Tensor, past_key_values: Cache | None
+        self,
+        input_ids: torch.LongTensor | None,
+        inputs_embeds: torch.Tensor,
+        pixel_values: torch.Tensor | None,
+        past_key_values: Cache | None,
     ) -> tuple[torch.BoolTensor, torch.BoolTensor]:
         """
         Masks of shape `(batch, sequence)` of the image tokens and of the latent tokens.
@@ -682,6 +686,9 @@ class FusionModel(FusionPreTrainedModel):
                 " questions that come last: no chunked prefill, no reuse of a prefix cache. For a new turn, pass the"
                 " whole conversation without `past_key_values`."
             )
+        if input_ids is None and pixel_values is None:
+            # The caller may have put image features in, with rows that are those of placeholders by chance.
+            image_mask = torch.zeros_like(image_mask)
         return image_mask, latent_mask
 
     def find_question_ends(
@@ -884,10 +891,7 @@ class FusionModel(FusionPreTrainedModel):
         # What the model generates is text, whatever its ids: a single token, or drafts of assisted generation.
         is_decoding = inputs_embeds.shape[1] == 1 or (has_generated_tokens and num_cached_tokens(past_key_values) > 0)
         if not is_decoding or pixel_values is not None:
-            image_mask, latent_mask = self.find_placeholders(input_ids, inputs_embeds, past_key_values)
-            if input_ids is None and pixel_values is None:
-                # The caller may have put image features in, with rows that are those of placeholders by chance.
-                image_mask = torch.zeros_like(image_mask)
+            image_mask, latent_mask = self.find_placeholders(input_ids, inputs_embeds, pixel_values, past_key_values)
             has_image = image_mask.any(dim=1)
             image_outputs = self.encode_images(image_mask, pixel_values, question_input_ids, question_attention_mask)
             if image_outputs is not None:
