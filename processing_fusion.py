@@ -195,14 +195,11 @@ class FusionProcessor(ProcessorMixin):
         self.end_of_turn_token = end_of_turn_token or self._find_end_of_turn_token()
 
     @classmethod
-    def _get_arguments_from_pretrained(
-        cls, pretrained_model_name_or_path, processor_dict=None, subfolder="", **kwargs
-    ):
+    def _get_arguments_from_pretrained(cls, pretrained_model_name_or_path, processor_dict=None, **kwargs):
         """The image processor of this file: the Auto class would look for it in the folder, as code to be trusted."""
-        path, kwargs = pretrained_model_name_or_path, {"subfolder": subfolder, **kwargs}
         return [
-            FusionImageProcessor.from_pretrained(path, **kwargs),
-            cls._load_tokenizer_from_pretrained("tokenizer", path, **kwargs),
+            FusionImageProcessor.from_pretrained(pretrained_model_name_or_path, **kwargs),
+            cls._load_tokenizer_from_pretrained("tokenizer", pretrained_model_name_or_path, **kwargs),
         ]
 
     def _find_end_of_turn_token(self) -> str:

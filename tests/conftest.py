@@ -15,7 +15,7 @@ from transformers import AutoProcessor
 from fusion_vlm.convert_checkpoints import convert
 from fusion_vlm.modeling_fusion import FusionForConditionalGeneration
 
-from .tiny import random_image
+from .tiny import random_image, tiny_model, tiny_processor
 
 
 GOLDEN_DIR = Path(__file__).parent / "fixtures" / "golden"
@@ -110,3 +110,15 @@ def conversations() -> list[list[dict]]:
         make_messages(["How many?", "Three of them.", "Which of them is the reddest one?"], random_image(1)),
         make_messages(["Hello!"]),
     ]
+
+
+@pytest.fixture(scope="session")
+def processor(processors):
+    """Of the tiny model."""
+    return tiny_processor(processors[LLAMA])
+
+
+@pytest.fixture(scope="module")
+def model(processor) -> FusionForConditionalGeneration:
+    """A tiny model with a Llama decoder; tests that change it make a copy."""
+    return tiny_model(processor)

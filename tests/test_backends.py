@@ -9,23 +9,12 @@ from transformers import BitsAndBytesConfig, SiglipVisionConfig, pipeline
 
 from fusion_vlm.convert_checkpoints import convert
 from fusion_vlm.modeling_fusion import FusionForConditionalGeneration
-from fusion_vlm.processing_fusion import FusionProcessor
 
 from .conftest import GOLDEN_DIR, LLAMA, PHI, make_messages, process, relative_error
-from .tiny import VISION_CONFIG, last_logits, random_image, tiny_config, tiny_model, tiny_processor
+from .tiny import VISION_CONFIG, last_logits, random_image, random_model, tiny_config
 
 
 GREEDY = {"do_sample": False, "max_new_tokens": 6, "eos_token_id": -1}
-
-
-@pytest.fixture(scope="module")
-def processor(processors) -> FusionProcessor:
-    return tiny_processor(processors[LLAMA])
-
-
-@pytest.fixture(scope="module")
-def model(processor) -> FusionForConditionalGeneration:
-    return tiny_model(processor)
 
 
 @pytest.fixture(scope="module")
@@ -221,12 +210,7 @@ def test_decoder_with_two_ranges_of_positions_switches_as_it_does_alone(processo
         "short_factor": [1.0, 1.1, 1.2, 1.3],
         "long_factor": [2.0, 4.0, 8.0, 16.0],
     }
-    torch.manual_seed(0)
-    model = FusionForConditionalGeneration(config).eval()
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if parameter.ndim > 1 and "norm" not in name:
-                parameter.normal_(std=0.3)
+    model = random_model(config)
     options = {**GREEDY, "max_new_tokens": 12}
     expected = model.generate(**inputs, **options, use_cache=False)
     assert torch.equal(model.generate(**inputs, **options), expected)

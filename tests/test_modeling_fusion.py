@@ -27,18 +27,8 @@ from fusion_vlm.modeling_fusion import (
 )
 from fusion_vlm.processing_fusion import FusionProcessor
 
-from .conftest import LLAMA, make_messages, process
-from .tiny import TEXT_CONFIGS, VISION_CONFIG, last_logits, random_image, tiny_config, tiny_model, tiny_processor
-
-
-@pytest.fixture(scope="session")
-def processor(processors) -> FusionProcessor:
-    return tiny_processor(processors[LLAMA])
-
-
-@pytest.fixture(scope="module")
-def model(processor) -> FusionForConditionalGeneration:
-    return tiny_model(processor)
+from .conftest import make_messages, process
+from .tiny import TEXT_CONFIGS, VISION_CONFIG, last_logits, random_image, tiny_config, tiny_model
 
 
 # Parts --------------------------------------------------------------------------------------------------------------

@@ -199,6 +199,16 @@ def test_losses_and_gradient_norms_with_eager_attention(variant, case, goldens, 
     check_training(model, processors[variant], goldens[variant], case)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_everything_with_eager_attention(variant, case, goldens, processors, converted):
+    """All that the tests above do with SDPA; eager attention takes five times as long."""
+    model = FusionForConditionalGeneration.from_pretrained(converted[variant], attn_implementation="eager")
+    for check in (check_logits, check_generation, check_training):
+        check(model, processors[variant], goldens[variant], case)
+
+
 def check_training(model, processor, golden, case, **processor_kwargs):
     has_image = golden.cases[case]["image"] is not None
     for num_latents in golden.cases[case]["qlens"]:
@@ -246,9 +256,8 @@ def test_tower_in_half_precision_stays_within_rounding(variant, dtype, goldens, 
     golden = goldens[variant]
     inputs = process(processors[variant], golden.messages("exclaim"))
     arguments = (inputs["pixel_values"], inputs["question_input_ids"], inputs["question_attention_mask"])
-    expected = golden_features = models[variant].model
     with torch.no_grad():
-        expected = golden_features.get_image_features(*arguments)
+        expected = models[variant].model.get_image_features(*arguments)
         half = FusionForConditionalGeneration(models[variant].config).to(dtype)
         half.load_state_dict(models[variant].state_dict())
         actual = half.model.get_image_features(arguments[0].to(dtype), *arguments[1:])

@@ -59,15 +59,19 @@ def tiny_config(processor, decoder="llama", **values) -> FusionConfig:
     )
 
 
-def tiny_model(processor, decoder="llama", **values) -> FusionForConditionalGeneration:
+def random_model(config: FusionConfig) -> FusionForConditionalGeneration:
     torch.manual_seed(0)
-    model = FusionForConditionalGeneration(tiny_config(processor, decoder, **values)).eval()
+    model = FusionForConditionalGeneration(config).eval()
     # The default scale of initialisation is so small that hardly anything would depend on anything.
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.ndim > 1 and "norm" not in name:
                 parameter.normal_(std=0.3)
     return model
+
+
+def tiny_model(processor, decoder="llama", **values) -> FusionForConditionalGeneration:
+    return random_model(tiny_config(processor, decoder, **values))
 
 
 def random_image(seed: int) -> Image.Image:
