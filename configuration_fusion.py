@@ -69,6 +69,14 @@ class FusionConfig(PreTrainedConfig):
     """
 
     model_type = "fusion_vl"
+    # What `Trainer` leaves out of the predictions it collects, so that those are the logits.
+    keys_to_ignore_at_inference = [
+        "past_key_values",
+        "image_hidden_states",
+        "language_loss",
+        "text_mapping_loss",
+        "vision_mapping_loss",
+    ]
     sub_configs_defaults = {
         "vision_config": SubConfigSpec(
             config_class=AutoConfig,

@@ -161,6 +161,24 @@ def question_key_mask(input_ids: torch.LongTensor, attention_mask: torch.Tensor 
     return mask if attention_mask is None else mask & attention_mask.bool()
 
 
+def guard_4bit_packing(layer: nn.Module, is_training: bool):
+    """
+    Keeps bitsandbytes (0.50) from packing a 4-bit layer where that does harm, and unpacks it for training.
+
+    On CPUs with AVX512-BF16 it packs a layer's weights in the first forward in evaluation mode, for kernels that have
+    no gradient (training afterwards learns nothing, without an error) and that fail on narrow layers. What is not
+    doubly quantised it unpacks wrong.
+    """
+    quant_state = layer.weight.quant_state
+    if is_training and getattr(quant_state, "packing_format_for_cpu", False):
+        layer.state_dict()  # it unpacks the weights to save them
+    can_be_packed = (
+        layer.out_features % 32 == 0 and layer.in_features % 64 == 0 and getattr(quant_state, "nested", True)
+    )
+    if is_training or not can_be_packed:
+        layer.support_avx512bf16_for_cpu = False
+
+
 def cosine_distance(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """`1 - cos` over the last dimension, in float32."""
     return 1 - F.cosine_similarity(a.float(), b.float().to(a.device), dim=-1)
@@ -624,6 +642,14 @@ class FusionModel(FusionPreTrainedModel):
         Raises:
             ValueError: if the crops have the wrong shape or hold NaN or infinity.
         """
+        features = self._encode_crops(self._flatten_crops(high_res_pixel_values))
+        return stitch_crops(features.unflatten(0, (-1, NUM_CROPS_PER_SIDE**2)))
+
+    def get_blank_context_map(self, device: torch.device) -> torch.Tensor:
+        """Context map of an all-zero image, `(1, dim, 2 * side, 2 * side)`: what questions without an image read."""
+        return self._stitch_blank(self._encode_crops(self._make_blank_image(device)))
+
+    def _flatten_crops(self, high_res_pixel_values: torch.Tensor) -> torch.Tensor:
         num_crops = NUM_CROPS_PER_SIDE**2
         if high_res_pixel_values.ndim != 5 or high_res_pixel_values.shape[1] != num_crops:
             raise ValueError(
@@ -632,15 +658,19 @@ class FusionModel(FusionPreTrainedModel):
             )
         crops = high_res_pixel_values.flatten(0, 1)
         self._check_pixels(crops, "high_res_pixel_values")
-        features = self.multi_modal_projector(self.vision_tower(crops, return_dict=True).features)
-        return stitch_crops(features.unflatten(0, (-1, num_crops)))
+        return crops
 
-    def get_blank_context_map(self, device: torch.device) -> torch.Tensor:
-        """Context map of an all-zero image, `(1, dim, 2 * side, 2 * side)`: what questions without an image read."""
+    def _encode_crops(self, crops: torch.Tensor) -> torch.Tensor:
+        """Projected patches `(crops, patches, dim)`, without text."""
+        return self.multi_modal_projector(self.vision_tower(crops, return_dict=True).features)
+
+    def _make_blank_image(self, device: torch.device) -> torch.Tensor:
         size = self.config.vision_config.image_size
-        crop = torch.zeros(1, 3, size, size, device=device)
-        features = self.multi_modal_projector(self.vision_tower(crop, return_dict=True).features)
-        return stitch_crops(features.unsqueeze(1).expand(-1, NUM_CROPS_PER_SIDE**2, -1, -1))
+        return torch.zeros(1, 3, size, size, device=device)
+
+    def _stitch_blank(self, crop_features: torch.Tensor) -> torch.Tensor:
+        """The map of four equal crops, of the features `(1, patches, dim)` of one."""
+        return stitch_crops(crop_features.unsqueeze(1).expand(-1, NUM_CROPS_PER_SIDE**2, -1, -1))
 
     def _check_pixels(self, pixel_values: torch.Tensor, name: str):
         size = self.config.vision_config.image_size
@@ -782,6 +812,14 @@ class FusionModel(FusionPreTrainedModel):
             pixel_values[examples], question_input_ids, question_attention_mask, grid_size, return_dict=True
         )
 
+    def encode_blank_image(self, device: torch.device) -> FusionImageFeaturesOutput:
+        """
+        What a training step without any image encodes, to no effect on its loss: so every step uses all parameters in
+        the same order. DDP expects that of each process, and FSDP and ZeRO-3 wait for each other in every layer.
+        """
+        question_input_ids = torch.zeros(1, 1, dtype=torch.long, device=device)
+        return self.get_image_features(self._make_blank_image(device), question_input_ids, return_dict=True)
+
     def encode_context(
         self,
         has_image: torch.BoolTensor,
@@ -818,15 +856,18 @@ class FusionModel(FusionPreTrainedModel):
             )
         if len(examples) == len(has_image):
             return self.get_context_map(high_res_pixel_values)
-        blank_map = self.get_blank_context_map(has_image.device)
         if len(examples) == 0:
-            return blank_map
-        maps = self.get_context_map(high_res_pixel_values[examples])
-        return blank_map.expand(len(has_image), -1, -1, -1).index_copy(0, examples, maps.to(blank_map.device))
+            return self.get_blank_context_map(has_image.device)
+        # One pass of the tower for both kinds, as in a batch of one kind: see `encode_blank_image`.
+        crops = self._flatten_crops(high_res_pixel_values[examples])
+        features = self._encode_crops(torch.cat([crops, self._make_blank_image(crops.device).to(crops.dtype)]))
+        maps = stitch_crops(features[:-1].unflatten(0, (len(examples), -1)))
+        blank_map = self._stitch_blank(features[-1:])
+        return blank_map.repeat(len(has_image), 1, 1, 1).index_copy(0, examples.to(maps.device), maps)
 
     def get_mapping_losses(
         self,
-        image_outputs: FusionImageFeaturesOutput | None,
+        image_outputs: FusionImageFeaturesOutput,
         has_image: torch.BoolTensor,
         question_input_ids: torch.LongTensor | None,
         question_attention_mask: torch.Tensor | None,
@@ -836,16 +877,21 @@ class FusionModel(FusionPreTrainedModel):
         question embeddings against the tower's output for them, and of its patch embeddings against its image features
         mapped back.
 
+        Args:
+            image_outputs (`FusionImageFeaturesOutput`):
+                Of the examples with an image, or of `encode_blank_image` if there is none.
+
         Returns:
             Two `torch.Tensor` of shape `(batch,)`, float32: the text term (zero without a question) and the vision
             term; both zero for an example without an image.
         """
         text_losses = torch.zeros(len(has_image), device=has_image.device)
-        if image_outputs is None:
-            return text_losses, text_losses
         examples = has_image.nonzero().squeeze(1)
         mapped_features = self.text_to_vision_projector(image_outputs.image_features)
         losses = cosine_distance(image_outputs.patch_embeds, mapped_features).mean(dim=1)
+        if len(examples) == 0:
+            zero = 0.0 * (losses.sum() + image_outputs.question_features.float().mean()).to(text_losses.device)
+            return text_losses + zero, text_losses + zero
         vision_losses = text_losses.index_copy(0, examples, losses.to(text_losses))
         if image_outputs.question_features is not None:
             question_embeds = self.get_input_embeddings()(question_input_ids[examples])
@@ -890,13 +936,15 @@ class FusionModel(FusionPreTrainedModel):
         has_image = torch.zeros(len(inputs_embeds), dtype=torch.bool, device=inputs_embeds.device)
         # What the model generates is text, whatever its ids: a single token, or drafts of assisted generation.
         is_decoding = inputs_embeds.shape[1] == 1 or (has_generated_tokens and num_cached_tokens(past_key_values) > 0)
-        if not is_decoding or pixel_values is not None:
+        if not is_decoding or pixel_values is not None or output_mapping_losses:
             image_mask, latent_mask = self.find_placeholders(input_ids, inputs_embeds, pixel_values, past_key_values)
             has_image = image_mask.any(dim=1)
             image_outputs = self.encode_images(image_mask, pixel_values, question_input_ids, question_attention_mask)
             if image_outputs is not None:
                 image_hidden_states = torch.stack(image_outputs.pooler_output).to(inputs_embeds)
                 inputs_embeds = inputs_embeds.masked_scatter(image_mask.unsqueeze(-1), image_hidden_states)
+            elif output_mapping_losses:
+                image_outputs = self.encode_blank_image(inputs_embeds.device)
             if latent_mask.any():
                 end_mask = self.find_question_ends(
                     latent_mask, input_ids, inputs_embeds, has_generated_tokens, may_guess=not output_mapping_losses
@@ -1031,6 +1079,14 @@ class FusionForConditionalGeneration(FusionPreTrainedModel, GenerationMixin):
             quantization_config.llm_int8_skip_modules = list(SKIPPED_IN_4BIT)
         return super().from_pretrained(*args, quantization_config=quantization_config, **kwargs)
 
+    def train(self, mode: bool = True) -> "FusionForConditionalGeneration":
+        """As `nn.Module.train`; 4-bit layers are made ready for it."""
+        super().train(mode)
+        for module in self.modules():
+            if hasattr(module, "support_avx512bf16_for_cpu"):
+                guard_4bit_packing(module, mode)
+        return self
+
     def get_context_map(self, high_res_pixel_values: torch.Tensor) -> torch.Tensor:
         """See `FusionModel.get_context_map`."""
         return self.model.get_context_map(high_res_pixel_values)
@@ -1118,14 +1174,18 @@ class FusionForConditionalGeneration(FusionPreTrainedModel, GenerationMixin):
         passes `num_items_in_batch`, of all that make one step. So the loss of a batch is the sum over its
         micro-batches, as it is for the language loss.
         """
+        next_labels = F.pad(labels, (0, 1), value=-100)[:, 1:].to(logits.device)
+        is_labelled = next_labels != -100
+        # The loss works on a float32 copy of its logits: of the labelled ones only, not of a thousand image tokens'.
         language_loss = self.loss_function(
-            logits=logits,
+            logits=logits[is_labelled],
             labels=labels,
+            shift_labels=next_labels[is_labelled],
             vocab_size=self.config.text_config.vocab_size,
             num_items_in_batch=num_items_in_batch,
             **kwargs,
         )
-        num_labels = (labels[:, 1:] != -100).sum(dim=1).to(outputs.text_mapping_loss)
+        num_labels = is_labelled.sum(dim=1).to(outputs.text_mapping_loss)
         total = num_labels.sum() if num_items_in_batch is None else num_items_in_batch
         parts = {
             name: (outputs[name] * num_labels).sum() / total for name in ("text_mapping_loss", "vision_mapping_loss")

@@ -199,7 +199,10 @@ class FusionProcessor(ProcessorMixin):
         """The image processor of this file: the Auto class would look for it in the folder, as code to be trusted."""
         return [
             FusionImageProcessor.from_pretrained(pretrained_model_name_or_path, **kwargs),
-            cls._load_tokenizer_from_pretrained("tokenizer", pretrained_model_name_or_path, **kwargs),
+            # Tokenizers have no code of ours; without a word on it, users would be asked whether to trust it.
+            cls._load_tokenizer_from_pretrained(
+                "tokenizer", pretrained_model_name_or_path, **{"trust_remote_code": False, **kwargs}
+            ),
         ]
 
     def _find_end_of_turn_token(self) -> str:

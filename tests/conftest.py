@@ -10,12 +10,12 @@ import pytest
 import torch
 from PIL import Image
 from safetensors import safe_open
-from transformers import AutoProcessor
+from transformers import AutoProcessor, SiglipVisionConfig
 
 from fusion_vlm.convert_checkpoints import convert
 from fusion_vlm.modeling_fusion import FusionForConditionalGeneration
 
-from .tiny import random_image, tiny_model, tiny_processor
+from .tiny import VISION_CONFIG, random_image, tiny_config, tiny_model, tiny_processor
 
 
 GOLDEN_DIR = Path(__file__).parent / "fixtures" / "golden"
@@ -122,3 +122,16 @@ def processor(processors):
 def model(processor) -> FusionForConditionalGeneration:
     """A tiny model with a Llama decoder; tests that change it make a copy."""
     return tiny_model(processor)
+
+
+@pytest.fixture(scope="session")
+def wide_folder(processor, tmp_path_factory) -> Path:
+    """A model of widths that bitsandbytes' CPU kernels take."""
+    path = tmp_path_factory.mktemp("wide")
+    config = tiny_config(processor)
+    config.text_config.hidden_size, config.text_config.intermediate_size = 128, 256
+    config.text_config.head_dim = 32
+    config.vision_config = SiglipVisionConfig(**{**VISION_CONFIG, "hidden_size": 64, "intermediate_size": 128})
+    torch.manual_seed(0)
+    FusionForConditionalGeneration(config).save_pretrained(path)
+    return path

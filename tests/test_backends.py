@@ -5,13 +5,13 @@ import functools
 
 import pytest
 import torch
-from transformers import BitsAndBytesConfig, SiglipVisionConfig, pipeline
+from transformers import BitsAndBytesConfig, pipeline
 
 from fusion_vlm.convert_checkpoints import convert
 from fusion_vlm.modeling_fusion import FusionForConditionalGeneration
 
 from .conftest import GOLDEN_DIR, LLAMA, PHI, make_messages, process, relative_error
-from .tiny import VISION_CONFIG, last_logits, random_image, random_model, tiny_config
+from .tiny import last_logits, random_image, random_model, tiny_config
 
 
 GREEDY = {"do_sample": False, "max_new_tokens": 6, "eos_token_id": -1}
@@ -119,19 +119,6 @@ def test_decode_step_compiles_without_graph_breaks(model, inputs):
 # Quantisation -------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def wide_folder(processor, tmp_path_factory):
-    """Widths that bitsandbytes' CPU kernels take."""
-    path = tmp_path_factory.mktemp("wide")
-    config = tiny_config(processor)
-    config.text_config.hidden_size, config.text_config.intermediate_size = 128, 256
-    config.text_config.head_dim = 32
-    config.vision_config = SiglipVisionConfig(**{**VISION_CONFIG, "hidden_size": 64, "intermediate_size": 128})
-    torch.manual_seed(0)
-    FusionForConditionalGeneration(config).save_pretrained(path)
-    return path
-
-
 def quantized_parts(model) -> set[str]:
     names = [name for name, module in model.named_modules() if type(module).__name__ in ("Linear4bit", "Linear8bitLt")]
     return {name.split(".")[1] if name.startswith("model.") else name for name in names}
@@ -181,12 +168,20 @@ def test_converter_writes_a_4_bit_folder(tmp_path, converted, models, processors
     assert {path.name for path in folder.iterdir()} == {path.name for path in converted[LLAMA].iterdir()}
     model = FusionForConditionalGeneration.from_pretrained(folder)
     assert quantized_parts(model) == {"language_model", "interaction_layers"}
-    for module in model.modules():
-        if type(module).__name__ == "Linear4bit":
-            module.support_avx512bf16_for_cpu = False  # its kernels do not take the goldens' narrow layers
     inputs = process(processors[LLAMA], goldens[LLAMA].messages("single"), latent_grid_size=2)
     error = relative_error(last_logits(model, inputs), last_logits(models[LLAMA], inputs))
     assert 1e-3 < error < 1
+
+
+@pytest.mark.slow  # optimum-quanto compiles its kernels first, for a minute
+def test_quantised_cache(model, inputs):
+    """The prompt's own token is exact, later ones read 4-bit keys and values; those within the residual are exact."""
+    options = {**GREEDY, "max_new_tokens": 2, "return_dict_in_generate": True, "output_scores": True}
+    expected = model.generate(**inputs, **options).scores
+    cache = {"backend": "quanto", "nbits": 4, "q_group_size": 16, "residual_length": 2}
+    scores = model.generate(**inputs, **options, cache_implementation="quantized", cache_config=cache).scores
+    assert torch.equal(scores[0], expected[0])
+    assert 1e-4 < relative_error(scores[1], expected[1]) < 0.5
 
 
 # Long prompts, pipelines --------------------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 """
 The full-size check: a random checkpoint with the names, shapes and dtype of FUSION-Phi3.5-3B (10.2 GB) is converted,
-loaded and asked a question about a photograph, and memory and times are printed. Needs 25 GB of disk, 16 GB of memory
-and about ten minutes on 2 CPU cores.
+loaded and asked a question about a photograph, as it is and in 4 bits; memory and times are printed. Needs 25 GB of
+disk, 16 GB of memory and about ten minutes on 2 CPU cores.
 
     make test-slow
 """
@@ -39,7 +39,7 @@ CONVERT = (
 from fusion_vlm.convert_checkpoints import convert
 
 start = time.perf_counter()
-convert(sys.argv[1], sys.argv[2], max_shard_size=int(sys.argv[3]))
+convert(sys.argv[1], sys.argv[2], max_shard_size=int(sys.argv[3]), quantize=sys.argv[4] or None)
 report(seconds=time.perf_counter() - start)
 """
 )
@@ -132,20 +132,25 @@ def run(code: str, *arguments) -> dict:
 
 
 @pytest.mark.slow
-def test_full_size_checkpoint_converts_loads_and_answers(tmp_path):
+@pytest.mark.parametrize("quantize", ["", "nf4"])
+def test_full_size_checkpoint_converts_loads_and_answers(quantize, tmp_path):
     source, output_dir = tmp_path / "source", tmp_path / "converted"
     write_random_checkpoint(source)
-    conversion = run(CONVERT, source, output_dir, SHARD_SIZE)
+    conversion = run(CONVERT, source, output_dir, SHARD_SIZE, quantize)
     shutil.rmtree(source)
+    conversion["gigabytes"] = sum(file.stat().st_size for file in output_dir.glob("*.safetensors")) / 10**9
     answer = run(ASK, output_dir, FIXTURES / "chelsea.jpg", QUESTION)
     shutil.rmtree(output_dir)
-    for step, values in (("convert", conversion), ("ask", answer)):
+    for step, values in ((f"convert {quantize}", conversion), ("ask", answer)):
         print(f"\n{step}: peak memory {values.pop('peak_memory') / 10**9:.2f} GB")
         print("\n".join(f"  {name}: {value}" for name, value in values.items()))
+    assert len(answer["new_tokens"]) == 4
+    if quantize:
+        assert conversion["gigabytes"] < 3.7
+        return
     assert answer["dtype"] == "torch.bfloat16"
     # All but the tower's final norm, whose output nothing uses.
     assert answer["parameters"] == sum(torch.Size(shape).numel() for shape in SHAPES.values()) - 2 * 1152
-    assert len(answer["new_tokens"]) == 4
 
 
 @pytest.mark.slow
@@ -153,7 +158,7 @@ def test_full_size_conversion_memory(tmp_path):
     """At most the largest shard, the largest tensor and a constant, with shards of 1 GB."""
     source, output_dir, shard_size = tmp_path / "source", tmp_path / "converted", 10**9
     write_random_checkpoint(source)
-    conversion = run(CONVERT, source, output_dir, shard_size)
+    conversion = run(CONVERT, source, output_dir, shard_size, "")
     largest = max(torch.Size(shape).numel() * 2 for shape in SHAPES.values())
     shutil.rmtree(source)
     shutil.rmtree(output_dir)

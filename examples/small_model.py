@@ -1,0 +1,69 @@
+"""
+Writes a small FUSION with random weights to a folder: 64x64 crops, 4 decoder layers, the tokenizer of the test
+fixtures. Something to train where nothing can be downloaded.
+
+    python examples/small_model.py OUTPUT_DIR
+"""
+
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+from transformers import LlamaConfig, SiglipVisionConfig
+
+from fusion_vlm.configuration_fusion import FusionConfig
+from fusion_vlm.convert_checkpoints import convert
+from fusion_vlm.modeling_fusion import FusionForConditionalGeneration
+from fusion_vlm.processing_fusion import FusionImageProcessor, FusionProcessor
+
+
+FIXTURE = Path(__file__).parents[1] / "tests" / "fixtures" / "golden" / "fusion-llama-siglip2" / "checkpoint"
+
+
+def write_small_model(folder: str | Path) -> Path:
+    """Model and processor, as `convert_checkpoints.py` would write them."""
+    torch.manual_seed(0)
+    with tempfile.TemporaryDirectory() as scratch:
+        original = FusionProcessor.from_pretrained(convert(FIXTURE, Path(scratch, "converted")))
+    image_processor = FusionImageProcessor(size={"height": 64, "width": 64}, image_grid_size=8, latent_grid_size=4)
+    processor = FusionProcessor(image_processor, original.tokenizer, chat_template=original.chat_template)
+    config = FusionConfig(
+        vision_config=SiglipVisionConfig(
+            hidden_size=96,
+            intermediate_size=256,
+            num_hidden_layers=4,
+            num_attention_heads=4,
+            image_size=64,
+            patch_size=8,
+            vision_use_head=False,
+        ),
+        text_config=LlamaConfig(
+            vocab_size=len(processor.tokenizer),
+            hidden_size=128,
+            intermediate_size=384,
+            num_hidden_layers=4,
+            num_attention_heads=4,
+            max_position_embeddings=1024,
+            initializer_range=0.1,  # so that adapters alone can move the logits of the frozen head
+            pad_token_id=processor.tokenizer.pad_token_id,
+            bos_token_id=processor.tokenizer.bos_token_id,
+            eos_token_id=processor.tokenizer.eos_token_id,
+        ),
+        image_token_id=processor.image_token_id,
+        latent_token_id=processor.latent_token_id,
+        question_end_token_ids=processor.question_end_token_ids,
+        interaction_layer_indices=[0, 2],
+        num_interaction_heads=4,
+        latent_grid_size=4,
+        latent_grid_sizes=[2, 4],
+    )
+    FusionForConditionalGeneration(config).save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return Path(folder)
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit(__doc__)
+    print(write_small_model(sys.argv[1]))

@@ -1,0 +1,201 @@
+"""Rows of training data become the batches that the reference trains on."""
+
+import io
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from torch.utils.data import DataLoader
+
+from fusion_vlm.training.collator import FusionDataCollator
+from fusion_vlm.training.messages import RowError, to_messages
+
+from .conftest import VARIANTS, make_messages
+from .test_parity import CASES, training_inputs
+from .tiny import random_image
+
+
+GRID = {"latent_grid_sizes": [2]}
+
+
+def text_row(question="Hello!", answer="Hi."):
+    return {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]}
+
+
+def llava_row(image, *turns):
+    names = ["human", "gpt"] * len(turns)
+    return {
+        "image": image,
+        "conversations": [{"from": name, "value": turn} for name, turn in zip(names, turns, strict=False)],
+    }
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_labels_are_the_goldens(variant, case, goldens, processors):
+    """From LLaVA's form, with the conversation that the reference was given."""
+    golden = goldens[variant]
+    row = {"conversations": golden.cases[case]["train_conversation"], "image": golden.image(case)}
+    batch = FusionDataCollator(processors[variant], **GRID)([row])
+    expected, labels = training_inputs(processors[variant], golden, case, num_latents=4)
+    assert torch.equal(batch["labels"], labels)
+    for name, value in expected.items():
+        assert torch.equal(batch[name], value), name
+
+
+def encode(image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+FORMS = {
+    "image in messages": lambda image, path: {
+        "messages": make_messages(["What is it?", "A cat.", "Sure?", "Yes."], image)
+    },
+    "image column": lambda image, path: {
+        "messages": make_messages(["What is it?", "A cat.", "Sure?", "Yes."]),
+        "image": image,
+    },
+    "images column and a place for it": lambda image, path: {
+        "messages": [
+            {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What is it?", "image": None}]},
+            *make_messages(["What is it?", "A cat.", "Sure?", "Yes."])[1:],
+        ],
+        "images": [image],
+    },
+    "path": lambda image, path: llava_row(path, "<image>\nWhat is it?", "A cat.", "Sure?", "Yes."),
+    "bytes": lambda image, path: llava_row(encode(image), "What is it?\n<image>", "A cat.", "Sure?", "Yes."),
+    "datasets": lambda image, path: llava_row(
+        {"bytes": encode(image), "path": None}, "What is it?", "A cat.", "Sure?", "Yes."
+    ),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_all_forms_of_a_row_give_the_same_batch(form, processor, tmp_path):
+    image = random_image(0)
+    image.save(tmp_path / "image.png")
+    collator = FusionDataCollator(processor, **GRID, image_folder=tmp_path)
+    batch = collator([FORMS[form](image, "image.png"), text_row()])
+    expected = collator([FORMS["image in messages"](image, None), text_row()])
+    assert set(batch) == set(expected)
+    for name in expected:
+        assert torch.equal(batch[name], expected[name]), name
+    assert batch["pixel_values"][0].any() and not batch["pixel_values"][1].any()
+    answers = [processor.tokenizer.decode(row[row != -100]) for row in batch["labels"]]
+    end = processor.end_of_turn_token
+    assert answers == [f"A cat.{end}Yes.{end}", f"Hi.{end}"]
+
+
+@pytest.mark.parametrize(
+    "row, message",
+    [
+        ({"text": "?"}, "keys"),
+        (llava_row(random_image(0), "What?"), "ending with the assistant"),
+        (llava_row(None, "<image>\nWhat?", "It."), "none: expected an `image` column"),
+        (llava_row(random_image(0), "<image><image>\nWhat?", "It."), "2 images"),
+        (llava_row(random_image(0), "What?", "It.", "<image>\nAnd?", "That."), "first user turn"),
+        (llava_row("missing.png", "What?", "It."), "missing.png"),
+        (llava_row(b"no image", "What?", "It."), "cannot be read"),
+        (llava_row({"bytes": None, "path": None}, "What?", "It."), "expected a path"),
+        (llava_row(5, "What?", "It."), "expected a path"),
+        ({"messages": [*text_row()["messages"], {"role": "system", "content": "x"}]}, "at most one system"),
+        ({"conversations": [{"from": ["human"], "value": "x"}]}, "Turn 0"),
+        (llava_row("https://example.com/a.png", "What?", "It."), "Download"),
+        ({"messages": [{"role": "tool", "content": "x"}]}, "role"),
+        ({"messages": "Hello"}, "list of turns"),
+        ({**text_row(), "image": random_image(0), "images": [random_image(1)]}, "2 images"),
+    ],
+)
+def test_a_broken_row_is_named_with_the_reason(row, message, processor):
+    with pytest.raises(RowError, match=rf"(?s)Row place 7: .*{message}"):
+        FusionDataCollator(processor)([{**row, "source": "place 7"}])
+
+
+def test_rows_without_columns_say_what_trainer_has_done(processor):
+    with pytest.raises(RowError, match="remove_unused_columns=False"):
+        FusionDataCollator(processor)([{}])
+
+
+def drawn_sides(collator, num_batches=40):
+    rows = [llava_row(random_image(0), "What?", "It.")]
+    latents = collator.processor.latent_token_id
+    return [int((collator(rows)["input_ids"] == latents).sum() ** 0.5) for _ in range(num_batches)]
+
+
+def test_latent_grids_are_drawn_by_the_seed(processor):
+    sides = drawn_sides(FusionDataCollator(processor, seed=1))
+    assert set(sides) == {2, 4, 6, 8, 12}
+    assert sides == drawn_sides(FusionDataCollator(processor, seed=1))
+    assert sides != drawn_sides(FusionDataCollator(processor, seed=2))
+
+
+def test_latent_grids_do_not_depend_on_the_number_of_workers(processor):
+    """In a loader that accelerate has prepared, as `Trainer` does, for two epochs."""
+    rows = [llava_row(random_image(0), f"What is {number}?", "It.") for number in range(8)]
+
+    def lengths(num_workers):
+        loader = DataLoader(rows, batch_size=2, collate_fn=FusionDataCollator(processor), num_workers=num_workers)
+        loader = Accelerator(cpu=True).prepare(loader)
+        return [batch["input_ids"].shape[1] for _ in range(2) for batch in loader]
+
+    alone = lengths(0)
+    assert alone == lengths(2)
+    assert alone[:4] != alone[4:], "another draw in the second epoch"
+
+
+def test_turns_that_do_not_fit_are_left_out_whole(processor):
+    """Also from what the tower reads, and the last answer is cut."""
+    image = random_image(0)
+    first = ["What is it?", "A cat."]
+    row = {"messages": make_messages([*first, "And what is beside it?", "A dog and a very long answer."], image)}
+    whole = FusionDataCollator(processor, **GRID)([row])
+    short = FusionDataCollator(processor, **GRID)([{"messages": make_messages(first, image)}])
+    length = short["input_ids"].shape[1]
+
+    batch = FusionDataCollator(processor, max_length=length + 2, **GRID)([row])
+    for name in short:
+        assert torch.equal(batch[name], short[name]), name
+
+    length = whole["input_ids"].shape[1] - 3
+    batch = FusionDataCollator(processor, max_length=length, **GRID)([row, text_row()])
+    assert torch.equal(batch["input_ids"][0], whole["input_ids"][0, :length])
+    assert torch.equal(batch["labels"][0], whole["labels"][0, :length])
+    assert torch.equal(batch["question_input_ids"][0], whole["question_input_ids"][0])
+
+    with pytest.raises(RowError, match="first answer begins after"):
+        FusionDataCollator(processor, max_length=20, **GRID)([row])
+
+
+def test_prompts_for_generation_end_before_the_last_answer(processor):
+    rows = [
+        {"messages": make_messages(["What?", "It.", "And?", "That."], random_image(0))},
+        text_row(),
+    ]
+    batch = FusionDataCollator(processor, with_prompts=True, **GRID)(rows)
+    prompts = batch["generation_inputs"]
+    for row, labels, ids in zip(prompts["input_ids"], batch["labels"], batch["input_ids"], strict=True):
+        prompt = row[row != processor.tokenizer.pad_token_id]
+        answer = (labels != -100).nonzero().squeeze(1)
+        breaks = (answer.diff() > 1).nonzero().squeeze(1)
+        start = answer[breaks[-1] + 1] if len(breaks) else answer[0]
+        assert torch.equal(prompt, ids[:start])
+
+
+def test_arrays_are_images(processor):
+    array = np.asarray(random_image(0))
+    batch = FusionDataCollator(processor, **GRID)([llava_row(array, "What?", "It.")])
+    expected = FusionDataCollator(processor, **GRID)([llava_row(random_image(0), "What?", "It.")])
+    assert torch.equal(batch["pixel_values"], expected["pixel_values"])
+
+
+def test_messages_keep_what_was_said():
+    row = llava_row(None, "  Hello <b>you</b> ", "Hi.")
+    messages = to_messages({**row, "conversations": [{"from": "system", "value": "Be brief."}, *row["conversations"]]})
+    assert [(message["role"], message["content"][0]["text"]) for message in messages] == [
+        ("system", "Be brief."),
+        ("user", "Hello <b>you</b>"),
+        ("assistant", "Hi."),
+    ]

@@ -1,0 +1,395 @@
+"""`Trainer`, `FusionTrainer`, recipes and the training command on tiny models."""
+
+import copy
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from transformers import (
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    LlamaForCausalLM,
+    SiglipVisionConfig,
+    SiglipVisionModel,
+    Trainer,
+    TrainingArguments,
+)
+
+from fusion_vlm.training.build import build_arguments, build_config, build_processor, load_recipe
+from fusion_vlm.training.collator import FusionDataCollator
+from fusion_vlm.training.train import main
+from fusion_vlm.training.trainer import LOSS_PARTS, FusionTrainer, FusionTrainingArguments, ModalityLengthSampler
+
+from .conftest import make_messages
+from .tiny import VISION_CONFIG, random_image, tiny_config
+
+
+RECIPES = Path(__file__).parents[1] / "training" / "recipes"
+ANSWERS = ["Red.", "A blue cube.", "Three of them, left of the red ball.", "No."]
+
+
+def make_rows(count: int) -> list[dict]:
+    """With answers of different lengths; every third row has no image."""
+    rows = []
+    for index in range(count):
+        turns = [f"What is number {index}?", ANSWERS[index % 4]] * (1 + index % 2)
+        rows.append({"messages": make_messages(turns), "source": f"row {index}"})
+        if index % 3:
+            rows[-1]["image"] = random_image(index)
+    return rows
+
+
+def arguments(folder, **values) -> FusionTrainingArguments:
+    defaults = {
+        "max_steps": 2,
+        "per_device_train_batch_size": 2,
+        "learning_rate": 1e-3,
+        "logging_steps": 1,
+        "save_strategy": "no",
+    }
+    return FusionTrainingArguments(
+        str(folder), use_cpu=True, report_to="none", disable_tqdm=True, **{**defaults, **values}
+    )
+
+
+def make_trainer(model, processor, folder, *, rows=8, trainer_class=FusionTrainer, collator=None, **values):
+    options = {name: values.pop(name) for name in ("eval_dataset", "compute_metrics") if name in values}
+    return trainer_class(
+        copy.deepcopy(model),
+        arguments(folder, **values),
+        data_collator=collator or FusionDataCollator(processor),
+        train_dataset=make_rows(rows),
+        processing_class=processor,
+        **options,
+    )
+
+
+def logged(trainer, name="loss"):
+    return [entry[name] for entry in trainer.state.log_history if name in entry]
+
+
+def test_plain_trainer_learns(model, processor, tmp_path):
+    options = TrainingArguments(
+        str(tmp_path),
+        use_cpu=True,
+        report_to="none",
+        remove_unused_columns=False,
+        max_steps=15,
+        per_device_train_batch_size=4,
+        learning_rate=3e-3,
+        logging_steps=1,
+        save_strategy="no",
+        disable_tqdm=True,
+    )
+    trainer = Trainer(
+        copy.deepcopy(model), options, train_dataset=make_rows(4), data_collator=FusionDataCollator(processor)
+    )
+    trainer.train()
+    losses = logged(trainer)
+    assert losses[-1] < 0.5 * losses[0]
+
+
+@pytest.mark.parametrize("batch_size, steps", [(2, 10), (1, 20)])
+def test_resumed_training_is_bit_equal(batch_size, steps, model, processor, tmp_path):
+    """Over more than an epoch, interrupted within the second one, with plain `Trainer`."""
+    options = {
+        "trainer_class": Trainer,
+        "rows": 6 * batch_size,
+        "per_device_train_batch_size": batch_size,
+        "max_steps": steps,
+        "save_strategy": "steps",
+        "save_steps": 8,
+    }
+    whole = make_trainer(model, processor, tmp_path, **options)
+    whole.train()
+    resumed = make_trainer(model, processor, tmp_path, **options)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-8"))
+    assert logged(resumed) == logged(whole)
+    for (name, expected), parameter in zip(whole.model.named_parameters(), resumed.model.parameters(), strict=True):
+        assert torch.equal(parameter, expected), name
+
+
+def test_best_checkpoint_loads_with_trust_remote_code(model, processor, tmp_path):
+    rows = make_rows(4)
+    trainer = make_trainer(
+        model,
+        processor,
+        tmp_path,
+        eval_dataset=rows,
+        max_steps=4,
+        save_strategy="steps",
+        save_steps=2,
+        eval_strategy="steps",
+        eval_steps=2,
+        load_best_model_at_end=True,
+        metric_for_best_model="loss",
+    )
+    trainer.train()
+    best = trainer.state.best_model_checkpoint
+    losses = logged(trainer, "eval_loss")
+    assert trainer.state.best_metric == min(losses)
+    assert losses[0] != losses[1]
+    loaded = AutoModelForImageTextToText.from_pretrained(best, trust_remote_code=True)
+    loaded_processor = AutoProcessor.from_pretrained(best, trust_remote_code=True)
+    inputs = FusionDataCollator(loaded_processor, latent_grid_sizes=[2])(rows[:2])
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(**inputs).logits, trainer.model.eval()(**inputs).logits)
+
+
+def test_micro_batches_give_the_gradients_of_the_batch(model, processor, tmp_path):
+    """A batch of 4, with answers of different lengths and a row without an image, and 4 batches of 1."""
+    gradients = []
+    for batch_size, num_batches in ((4, 1), (1, 4)):
+        trainer = make_trainer(
+            model,
+            processor,
+            tmp_path,
+            rows=4,
+            collator=FusionDataCollator(processor, latent_grid_sizes=[2]),
+            max_steps=1,
+            per_device_train_batch_size=batch_size,
+            gradient_accumulation_steps=num_batches,
+            max_grad_norm=0.0,
+            optim="sgd",
+            learning_rate=1.0,
+        )
+        trainer.train()
+        before = dict(model.named_parameters())
+        gradients.append({name: before[name] - after for name, after in trainer.model.named_parameters()})
+    for name, expected in gradients[0].items():
+        error = (gradients[1][name] - expected).abs().max().item()
+        assert error < 2e-5 + 1e-3 * expected.abs().max().item(), name
+    assert all(gradients[0][name].any() for name in gradients[0] if "projector" in name)
+
+
+@pytest.mark.parametrize("num_batches", [1, 2])
+def test_logged_parts_add_up_to_the_loss(num_batches, model, processor, tmp_path):
+    trainer = make_trainer(
+        model, processor, tmp_path, gradient_accumulation_steps=num_batches, logging_steps=2, max_steps=4
+    )
+    trainer.train()
+    coef = model.config.mapping_loss_coef
+    for total, language, text, vision in zip(
+        logged(trainer), *(logged(trainer, name) for name in LOSS_PARTS), strict=True
+    ):
+        assert total == pytest.approx(language + coef * (text + vision), rel=1e-4)
+        assert text > 0 and vision > 0
+
+
+def test_tower_has_its_own_learning_rate(model, processor, tmp_path):
+    trainer = make_trainer(
+        model,
+        processor,
+        tmp_path,
+        vision_learning_rate=1e-5,
+        weight_decay=0.1,
+        lr_scheduler_type="constant",
+        max_steps=1,
+    )
+    trainer.train()
+    rates = {
+        id(parameter): (group["lr"], group["weight_decay"])
+        for group in trainer.optimizer.param_groups
+        for parameter in group["params"]
+    }
+    assert len(rates) == len(list(trainer.model.parameters()))
+    for name, parameter in trainer.model.named_parameters():
+        rate, decay = rates[id(parameter)]
+        assert rate == (1e-5 if "vision_tower" in name else 1e-3), name
+        assert decay == (0.0 if "norm" in name or name.endswith("bias") else 0.1), name
+
+
+def test_evaluation_gives_logits(model, processor, tmp_path):
+    seen = []
+    trainer = make_trainer(
+        model,
+        processor,
+        tmp_path,
+        eval_dataset=make_rows(3),
+        compute_metrics=lambda prediction: seen.append(prediction) or {},
+        per_device_eval_batch_size=2,
+    )
+    first, second = trainer.evaluate(), trainer.evaluate()
+    assert first["eval_loss"] == second["eval_loss"], "the latent grid is not drawn"
+    logits = seen[0].predictions
+    assert logits.shape == (*seen[0].label_ids.shape, model.config.text_config.vocab_size)
+    inputs = FusionDataCollator(processor, latent_grid_sizes=[2])(make_rows(3)[2:])
+    with torch.no_grad():
+        expected = model(**inputs).logits
+    torch.testing.assert_close(torch.from_numpy(logits[2:, : expected.shape[1]]), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_evaluation_by_generation(model, processor, tmp_path):
+    """Answers of a batch of different lengths are those of each row alone; labels are the last answers."""
+    rows, seen = make_rows(3), []
+    trainer = make_trainer(
+        model,
+        processor,
+        tmp_path,
+        eval_dataset=rows,
+        compute_metrics=lambda prediction: seen.append(prediction) or {"answers": 1.0},
+        per_device_eval_batch_size=2,
+        predict_with_generate=True,
+        generation_max_new_tokens=5,
+    )
+    metrics = trainer.evaluate()
+    assert metrics["eval_answers"] == 1.0 and metrics["eval_loss"] > 0
+    for row, generated, labels in zip(rows, seen[0].predictions, seen[0].label_ids, strict=True):
+        answer = processor.tokenizer.decode(labels[labels != -100])
+        assert answer == row["messages"][-1]["content"][0]["text"] + processor.end_of_turn_token
+        batch = FusionDataCollator(processor, with_prompts=True)([row])
+        prompt = {**batch["generation_inputs"]}
+        expected = model.generate(**prompt, max_new_tokens=5, do_sample=False)[0, prompt["input_ids"].shape[1] :]
+        assert generated[generated != -100].tolist() == expected.tolist()
+
+
+def test_sampler_groups_modality_and_length():
+    generator = torch.Generator().manual_seed(0)
+    num_rows = 2003
+    lengths = torch.randint(1, 1000, (num_rows,), generator=generator).tolist()
+    has_images = (torch.rand(num_rows, generator=generator) < 0.7).tolist()
+    sampler = ModalityLengthSampler(lengths, has_images, batch_size=8, seed=0)
+    order = list(sampler)
+    assert sorted(order) == list(range(num_rows))
+    assert order == list(sampler)
+    sampler.set_epoch(1)
+    assert order != list(sampler)
+    num_full = sum(has_images) // 8 + (num_rows - sum(has_images)) // 8
+    batches = [order[start : start + 8] for start in range(0, 8 * num_full, 8)]
+    assert all(len({has_images[row] for row in batch}) == 1 for batch in batches)
+    spreads = [max(lengths[row] for row in batch) - min(lengths[row] for row in batch) for batch in batches]
+    assert sum(spreads) / len(spreads) < 100, "random batches of 8 spread over about 780"
+
+
+def test_grouping_needs_lengths(model, processor, tmp_path):
+    trainer = make_trainer(model, processor, tmp_path, group_by_modality_length=True)
+    with pytest.raises(ValueError, match="needs a dataset with `lengths`"):
+        trainer.train()
+
+
+# Recipes ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "stage, batch_size, rate, vision_rate, length",
+    [("stage1", 256, 2e-5, 2e-5, 2048), ("stage1_5", 128, 2e-5, 2e-6, 4096), ("stage2", 128, 1e-5, 1e-6, 4096)],
+)
+def test_recipes_are_the_papers(stage, batch_size, rate, vision_rate, length):
+    recipe = load_recipe(RECIPES / f"{stage}.yaml", ["training.bf16=false", "training.use_cpu=true"])
+    training = build_arguments(recipe)
+    assert recipe["global_batch_size"] == batch_size and recipe["max_length"] == length
+    assert training.per_device_train_batch_size * training.gradient_accumulation_steps == batch_size
+    assert (training.learning_rate, training.vision_learning_rate) == (rate, vision_rate)
+    assert (training.lr_scheduler_type, training.warmup_steps, training.weight_decay) == ("cosine", 0.03, 0.0)
+    assert training.num_train_epochs == 1 and training.activation_checkpointing and training.group_by_modality_length
+    assert yaml.safe_load((RECIPES / f"{stage}.yaml").read_text())["training"]["bf16"] is True
+
+
+@pytest.mark.parametrize(
+    "override, message",
+    [
+        ("training.learning_rat=1", "learning_rat"),
+        ("trainig.seed=1", "no section 'trainig'"),
+        ("model.config.window=3", "window"),
+        ("seed", "key=value"),
+        ("global_batch_size=6", "multiple of 4"),
+    ],
+)
+def test_changes_of_a_recipe_are_checked(override, message):
+    with pytest.raises(ValueError, match=message):
+        build_arguments(
+            load_recipe(RECIPES / "stage1.yaml", ["training.bf16=false", "training.use_cpu=true", override])
+        )
+
+
+@pytest.fixture(scope="module")
+def parts(processor, tmp_path_factory) -> dict[str, str]:
+    """A pretrained SigLIP and a pretrained decoder with its tokenizer, as far as the tests go."""
+    folder = tmp_path_factory.mktemp("parts")
+    torch.manual_seed(0)
+    SiglipVisionModel(SiglipVisionConfig(**{**VISION_CONFIG, "num_hidden_layers": 6})).save_pretrained(
+        folder / "siglip"
+    )
+    LlamaForCausalLM(tiny_config(processor).text_config).save_pretrained(folder / "llama")
+    processor.tokenizer.save_pretrained(folder / "llama")
+    return {"vision": str(folder / "siglip"), "decoder": str(folder / "llama")}
+
+
+def write_recipe(folder: Path, parts: dict[str, str]) -> Path:
+    recipe = yaml.safe_load((RECIPES / "stage1.yaml").read_text())
+    recipe["model"] = {
+        **parts,
+        "chat_template": "llama",
+        "path": None,
+        "config": {"interaction_layer_indices": [0, 2]},
+    }
+    recipe["model"]["config"].update(num_interaction_heads=4, latent_grid_size=2, latent_grid_sizes=[2, 4])
+    recipe["global_batch_size"] = 4
+    recipe["training"].update(
+        per_device_train_batch_size=2,
+        output_dir=str(folder / "out"),
+        bf16=False,
+        use_cpu=True,
+        dataloader_num_workers=0,
+        learning_rate="1e-3",
+        save_steps=2,
+        save_total_limit=None,
+        disable_tqdm=True,
+    )
+    rows = []
+    for index, row in enumerate(make_rows(12)):
+        turns = [
+            {"from": ("human", "gpt")[turn % 2], "value": message["content"][0]["text"]}
+            for turn, message in enumerate(row["messages"])
+        ]
+        rows.append({"id": index, "conversations": turns})
+        if "image" in row:
+            row["image"].save(folder / f"{index}.png")
+            rows[-1]["image"] = f"{index}.png"
+            turns[0]["value"] = "<image>\n" + turns[0]["value"]
+    (folder / "train.json").write_text(json.dumps(rows))
+    recipe["data"] = {"datasets": [{"json_path": "train.json", "sampling_strategy": "all"}], "image_folder": "."}
+    path = folder / "recipe.yaml"
+    path.write_text(yaml.safe_dump(recipe))
+    return path
+
+
+def test_training_command(parts, tmp_path):
+    """From two pretrained parts to a folder that loads, and on from there; a second start goes on where it was."""
+    recipe = write_recipe(tmp_path, parts)
+    main([str(recipe), "training.max_steps=2"])
+    main([str(recipe)])
+    state = json.loads((tmp_path / "out" / "trainer_state.json").read_text())
+    assert state["global_step"] == 3
+    logs = [entry for entry in state["log_history"] if "loss" in entry]
+    assert [entry["step"] for entry in logs] == [1, 2, 3]
+    parts = [
+        entry["language_loss"] + 0.1 * (entry["text_mapping_loss"] + entry["vision_mapping_loss"]) for entry in logs
+    ]
+    assert parts == pytest.approx([entry["loss"] for entry in logs], rel=1e-4)
+    model = AutoModelForImageTextToText.from_pretrained(tmp_path / "out", trust_remote_code=True)
+    processor = AutoProcessor.from_pretrained(tmp_path / "out", trust_remote_code=True)
+    assert model.config.question_end_token_ids == processor.question_end_token_ids
+    output = model.generate(**FusionDataCollator(processor, with_prompts=True)(make_rows(2))["generation_inputs"])
+    assert output.shape[0] == 2
+
+    main([str(recipe), f"model.path={tmp_path}/out", f"training.output_dir={tmp_path}/next", "training.max_steps=2"])
+    continued = AutoModelForImageTextToText.from_pretrained(tmp_path / "next", trust_remote_code=True)
+    name = "model.language_model.layers.0.mlp.up_proj.weight"
+    weights = [dict(one.named_parameters())[name] for one in (model, continued)]
+    assert 0 < (weights[0] - weights[1]).abs().max() < 0.01
+
+
+def test_recipe_starts_from_what_is_there(parts, tmp_path, converted):
+    recipe = load_recipe(write_recipe(tmp_path, parts))
+    config = build_config(recipe)
+    assert config.vision_config.num_hidden_layers == 5 and config.interaction_layer_indices == [0, 2]
+    assert build_processor(recipe).image_processor.latent_grid_size == 2
+    recipe["model"]["path"] = parts["decoder"]
+    with pytest.raises(ValueError, match="Convert a released checkpoint first"):
+        build_config(recipe)
+    recipe["model"].update(path=None, vision=None)
+    with pytest.raises(ValueError, match="nothing to start from"):
+        build_config(recipe)

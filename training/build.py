@@ -1,0 +1,164 @@
+"""From a recipe (a YAML file of `training/recipes/`, with `key=value` changes) to what is trained."""
+
+import dataclasses
+import os
+from pathlib import Path
+
+import torch
+import yaml
+from transformers import AutoConfig, AutoTokenizer, SiglipVisionConfig
+
+from fusion_vlm.configuration_fusion import FusionConfig
+from fusion_vlm.modeling_fusion import FusionForConditionalGeneration
+from fusion_vlm.processing_fusion import FusionImageProcessor, FusionProcessor
+from fusion_vlm.training.trainer import FusionTrainingArguments
+
+
+CHAT_TEMPLATES = Path(__file__).parents[1] / "chat_templates"
+SECTIONS = {"model", "data", "eval_data", "global_batch_size", "max_length", "training"}
+REQUIRED_SECTIONS = SECTIONS - {"eval_data"}
+MODEL_KEYS = {"path", "vision", "decoder", "chat_template", "config", "dtype", "attn_implementation"}
+
+
+def load_recipe(path: str | Path, overrides: list[str] = ()) -> dict:
+    """
+    Reads a recipe.
+
+    Args:
+        overrides (`list[str]`): such as `training.learning_rate=1e-5`: dots lead into sections, values are YAML.
+
+    Returns:
+        `dict`: the sections, with all names in them checked.
+
+    Raises:
+        ValueError: if a section or key is unknown or missing.
+    """
+    recipe = read_recipe(path, overrides)
+    _check_names(recipe, SECTIONS, "the recipe")
+    if missing := REQUIRED_SECTIONS - set(recipe):
+        raise ValueError(f"{path} lacks {sorted(missing)}.")
+    _check_names(recipe["model"], MODEL_KEYS, "`model`")
+    _check_names(recipe["model"].get("config") or {}, set(FusionConfig.__dataclass_fields__), "`model.config`")
+    arguments = {field.name for field in dataclasses.fields(FusionTrainingArguments)}
+    _check_names(recipe["training"], arguments, "`training`")
+    return recipe
+
+
+def read_recipe(path: str | Path, overrides: list[str] = ()) -> dict:
+    """The sections of a recipe with its changes, unchecked. Raises a ValueError if a change leads nowhere."""
+    recipe = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    if not isinstance(recipe, dict):
+        raise ValueError(f"{path} is no recipe: expected sections such as `model` and `data`.")
+    for override in overrides:
+        key, sign, value = override.partition("=")
+        if not sign:
+            raise ValueError(f"{override!r} is no change of the recipe, expected key=value.")
+        *sections, name = key.split(".")
+        section = recipe
+        for part in sections:
+            if not isinstance(section.get(part), dict):
+                raise ValueError(f"{override!r}: there is no section {part!r}, expected one of {sorted(section)}.")
+            section = section[part]
+        section[name] = to_number(yaml.safe_load(value))
+    return recipe
+
+
+def to_number(value):
+    """Floats such as `1e-5`, which YAML takes for text without a point."""
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
+
+
+def _check_names(section: dict, known: set[str], name: str):
+    if unknown := set(section) - known:
+        raise ValueError(f"Unknown in {name}: {sorted(unknown)}. Known: {sorted(known)}.")
+
+
+def build_arguments(recipe: dict) -> FusionTrainingArguments:
+    """
+    Training arguments, with as many accumulation steps as the global batch size takes.
+
+    Raises:
+        ValueError: if the batch size does not divide into them.
+    """
+    arguments = FusionTrainingArguments(**{name: to_number(value) for name, value in recipe["training"].items()})
+    num_rows = arguments.train_batch_size * arguments.world_size
+    steps, rest = divmod(recipe["global_batch_size"], num_rows)
+    if rest or not steps:
+        raise ValueError(
+            f"`global_batch_size` is {recipe['global_batch_size']}, expected a multiple of {num_rows}:"
+            f" {arguments.train_batch_size} rows (`training.per_device_train_batch_size`) on each of"
+            f" {arguments.world_size} processes."
+        )
+    arguments.gradient_accumulation_steps = steps
+    return arguments
+
+
+def build_config(recipe: dict) -> FusionConfig:
+    """
+    The config of the model of a recipe; reads configs only, no weights.
+
+    Raises:
+        ValueError: if `model` names neither a FUSION nor two parts, or if `model.path` is no converted FUSION.
+    """
+    model, changes = recipe["model"], recipe["model"].get("config") or {}
+    if model.get("path"):
+        model_type = FusionConfig.get_config_dict(model["path"])[0].get("model_type")
+        if model_type != FusionConfig.model_type:
+            raise ValueError(
+                f"`model.path` is {model['path']!r}, of type {model_type!r}, expected {FusionConfig.model_type!r}."
+                " Convert a released checkpoint first: python convert_checkpoints.py SOURCE OUTPUT_DIR"
+            )
+        return FusionConfig.from_pretrained(model["path"], **changes)
+    if not model.get("vision") or not model.get("decoder"):
+        raise ValueError("`model` has neither `path` nor both of `vision` and `decoder`: nothing to start from.")
+    vision_config = SiglipVisionConfig.from_pretrained(model["vision"])
+    vision_config.num_hidden_layers -= 1  # see `from_vision_text_pretrained`
+    vision_config.vision_use_head = False
+    return FusionConfig(
+        vision_config=vision_config, text_config=AutoConfig.from_pretrained(model["decoder"]), **changes
+    )
+
+
+def build_processor(recipe: dict) -> FusionProcessor:
+    """
+    The processor that is saved with the model, or a new one around the decoder's tokenizer.
+
+    Raises:
+        ValueError: if there is no such chat template.
+    """
+    model = recipe["model"]
+    if model.get("path"):
+        return FusionProcessor.from_pretrained(model["path"])
+    template = CHAT_TEMPLATES / f"{model.get('chat_template')}.jinja"
+    if not template.exists():
+        known = sorted(path.stem for path in CHAT_TEMPLATES.glob("*.jinja"))
+        raise ValueError(f"`model.chat_template` is {model.get('chat_template')!r}, expected one of {known}.")
+    config = build_config(recipe)
+    size = config.vision_config.image_size
+    image_processor = FusionImageProcessor(
+        size={"height": size, "width": size},
+        image_grid_size=config.image_grid_size,
+        latent_grid_size=config.latent_grid_size,
+    )
+    tokenizer = AutoTokenizer.from_pretrained(model["decoder"], padding_side="left")
+    return FusionProcessor(image_processor, tokenizer, chat_template=template.read_text())
+
+
+def build_model(recipe: dict, processor: FusionProcessor) -> FusionForConditionalGeneration:
+    """The model of a recipe: saved, or of two pretrained parts and new ones between them."""
+    model, changes = recipe["model"], recipe["model"].get("config") or {}
+    dtype = getattr(torch, model.get("dtype") or "float32")
+    options = {"attn_implementation": model["attn_implementation"]} if model.get("attn_implementation") else {}
+    if model.get("path"):
+        config = build_config(recipe)
+        built = FusionForConditionalGeneration.from_pretrained(model["path"], config=config, dtype=dtype, **options)
+    else:
+        built = FusionForConditionalGeneration.from_vision_text_pretrained(
+            os.fspath(model["vision"]), os.fspath(model["decoder"]), processor, dtype=dtype, **changes
+        )
+        if options:
+            built.set_attn_implementation(options["attn_implementation"])
+    return built

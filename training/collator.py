@@ -1,0 +1,161 @@
+"""From rows of training data to the batches that `FusionForConditionalGeneration` learns from."""
+
+import random
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from accelerate.state import GradientState
+from transformers import BatchFeature
+
+from fusion_vlm.configuration_fusion import FusionConfig
+from fusion_vlm.modeling_fusion import NUM_CROPS_PER_SIDE
+from fusion_vlm.training.messages import RowError, to_messages
+
+
+class FusionDataCollator:
+    """
+    Makes batches of rows of any form that `training.messages` knows, with and without images.
+
+    Labels are the answers and the end-of-turn token after each (what the chat template marks as generation); all else
+    is -100. The side of the latent grid is drawn for each batch (paper section 3.2). The draw depends on the seed, the
+    epoch and the texts of the batch alone, so it is the same on any number of workers and after a resumed training.
+
+    Args:
+        processor (`FusionProcessor`):
+            Its chat template has to mark what the assistant generates.
+        max_length (`int`, *optional*):
+            Longest prompt with answers, in tokens, image and latent tokens included. Of a longer conversation the last
+            turns are left out that do not fit whole; the answer at the end may be cut.
+        latent_grid_sizes (`Sequence[int]`, *optional*):
+            Sides to draw from. Defaults to those of the released models, without those that are too large for the
+            context map; pass those of the model's config if they differ.
+        seed (`int`)
+        image_folder (`str` or `Path`, *optional*):
+            Where relative image paths begin.
+        with_prompts (`bool`):
+            Whether to add `generation_inputs`, the prompt of the last answer of each row, padded on the left:
+            `FusionTrainer` generates from it with `predict_with_generate`.
+
+    Raises:
+        RowError: if a row cannot be used; names the row by its `source` or `id`, if it has one.
+    """
+
+    def __init__(
+        self,
+        processor,
+        *,
+        max_length: int | None = None,
+        latent_grid_sizes: Sequence[int] | None = None,
+        seed: int = 0,
+        image_folder: str | Path | None = None,
+        with_prompts: bool = False,
+    ):
+        self.processor = processor
+        self.max_length = max_length
+        if latent_grid_sizes is None:
+            max_size = NUM_CROPS_PER_SIDE * processor.image_processor.image_grid_size
+            latent_grid_sizes = [size for size in FusionConfig().latent_grid_sizes if size <= max_size]
+        self.latent_grid_sizes = list(latent_grid_sizes)
+        self.seed = seed
+        self.image_folder = image_folder
+        self.with_prompts = with_prompts
+        self._num_calls = 0
+
+    def __call__(self, rows: list[dict]) -> BatchFeature:
+        """
+        Returns:
+            `BatchFeature` with what the processor returns, padded on the right, and `labels` `(batch, sequence)`.
+        """
+        names = [str(row.get("source") or row.get("id") or f"{index} of the batch") for index, row in enumerate(rows)]
+        conversations = [self._read(row, name) for row, name in zip(rows, names, strict=True)]
+        grid_size = self._draw_latent_grid_size(conversations)
+        inputs = self._process(conversations, names, grid_size)
+        if self.max_length is not None and inputs["input_ids"].shape[1] > self.max_length:
+            conversations = [
+                self._leave_out_turns(conversation, ids[mask.bool()], name)
+                for conversation, ids, mask, name in zip(
+                    conversations, inputs["input_ids"], inputs["attention_mask"], names, strict=True
+                )
+            ]
+            inputs = self._process(conversations, names, grid_size)
+            for name in ("input_ids", "attention_mask", "labels"):
+                inputs[name] = inputs[name][:, : self.max_length]
+        if self.with_prompts:
+            inputs["generation_inputs"] = self._process_prompts(conversations)
+        return inputs
+
+    def _read(self, row: dict, name: str) -> list[dict]:
+        if not row:
+            raise RowError(
+                "The rows are empty: Trainer has removed their columns. Pass `remove_unused_columns=False` to"
+                " `TrainingArguments`."
+            )
+        try:
+            return to_messages(row, self.image_folder)
+        except RowError as error:
+            raise RowError(f"Row {name}: {error}") from error
+
+    def _draw_latent_grid_size(self, conversations: list[list[dict]]) -> int:
+        # In `Trainer` (on accelerate), the loader in use knows the epoch, also after resuming. Elsewhere calls count.
+        loader = GradientState().active_dataloader
+        turn = self._num_calls if loader is None else loader.iteration
+        self._num_calls += 1
+        texts = [
+            part["text"] for turns in conversations for turn in turns for part in turn["content"] if "text" in part
+        ]
+        return random.Random(f"{self.seed} {turn} {texts}").choice(self.latent_grid_sizes)
+
+    def _process(self, conversations: list[list[dict]], names: list[str], latent_grid_size: int) -> BatchFeature:
+        try:
+            inputs = self.processor.apply_chat_template(
+                conversations,
+                tokenize=True,
+                return_dict=True,
+                return_tensors="pt",
+                return_assistant_tokens_mask=True,
+                processor_kwargs={"latent_grid_size": latent_grid_size, "padding_side": "right"},
+            )
+        except ValueError as error:
+            raise RowError(f"In the batch of the rows {'; '.join(names)}: {error}") from error
+        is_answer = inputs.pop("assistant_masks").bool()
+        if not is_answer.any(dim=1).all():
+            raise RowError(
+                f"Row {names[is_answer.any(dim=1).tolist().index(False)]}: no answer is marked in the rendered prompt."
+                " The chat template needs {% generation %} around what the assistant says."
+            )
+        inputs["labels"] = inputs["input_ids"].masked_fill(~is_answer, -100)
+        return inputs
+
+    def _leave_out_turns(self, conversation: list[dict], ids: torch.LongTensor, name: str) -> list[dict]:
+        """The turns of a conversation whose question ends, and whose answer begins, within `max_length`."""
+        end = torch.tensor(self.processor.question_end_token_ids)
+        is_end = (ids.unfold(0, len(end), 1) == end).all(dim=1)
+        latents = (ids == self.processor.latent_token_id).nonzero()
+        first = latents[0].item() if len(latents) else 0
+        # Positions of the first token of each answer.
+        starts = [start + len(end) for start in is_end.nonzero().squeeze(1).tolist() if start > first]
+        num_turns = sum(start < self.max_length for start in starts)
+        if num_turns == 0:
+            raise RowError(
+                f"Row {name}: its first answer begins after {starts[0] if starts else len(ids)} tokens, expected it"
+                f" within a `max_length` of {self.max_length}. Raise it, or leave the row out."
+            )
+        kept, num_answers = [], 0
+        for message in conversation:
+            if num_answers == num_turns:
+                break
+            kept.append(message)
+            num_answers += message["role"] == "assistant"
+        return kept
+
+    def _process_prompts(self, conversations: list[list[dict]]) -> dict[str, torch.Tensor]:
+        inputs = self.processor.apply_chat_template(
+            [conversation[:-1] for conversation in conversations],
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
+            processor_kwargs={"padding_side": "left"},
+        )
+        return dict(inputs)

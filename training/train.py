@@ -1,0 +1,84 @@
+"""
+Trains a FUSION as a recipe says, on one process or many, and writes a folder that loads like any other.
+
+    python -m fusion_vlm.training.train RECIPE [key=value ...]
+    accelerate launch --config_file training/recipes/launch/fsdp2.yaml -m fusion_vlm.training.train RECIPE
+
+A run that was interrupted goes on from its last checkpoint when it is started again. `key=value` changes the recipe:
+`training.learning_rate=1e-5`, `data.image_folder=/data`. What a recipe costs: `python -m fusion_vlm.training.cost`.
+"""
+
+import argparse
+from pathlib import Path
+
+from accelerate.utils import broadcast_object_list
+from transformers import set_seed
+from transformers.trainer_utils import get_last_checkpoint
+
+from fusion_vlm.processing_fusion import FusionProcessor
+from fusion_vlm.training.build import build_arguments, build_model, build_processor, load_recipe
+from fusion_vlm.training.check import mixture_seed, prepare_dataset
+from fusion_vlm.training.collator import FusionDataCollator
+from fusion_vlm.training.data import FusionDataset
+from fusion_vlm.training.trainer import FusionTrainer, FusionTrainingArguments
+
+
+def train(recipe: dict, folder: Path) -> FusionTrainer:
+    """
+    Runs a recipe.
+
+    Args:
+        recipe (`dict`): from `load_recipe`.
+        folder (`Path`): where relative paths of the data begin.
+    """
+    arguments = build_arguments(recipe)
+    # New parts are initialised before `Trainer` sets the seed.
+    set_seed(arguments.seed)
+    processor = build_processor(recipe)
+    model = build_model(recipe, processor)
+    collator = FusionDataCollator(
+        processor,
+        max_length=recipe["max_length"],
+        latent_grid_sizes=model.config.latent_grid_sizes,
+        seed=arguments.seed,
+    )
+    trainer = FusionTrainer(
+        model,
+        arguments,
+        data_collator=collator,
+        train_dataset=load_data(recipe, "data", folder, arguments, processor),
+        eval_dataset=load_data(recipe, "eval_data", folder, arguments, processor),
+        processing_class=processor,
+    )
+    checkpoint = get_last_checkpoint(arguments.output_dir) if Path(arguments.output_dir).is_dir() else None
+    trainer.train(resume_from_checkpoint=checkpoint)
+    trainer.save_model()
+    trainer.save_state()
+    return trainer
+
+
+def load_data(
+    recipe: dict, section: str, folder: Path, arguments: FusionTrainingArguments, processor: FusionProcessor
+) -> FusionDataset | None:
+    """The rows of a section; the first process looks for them and, if broken ones may be left out, verifies them."""
+    datasets = [None]
+    if arguments.process_index == 0 and recipe.get(section):
+        report_path = Path(arguments.output_dir, f"broken_rows_{section}.jsonl")
+        num_workers = arguments.dataloader_num_workers
+        datasets = [
+            prepare_dataset(recipe[section], folder, mixture_seed(recipe), report_path, num_workers, processor)
+        ]
+    broadcast_object_list(datasets)
+    return datasets[0]
+
+
+def main(argv: list[str] | None = None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("recipe", type=Path, help="a YAML file, such as training/recipes/stage1.yaml")
+    parser.add_argument("changes", nargs="*", metavar="key=value", help="changes of the recipe")
+    arguments = parser.parse_args(argv)
+    train(load_recipe(arguments.recipe, arguments.changes), arguments.recipe.parent)
+
+
+if __name__ == "__main__":
+    main()

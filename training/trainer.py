@@ -1,0 +1,189 @@
+"""
+`Trainer` with what the paper's recipe needs beyond it: a learning rate of its own for the vision tower, batches
+grouped by modality and length, the parts of the loss in the logs, and evaluation by generating answers.
+
+None of it is needed to train: plain `Trainer` with a `FusionDataCollator` works.
+"""
+
+import copy
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, Dataset, Sampler
+from transformers import Trainer, TrainingArguments
+from transformers.trainer_pt_utils import get_length_grouped_indices
+
+
+LOSS_PARTS = ("language_loss", "text_mapping_loss", "vision_mapping_loss")
+VISION_TOWER = "vision_tower"
+
+
+@dataclass
+class FusionTrainingArguments(TrainingArguments):
+    """
+    Args:
+        vision_learning_rate (`float`, *optional*):
+            Of the vision tower. Defaults to `learning_rate`.
+        group_by_modality_length (`bool`):
+            Whether a batch (over all processes and accumulation steps) holds rows with an image only or without one
+            only, of similar length. The dataset needs `lengths` and `has_images`, a value for each row.
+        predict_with_generate (`bool`):
+            Whether evaluation generates the last answer of each row, greedily; `compute_metrics` then gets token ids.
+        generation_max_new_tokens (`int`):
+            Of such an answer.
+    """
+
+    remove_unused_columns: bool = field(default=False)
+    vision_learning_rate: float | None = field(default=None)
+    group_by_modality_length: bool = field(default=False)
+    predict_with_generate: bool = field(default=False)
+    generation_max_new_tokens: int = field(default=64)
+
+
+class ModalityLengthSampler(Sampler):
+    """
+    Shuffles a dataset so that each batch is of one modality and of similar lengths.
+
+    What is left over of either modality at the end makes batches of both.
+
+    Args:
+        lengths (`list[int]`), has_images (`list[bool]`): of the rows.
+        batch_size (`int`): rows of all processes and accumulation steps together.
+        seed (`int`): the order depends on it and on the epoch.
+    """
+
+    def __init__(self, lengths: list[int], has_images: list[bool], batch_size: int, seed: int):
+        self.lengths = lengths
+        self.has_images = has_images
+        self.batch_size = batch_size
+        self.seed = seed
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int):
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __iter__(self):
+        generator = torch.Generator().manual_seed(self.seed + self.epoch)
+        batches, rest = [], []
+        for modality in (True, False):
+            rows = [row for row, has_image in enumerate(self.has_images) if has_image == modality]
+            lengths = [self.lengths[row] for row in rows]
+            order = get_length_grouped_indices(lengths, self.batch_size, generator=generator) if rows else []
+            order = [rows[index] for index in order]
+            full = len(order) // self.batch_size * self.batch_size
+            batches += [order[start : start + self.batch_size] for start in range(0, full, self.batch_size)]
+            rest += order[full:]
+        for index in torch.randperm(len(batches), generator=generator).tolist():
+            yield from batches[index]
+        yield from rest
+
+
+class FusionTrainer(Trainer):
+    """
+    See the module's docstring. Takes what `Trainer` takes, with `FusionTrainingArguments` and a `FusionDataCollator`.
+
+    For evaluation the latent grid is that of the processor, the one of inference, instead of a drawn one.
+    """
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self._loss_parts = dict.fromkeys(LOSS_PARTS, 0.0)
+        self._first_step = None
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """As `Trainer` does it; the tower's parameters then move to groups with their own learning rate."""
+        optimizer = super().create_optimizer(model)
+        if self.args.vision_learning_rate is None:
+            return optimizer
+        named_parameters = (self.model if model is None else model).named_parameters()
+        of_tower = {id(parameter) for name, parameter in named_parameters if VISION_TOWER in name.split(".")}
+        for group in list(optimizer.param_groups):
+            tower = [parameter for parameter in group["params"] if id(parameter) in of_tower]
+            if tower:
+                group["params"] = [parameter for parameter in group["params"] if id(parameter) not in of_tower]
+                optimizer.add_param_group({**group, "params": tower, "lr": self.args.vision_learning_rate})
+        return optimizer
+
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
+        dataset = self.train_dataset if train_dataset is None else train_dataset
+        if not self.args.group_by_modality_length:
+            return super()._get_train_sampler(train_dataset)
+        if not hasattr(dataset, "lengths") or not hasattr(dataset, "has_images"):
+            raise ValueError(
+                "`group_by_modality_length` needs a dataset with `lengths` and `has_images`, such as"
+                f" `training.data.FusionDataset`; got a {type(dataset).__name__}."
+            )
+        batch_size = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        return ModalityLengthSampler(dataset.lengths, dataset.has_images, batch_size, seed)
+
+    def get_eval_dataloader(self, eval_dataset: str | Dataset | None = None) -> DataLoader:
+        with self._evaluation_collator():
+            return super().get_eval_dataloader(eval_dataset)
+
+    def get_test_dataloader(self, test_dataset: Dataset) -> DataLoader:
+        with self._evaluation_collator():
+            return super().get_test_dataloader(test_dataset)
+
+    @contextmanager
+    def _evaluation_collator(self):
+        training_collator = self.data_collator
+        self.data_collator = copy.copy(training_collator)
+        self.data_collator.latent_grid_sizes = [training_collator.processor.image_processor.latent_grid_size]
+        self.data_collator.with_prompts = self.args.predict_with_generate
+        try:
+            yield
+        finally:
+            self.data_collator = training_collator
+
+    def compute_loss(self, model, inputs, return_outputs: bool = False, num_items_in_batch=None):
+        loss, outputs = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
+        if model.training:
+            self._first_step = self.state.global_step if self._first_step is None else self._first_step
+            for name in LOSS_PARTS:
+                self._loss_parts[name] += outputs[name].detach().float()
+        return (loss, outputs) if return_outputs else loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Adds the parts of the loss, means over the steps since the last log, where the loss itself is logged."""
+        if "loss" in logs and self._first_step is not None:
+            num_steps = self.state.global_step - self._first_step
+            parts = torch.stack([torch.as_tensor(part, device=self.args.device) for part in self._loss_parts.values()])
+            # The model has divided by the labels of all processes, so their shares add up.
+            reduction = "sum" if self.args.average_tokens_across_devices else "mean"
+            parts = self.accelerator.reduce(parts, reduction) / num_steps
+            logs.update(zip(LOSS_PARTS, parts.tolist(), strict=True))
+            self._loss_parts = dict.fromkeys(LOSS_PARTS, 0.0)
+            self._first_step = None
+        super().log(logs, start_time)
+
+    def prediction_step(self, model, inputs, prediction_loss_only: bool, ignore_keys: list[str] | None = None):
+        """
+        As `Trainer` does it; with `predict_with_generate` the predictions are the generated token ids
+        `(batch, new tokens)` and the labels the last answer `(batch, tokens)`, both padded with -100 at the end.
+        """
+        prompts = inputs.pop("generation_inputs", None)
+        if prompts is None:
+            return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+        loss, _, _ = super().prediction_step(model, inputs, prediction_loss_only=True, ignore_keys=ignore_keys)
+        prompts = self._prepare_inputs(prompts)
+        model = self.accelerator.unwrap_model(model)
+        output = model.generate(**prompts, do_sample=False, max_new_tokens=self.args.generation_max_new_tokens)
+        generated = output[:, prompts["input_ids"].shape[1] :]
+        pad_token_id = self.data_collator.processor.tokenizer.pad_token_id
+        return loss, generated.masked_fill(generated == pad_token_id, -100), last_answers(inputs["labels"])
+
+
+def last_answers(labels: torch.LongTensor) -> torch.LongTensor:
+    """The last run of labels in each row of `(batch, sequence)`, moved to the beginning: `(batch, tokens)`."""
+    rows = []
+    for row in labels:
+        positions = (row != -100).nonzero().squeeze(1)
+        breaks = (positions.diff() > 1).nonzero().squeeze(1)
+        rows.append(row[positions[breaks[-1] + 1 :] if len(breaks) else positions])
+    return nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=-100)
