@@ -107,6 +107,7 @@ class FusionImageFeaturesOutput(BaseModelOutputWithPooling):
     """
 
     image_features: torch.FloatTensor | None = None
+    question_embeds: torch.FloatTensor | None = None
     question_features: torch.FloatTensor | None = None
     patch_embeds: torch.FloatTensor | None = None
 
@@ -574,8 +575,8 @@ class FusionModel(FusionPreTrainedModel):
             windows.to(output.dtype),
             map_indices,
         )
-        latent_states = latent_states.flatten(0, 1).to(hidden_states)
-        return torch.index_copy(hidden_states, 0, latent_positions.flatten(), latent_states).view_as(output)
+        rows, columns = latent_positions // output.shape[1], latent_positions % output.shape[1]
+        return output.index_put((rows, columns), latent_states.to(hidden_states))
 
     @can_return_tuple
     def get_image_features(
@@ -603,7 +604,7 @@ class FusionModel(FusionPreTrainedModel):
             ValueError: if `pixel_values` has the wrong size or holds NaN or infinity.
         """
         self._check_pixels(pixel_values, "pixel_values")
-        question_kwargs = {}
+        question_embeds, question_kwargs = None, {}
         if question_input_ids is not None:
             question_embeds = self.get_input_embeddings()(question_input_ids)
             if question_attention_mask is None:
@@ -623,6 +624,7 @@ class FusionModel(FusionPreTrainedModel):
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
             image_features=image_features,
+            question_embeds=question_embeds,
             question_features=features[:, num_patches:] if question_input_ids is not None else None,
             patch_embeds=outputs.patch_embeds,
         )
@@ -890,12 +892,13 @@ class FusionModel(FusionPreTrainedModel):
         mapped_features = self.text_to_vision_projector(image_outputs.image_features)
         losses = cosine_distance(image_outputs.patch_embeds, mapped_features).mean(dim=1)
         if len(examples) == 0:
-            zero = 0.0 * (losses.sum() + image_outputs.question_features.float().mean()).to(text_losses.device)
+            unused = image_outputs.question_features.float().mean() + image_outputs.question_embeds.float().mean()
+            zero = 0.0 * (losses.sum() + unused).to(text_losses.device)
             return text_losses + zero, text_losses + zero
         vision_losses = text_losses.index_copy(0, examples, losses.to(text_losses))
         if image_outputs.question_features is not None:
-            question_embeds = self.get_input_embeddings()(question_input_ids[examples])
-            distances = cosine_distance(question_embeds, image_outputs.question_features)  # (images, tokens)
+            # (images, tokens)
+            distances = cosine_distance(image_outputs.question_embeds, image_outputs.question_features)
             mask = question_key_mask(question_input_ids, question_attention_mask)[examples].to(distances.device)
             losses = (distances * mask).sum(dim=1) / mask.sum(dim=1).clamp(min=1)
             text_losses = text_losses.index_copy(0, examples, losses.to(text_losses))
@@ -954,6 +957,9 @@ class FusionModel(FusionPreTrainedModel):
                     inputs_embeds, latent_mask, end_mask, has_image, context_map
                 )
 
+        if output_mapping_losses and self.training:
+            # Nothing reads it, and layers that are computed again would fill it twice.
+            kwargs.setdefault("use_cache", False)
         outputs = self.language_model(
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,

@@ -66,7 +66,7 @@ def main():
     merged = trainer.model.merge_and_unload()
     merged.save_pretrained(args.output_dir / "merged")
     processor.save_pretrained(args.output_dir / "merged")
-    figure, axes = plt.subplots(1, 2, figsize=(9, 3.5))
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3.5), layout="constrained")
     for axis, name in zip(axes, ("loss", "eval_accuracy"), strict=True):
         points = [(entry["step"], entry[name]) for entry in trainer.state.log_history if name in entry]
         axis.plot(*zip(*points, strict=True))

@@ -15,10 +15,12 @@ from accelerate.utils import broadcast_object_list
 from transformers import set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
+from fusion_vlm.modeling_fusion import FusionForConditionalGeneration
 from fusion_vlm.processing_fusion import FusionProcessor
 from fusion_vlm.training.build import build_arguments, build_model, build_processor, load_recipe
 from fusion_vlm.training.check import mixture_seed, prepare_dataset
 from fusion_vlm.training.collator import FusionDataCollator
+from fusion_vlm.training.consolidate import find_reader, write_folder
 from fusion_vlm.training.data import FusionDataset
 from fusion_vlm.training.trainer import FusionTrainer, FusionTrainingArguments
 
@@ -50,11 +52,32 @@ def train(recipe: dict, folder: Path) -> FusionTrainer:
         eval_dataset=load_data(recipe, "eval_data", folder, arguments, processor),
         processing_class=processor,
     )
+    if trainer.is_fsdp_enabled and arguments.save_strategy == "no":
+        raise ValueError("`training.save_strategy` is no: with FSDP the trained model comes from the last checkpoint.")
     checkpoint = get_last_checkpoint(arguments.output_dir) if Path(arguments.output_dir).is_dir() else None
+    if trainer.is_world_process_zero():
+        # With sharded weights a checkpoint has none of these; `consolidate` looks for them here.
+        model.config.save_pretrained(arguments.output_dir)
+        model.generation_config.save_pretrained(arguments.output_dir)
+        processor.save_pretrained(arguments.output_dir)
     trainer.train(resume_from_checkpoint=checkpoint)
-    trainer.save_model()
+    save_model(trainer, model, processor)
     trainer.save_state()
     return trainer
+
+
+def save_model(trainer: FusionTrainer, model: FusionForConditionalGeneration, processor: FusionProcessor):
+    """Writes the trained model into the output folder of the run, as a folder that loads like any other."""
+    if not trainer.is_fsdp_enabled:
+        trainer.save_model()
+        return
+    # Of sharded weights `Trainer.save_model` writes nothing that loads; they are in the last checkpoint.
+    checkpoint = Path(trainer.args.output_dir, f"checkpoint-{trainer.state.global_step}")
+    if trainer.is_world_process_zero():
+        weights = find_reader(checkpoint)()
+        write_folder(
+            weights, model.config, processor, trainer.args.output_dir, generation_config=model.generation_config
+        )
 
 
 def load_data(

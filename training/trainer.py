@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 from transformers import Trainer, TrainingArguments
+from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
 
@@ -94,6 +95,11 @@ class FusionTrainer(Trainer):
         super().__init__(*args, **kwargs)
         self._loss_parts = dict.fromkeys(LOSS_PARTS, 0.0)
         self._first_step = None
+        if self.args.predict_with_generate and (self.is_fsdp_enabled or is_deepspeed_zero3_enabled()):
+            raise ValueError(
+                "`predict_with_generate` does not work on sharded parameters: processes that generate different rows"
+                " would wait for each other. Evaluate the saved model in one process, or train with DDP or ZeRO-2."
+            )
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """As `Trainer` does it; the tower's parameters then move to groups with their own learning rate."""
