@@ -16,15 +16,19 @@ import uuid
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, create_model
-
 from fusion_vlm.synthesis.engine import FailureLimit, RunError
 from fusion_vlm.synthesis.sample import CAPTION_KINDS, Sample, Turn, stable_hash
 
 
+EXTRA_HELP = "It comes with the extra `synthesis`: pip install 'fusion-vlm[synthesis]'."
+
+try:
+    from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, create_model
+except ImportError as error:
+    raise ImportError(f"Answers are checked with `pydantic`, not installed. {EXTRA_HELP}") from error
+
 PROMPT_DIR = Path(__file__).parent / "prompts"
 LEFT_IMAGE, RIGHT_IMAGE = "Left image: ", "\n\nRight image: "  # how the scene grammar begins the two
-EXTRA_HELP = "It comes with the extra `synthesis`: pip install 'fusion-vlm[synthesis]'."
 
 
 class CallError(Exception):

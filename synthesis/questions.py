@@ -63,7 +63,7 @@ class ExactQuestions:
         for scene in scenes:
             hidden = len(scene.objects) + len(scene.signs) - len(visible_objects(scene))
             if hidden:
-                sample.reason = f"{hidden} of the objects are not fully visible"
+                sample.reason = f"{self.name}/hidden: {hidden} of the objects, expected 0"
                 return sample
         sample.turns = TURNS[sample.kind](sample, scenes, sample.rng("questions"))
         sample.source["questions"] = self.name

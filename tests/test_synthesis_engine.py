@@ -139,6 +139,36 @@ def test_a_kill_at_any_file_changes_nothing(tmp_path):
     assert read_files(output) == read_files(tmp_path / "alone")
 
 
+def test_a_file_is_there_as_a_whole_or_not_at_all(tmp_path, monkeypatch):
+    def die(*_):
+        raise SystemExit
+
+    folder = RunFolder(tmp_path / "run", 1)
+    with folder.opened({}):
+        folder.write("file", "old")
+        monkeypatch.setattr("os.replace", die)
+        for name in ("file", "other"):
+            with pytest.raises(SystemExit):
+                folder.write(name, "new")
+        assert (folder.path / "file").read_text() == "old" and not (folder.path / "other").exists()
+        monkeypatch.undo()
+    # Nor is anything half done left behind.
+    assert [path.name for path in (folder.path / "work").iterdir() if path.suffix != ".lock"] == ["parts"]
+
+
+def test_an_image_from_before_a_kill_is_not_drawn_again(tmp_path, monkeypatch):
+    def draw(self, sample):
+        raise AssertionError(f"{sample.id} is drawn again")
+
+    run(tmp_path, num=3)
+    expected = read_files(tmp_path)
+    for path in (tmp_path / "done.json", tmp_path / "work" / "parts" / "part-00000.jsonl"):
+        path.unlink()
+    monkeypatch.setattr("fusion_vlm.synthesis.render.PillowRenderer.__call__", draw)
+    run(tmp_path, num=3)
+    assert read_files(tmp_path) == expected
+
+
 def test_workers_end_when_their_parent_is_killed(tmp_path):
     process = start(tmp_path, "--num", 2000, "--num-workers", 2)
     children = f"/proc/{process.pid}/task/{process.pid}/children"
@@ -428,12 +458,14 @@ def test_the_language_model_is_not_needed_for_exact_data(tmp_path):
     assert process.returncode == 0, process.stderr
 
 
-def test_a_missing_package_is_named_with_its_extra(tmp_path):
-    line = f"import sys; sys.modules['openai'] = None\n{CALL_MAIN}"
+@pytest.mark.parametrize("package", ["openai", "pydantic"])
+def test_a_missing_package_is_named_with_its_extra(package, tmp_path):
+    line = f"import sys; sys.modules['{package}'] = None\n{CALL_MAIN}"
     arguments = ["--num", "3", "--output", str(tmp_path), "--llm", "http://localhost:1/v1", "--model", "stub"]
     process = subprocess.run([sys.executable, "-c", line, *arguments], capture_output=True, text=True)
     assert process.returncode == 1
-    assert "fusion-vlm[synthesis]" in process.stderr and "Traceback" not in process.stderr
+    assert package in process.stderr and "fusion-vlm[synthesis]" in process.stderr
+    assert "Traceback" not in process.stderr
 
 
 # --- a real language model ------------------------------------------------------------------------------------------

@@ -341,7 +341,7 @@ def test_samples_with_hidden_objects_are_rejected():
     first, second = sample.scenes[0]["objects"][:2]
     second |= {"x": first["x"], "y": first["y"], "size": "large"}
     sample = ExactQuestions()(sample)
-    assert "not fully visible" in sample.reason and sample.turns == []
+    assert sample.reason.startswith("exact_questions/hidden: ") and sample.turns == []
 
 
 def test_all_random_scenes_are_fully_visible(many_samples):
