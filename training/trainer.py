@@ -103,8 +103,9 @@ class FusionTrainer(Trainer):
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """As `Trainer` does it; the tower's parameters then move to groups with their own learning rate."""
+        is_made_already = self.optimizer is not None
         optimizer = super().create_optimizer(model)
-        if self.args.vision_learning_rate is None:
+        if self.args.vision_learning_rate is None or is_made_already:
             return optimizer
         named_parameters = (self.model if model is None else model).named_parameters()
         of_tower = {id(parameter) for name, parameter in named_parameters if VISION_TOWER in name.split(".")}
