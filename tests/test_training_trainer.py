@@ -360,7 +360,7 @@ def test_training_command(parts, tmp_path):
     """From two pretrained parts to a folder that loads, and on from there; a second start goes on where it was."""
     recipe = write_recipe(tmp_path, parts)
     main([str(recipe), "training.max_steps=2"])
-    main([str(recipe)])
+    main([str(recipe), "training.logging_steps=1"])
     state = json.loads((tmp_path / "out" / "trainer_state.json").read_text())
     assert state["global_step"] == 3
     logs = [entry for entry in state["log_history"] if "loss" in entry]
@@ -380,6 +380,19 @@ def test_training_command(parts, tmp_path):
     name = "model.language_model.layers.0.mlp.up_proj.weight"
     weights = [dict(one.named_parameters())[name] for one in (model, continued)]
     assert 0 < (weights[0] - weights[1]).abs().max() < 0.01
+
+
+def test_finished_run_is_left_alone_and_another_recipe_is_refused(parts, tmp_path, capsys):
+    recipe = write_recipe(tmp_path, parts)
+    main([str(recipe), "training.max_steps=2"])
+    weights = (tmp_path / "out" / "model.safetensors").read_bytes()
+    main([str(recipe), "training.max_steps=2"])
+    assert "is finished: 2 steps of 2" in capsys.readouterr().out
+    assert (tmp_path / "out" / "model.safetensors").read_bytes() == weights
+    with pytest.raises(SystemExit, match="another recipe: training.learning_rate was '1e-3' and is 0.5"):
+        main([str(recipe), "training.learning_rate=0.5"])
+    with pytest.raises(SystemExit, match="error: .*nothing to start from"):
+        main([str(recipe), "model.vision=null", f"training.output_dir={tmp_path}/other"])
 
 
 def test_recipe_starts_from_what_is_there(parts, tmp_path, converted):

@@ -1,6 +1,7 @@
 """From a recipe (a YAML file of `training/recipes/`, with `key=value` changes) to what is trained."""
 
 import dataclasses
+import difflib
 import os
 from pathlib import Path
 
@@ -72,8 +73,10 @@ def to_number(value):
 
 
 def _check_names(section: dict, known: set[str], name: str):
-    if unknown := set(section) - known:
-        raise ValueError(f"Unknown in {name}: {sorted(unknown)}. Known: {sorted(known)}.")
+    for unknown in sorted(set(section) - known):
+        # Of a hundred training arguments only those that may have been meant.
+        names = sorted(known) if len(known) < 20 else difflib.get_close_matches(unknown, known)
+        raise ValueError(f"Unknown in {name}: {unknown!r}. Known: {', '.join(names) or 'nothing like it'}.")
 
 
 def build_arguments(recipe: dict) -> FusionTrainingArguments:

@@ -67,7 +67,7 @@ class FusionDataCollator:
         Returns:
             `BatchFeature` with what the processor returns, padded on the right, and `labels` `(batch, sequence)`.
         """
-        names = [str(row.get("source") or row.get("id") or f"{index} of the batch") for index, row in enumerate(rows)]
+        names = [name_of(row, index) for index, row in enumerate(rows)]
         conversations = [self._read(row, name) for row, name in zip(rows, names, strict=True)]
         grid_size = self._draw_latent_grid_size(conversations)
         inputs = self._process(conversations, names, grid_size)
@@ -159,3 +159,10 @@ class FusionDataCollator:
             processor_kwargs={"padding_side": "left"},
         )
         return dict(inputs)
+
+
+def name_of(row: dict, index: int) -> str:
+    """What an error calls a row: its source or id, or else how it begins."""
+    name = row.get("source") or row.get("id")
+    beginning = str(row.get("messages") or row.get("conversations"))[:100]
+    return f"{index} of the batch ({beginning})" if name is None else str(name)

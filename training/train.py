@@ -9,10 +9,13 @@ A run that was interrupted goes on from its last checkpoint when it is started a
 """
 
 import argparse
+import sys
 from pathlib import Path
 
+import yaml
 from accelerate.utils import broadcast_object_list
-from transformers import set_seed
+from transformers import TrainerState, set_seed
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import get_last_checkpoint
 
 from fusion_vlm.modeling_fusion import FusionForConditionalGeneration
@@ -23,6 +26,26 @@ from fusion_vlm.training.collator import FusionDataCollator
 from fusion_vlm.training.consolidate import find_reader, write_folder
 from fusion_vlm.training.data import FusionDataset
 from fusion_vlm.training.trainer import FusionTrainer, FusionTrainingArguments
+
+
+RECIPE_NAME = "recipe.yaml"
+# Beginnings of the names of what may be another in a run that goes on.
+MAY_CHANGE = tuple(
+    f"training.{name}"
+    for name in (
+        "max_steps",
+        "num_train_epochs",
+        "per_device_",
+        "output_dir",
+        "logging_",
+        "save_",
+        "eval_",
+        "dataloader_",
+        "report_to",
+        "disable_tqdm",
+        "activation_checkpointing",
+    )
+)
 
 
 def train(recipe: dict, folder: Path) -> FusionTrainer:
@@ -55,7 +78,16 @@ def train(recipe: dict, folder: Path) -> FusionTrainer:
     if trainer.is_fsdp_enabled and arguments.save_strategy == "no":
         raise ValueError("`training.save_strategy` is no: with FSDP the trained model comes from the last checkpoint.")
     checkpoint = get_last_checkpoint(arguments.output_dir) if Path(arguments.output_dir).is_dir() else None
+    if checkpoint is not None:
+        check_same_run(recipe, Path(arguments.output_dir, RECIPE_NAME))
+        num_steps = TrainerState.load_from_json(Path(checkpoint, TRAINER_STATE_NAME)).global_step
+        if 0 < arguments.max_steps <= num_steps:
+            print(f"{arguments.output_dir} is finished: {num_steps} steps of {arguments.max_steps} (max_steps).")
+            return trainer
+        print(f"Going on from {checkpoint}.")
     if trainer.is_world_process_zero():
+        Path(arguments.output_dir).mkdir(parents=True, exist_ok=True)
+        Path(arguments.output_dir, RECIPE_NAME).write_text(yaml.safe_dump(recipe))
         # With sharded weights a checkpoint has none of these; `consolidate` looks for them here.
         model.config.save_pretrained(arguments.output_dir)
         model.generation_config.save_pretrained(arguments.output_dir)
@@ -64,6 +96,32 @@ def train(recipe: dict, folder: Path) -> FusionTrainer:
     save_model(trainer, model, processor)
     trainer.save_state()
     return trainer
+
+
+def check_same_run(recipe: dict, path: Path):
+    """
+    Raises a ValueError if the recipe that a run was started with is another one in what decides the result. How long
+    it trains, and how that is split over processes, logged and saved, may change.
+    """
+    if not path.is_file():
+        return
+    started, now = (flatten(one) for one in (yaml.safe_load(path.read_text()), recipe))
+    differing = [key for key in started.keys() | now.keys() if started.get(key) != now.get(key)]
+    differing = sorted(key for key in differing if not key.startswith(MAY_CHANGE))
+    if differing:
+        changes = ", ".join(f"{key} was {started.get(key)!r} and is {now.get(key)!r}" for key in differing)
+        raise ValueError(
+            f"{path.parent} holds checkpoints of another recipe: {changes}. Name another `training.output_dir`, or"
+            " remove that one."
+        )
+
+
+def flatten(section: dict, prefix: str = "") -> dict:
+    """`{"a": {"b": 1}}` as `{"a.b": 1}`."""
+    flat = {}
+    for key, value in section.items():
+        flat.update(flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value})
+    return flat
 
 
 def save_model(trainer: FusionTrainer, model: FusionForConditionalGeneration, processor: FusionProcessor):
@@ -100,7 +158,10 @@ def main(argv: list[str] | None = None):
     parser.add_argument("recipe", type=Path, help="a YAML file, such as training/recipes/stage1.yaml")
     parser.add_argument("changes", nargs="*", metavar="key=value", help="changes of the recipe")
     arguments = parser.parse_args(argv)
-    train(load_recipe(arguments.recipe, arguments.changes), arguments.recipe.parent)
+    try:
+        train(load_recipe(arguments.recipe, arguments.changes), arguments.recipe.parent)
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":
