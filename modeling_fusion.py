@@ -1171,6 +1171,7 @@ class FusionForConditionalGeneration(FusionPreTrainedModel, GenerationMixin):
         labels: torch.LongTensor,
         outputs: FusionModelOutputWithPast,
         num_items_in_batch: torch.Tensor | int | None = None,
+        shift_labels: torch.LongTensor | None = None,
         **kwargs,
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """
@@ -1180,13 +1181,15 @@ class FusionForConditionalGeneration(FusionPreTrainedModel, GenerationMixin):
         passes `num_items_in_batch`, of all that make one step. So the loss of a batch is the sum over its
         micro-batches, as it is for the language loss.
         """
-        next_labels = F.pad(labels, (0, 1), value=-100)[:, 1:].to(logits.device)
-        is_labelled = next_labels != -100
+        if shift_labels is None:
+            shift_labels = F.pad(labels, (0, 1), value=-100)[:, 1:]
+        shift_labels = shift_labels.to(logits.device)
+        is_labelled = shift_labels != -100
         # The loss works on a float32 copy of its logits: of the labelled ones only, not of a thousand image tokens'.
         language_loss = self.loss_function(
             logits=logits[is_labelled],
             labels=labels,
-            shift_labels=next_labels[is_labelled],
+            shift_labels=shift_labels[is_labelled],
             vocab_size=self.config.text_config.vocab_size,
             num_items_in_batch=num_items_in_batch,
             **kwargs,

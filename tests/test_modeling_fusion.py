@@ -362,6 +362,22 @@ def test_every_parameter_has_a_gradient(processor, conversations):
     assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == []
 
 
+@torch.no_grad()
+def test_labels_that_are_shifted_already_count_as_they_are(model, processor, conversations):
+    """What collators without padding and sequence parallelism pass beside `labels`."""
+    inputs = process(processor, conversations[0])
+    labels = inputs["input_ids"].clone()
+    labels[:, :5] = -100
+    expected = model(**inputs, labels=labels)
+    shift_labels = torch.nn.functional.pad(labels, (0, 1), value=-100)[:, 1:]
+    outputs = model(**inputs, labels=torch.full_like(labels, -100), shift_labels=shift_labels)
+    assert outputs.loss == expected.loss
+    outputs = model(
+        **inputs, labels=labels, shift_labels=shift_labels.masked_fill(shift_labels == labels[0, -1], -100)
+    )
+    assert outputs.language_loss != expected.language_loss
+
+
 def test_loss_of_a_batch_is_the_sum_over_its_micro_batches(model, processor, conversations):
     """With uneven label counts and an example without an image, as `Trainer` accumulates gradients."""
     batch = process(processor, conversations, padding_side="right")
