@@ -87,16 +87,27 @@ def build_arguments(recipe: dict) -> FusionTrainingArguments:
         ValueError: if the batch size does not divide into them.
     """
     arguments = FusionTrainingArguments(**{name: to_number(value) for name, value in recipe["training"].items()})
-    num_rows = arguments.train_batch_size * arguments.world_size
-    steps, rest = divmod(recipe["global_batch_size"], num_rows)
+    arguments.gradient_accumulation_steps = count_accumulation_steps(
+        recipe, arguments.train_batch_size, arguments.world_size
+    )
+    return arguments
+
+
+def count_accumulation_steps(recipe: dict, batch_size: int, num_processes: int) -> int:
+    """
+    How many batches of each process make one step of the recipe's global batch size.
+
+    Raises:
+        ValueError: if that is no whole number.
+    """
+    steps, rest = divmod(recipe["global_batch_size"], batch_size * num_processes)
     if rest or not steps:
         raise ValueError(
-            f"`global_batch_size` is {recipe['global_batch_size']}, expected a multiple of {num_rows}:"
-            f" {arguments.train_batch_size} rows (`training.per_device_train_batch_size`) on each of"
-            f" {arguments.world_size} processes."
+            f"`global_batch_size` is {recipe['global_batch_size']}, expected a multiple of"
+            f" {batch_size * num_processes}: {batch_size} rows (`training.per_device_train_batch_size`) on each of"
+            f" {num_processes} processes or GPUs."
         )
-    arguments.gradient_accumulation_steps = steps
-    return arguments
+    return steps
 
 
 def build_config(recipe: dict) -> FusionConfig:

@@ -99,12 +99,12 @@ class FusionDataCollator:
     def _draw_latent_grid_size(self, conversations: list[list[dict]]) -> int:
         # In `Trainer` (on accelerate), the loader in use knows the epoch, also after resuming. Elsewhere calls count.
         loader = GradientState().active_dataloader
-        turn = self._num_calls if loader is None else loader.iteration
+        epoch = self._num_calls if loader is None else loader.iteration
         self._num_calls += 1
         texts = [
             part["text"] for turns in conversations for turn in turns for part in turn["content"] if "text" in part
         ]
-        return random.Random(f"{self.seed} {turn} {texts}").choice(self.latent_grid_sizes)
+        return random.Random(f"{self.seed} {epoch} {texts}").choice(self.latent_grid_sizes)
 
     def _process(self, conversations: list[list[dict]], names: list[str], latent_grid_size: int) -> BatchFeature:
         try:

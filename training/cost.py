@@ -30,7 +30,7 @@ from transformers.initialization import no_init_weights
 
 from fusion_vlm.configuration_fusion import FusionConfig
 from fusion_vlm.modeling_fusion import NUM_CROPS_PER_SIDE, UNATTENDED_TOKEN_ID, FusionForConditionalGeneration
-from fusion_vlm.training.build import build_config, load_recipe, to_number
+from fusion_vlm.training.build import build_config, count_accumulation_steps, load_recipe, to_number
 from fusion_vlm.training.data import has_image, load_mixture, text_of
 from fusion_vlm.training.messages import RowError
 from fusion_vlm.training.trainer import FusionTrainingArguments
@@ -541,18 +541,10 @@ def read_training(recipe: dict, gpus: int) -> dict:
     training |= {name: to_number(value) for name, value in recipe["training"].items()}
     # Two names of one thing; the one kept here is the older.
     checkpointing = training["activation_checkpointing"] or training["gradient_checkpointing"]
-    num_rows = training["per_device_train_batch_size"] * gpus
-    accumulation, rest = divmod(recipe["global_batch_size"], num_rows)
-    if rest or not accumulation:
-        raise ValueError(
-            f"`global_batch_size` is {recipe['global_batch_size']}, expected a multiple of {num_rows}:"
-            f" {training['per_device_train_batch_size']} rows (`training.per_device_train_batch_size`) on each of"
-            f" {gpus} GPUs."
-        )
     return {
         **training,
         "gradient_checkpointing": bool(checkpointing),
-        "gradient_accumulation_steps": accumulation,
+        "gradient_accumulation_steps": count_accumulation_steps(recipe, training["per_device_train_batch_size"], gpus),
     }
 
 

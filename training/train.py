@@ -85,6 +85,8 @@ def train(recipe: dict, folder: Path) -> FusionTrainer:
             print(f"{arguments.output_dir} is finished: {num_steps} steps of {arguments.max_steps} (max_steps).")
             return trainer
         print(f"Going on from {checkpoint}.")
+    # Nobody is to read the recipe of before while it is written anew.
+    trainer.accelerator.wait_for_everyone()
     if trainer.is_world_process_zero():
         Path(arguments.output_dir).mkdir(parents=True, exist_ok=True)
         Path(arguments.output_dir, RECIPE_NAME).write_text(yaml.safe_dump(recipe))
