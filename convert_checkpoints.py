@@ -50,12 +50,14 @@ from transformers import (
     SiglipVisionConfig,
 )
 
+from .hub.card import released_ids, write_card
+from .hub.push import prepare_repository, upload
 from .modeling_fusion import FusionForConditionalGeneration
 from .processing_fusion import FusionImageProcessor, FusionProcessor
 
 
 PACKAGE_DIR = Path(__file__).resolve().parent
-SHIPPED_FILES = ("configuration_fusion.py", "modeling_fusion.py", "processing_fusion.py")
+SHIPPED_FILES = ("configuration_fusion.py", "modeling_fusion.py", "processing_fusion.py", "handler.py")
 
 # Released tensor name -> our parameter name; None: dropped on purpose. Each name must match exactly one rule, in full.
 RULES: list[tuple[str, str | None]] = [
@@ -462,6 +464,8 @@ def convert(
     quantize: str | None = None,
     revision: str | None = None,
     token: str | None = None,
+    copy_of: str | None = None,
+    repo_id: str | None = None,
 ) -> Path:
     """
     Converts a released FUSION checkpoint to a folder that `from_pretrained` loads with `trust_remote_code=True`.
@@ -480,6 +484,11 @@ def convert(
             the quantised model, and disk for the other one in between.
         revision, token (`str`, *optional*):
             Of the Hub repository.
+        copy_of (`str`, *optional*):
+            Hub id of the released checkpoint that a local `source` is a copy of. The model card then names it and has
+            its authors' results; a folder does not tell whether it was trained further.
+        repo_id (`str`, *optional*):
+            The Hub repository that the output is meant for, which the model card names.
 
     Returns:
         `Path`: the output folder.
@@ -501,6 +510,12 @@ def convert(
     config = build_config(released, checkpoint.shapes)
     mapped = map_names(checkpoint.shapes)
     check_parameters(config, mapped, checkpoint.shapes)
+    known = released_ids(config)
+    if copy_of is not None and copy_of not in known:
+        raise ConversionError(
+            f"{source} is no copy of {copy_of}: its sizes are those of {abbreviate(known) or 'no released model'}."
+        )
+    origin = copy_of or str(source)
 
     family = DECODER_FAMILIES[released["model_type"]]
     processor = build_processor(convert_tokenizer(folder, family), config, family)
@@ -521,11 +536,11 @@ def convert(
         build_generation_config(folder, released).save_pretrained(partial)
         for file in SHIPPED_FILES:
             shutil.copy(PACKAGE_DIR / file, partial)
-        (partial / "README.md").write_text(model_card_stub(str(source), released))
-        # Last, because a folder without it does not load.
+        # After what it takes to run, because a folder without it does not load.
         config.save_pretrained(partial)
         if quantize:
             write_quantized_weights(partial, partial.with_name("quantized"), max_shard_size)
+        write_card(partial, repo_id=repo_id, released=origin if origin in known else None)
         partial.replace(output_dir)
     return output_dir
 
@@ -562,21 +577,6 @@ def build_generation_config(folder: Path, released: dict) -> GenerationConfig:
     return GenerationConfig(**{key: value for key, value in values.items() if key in keep})
 
 
-def model_card_stub(source: str, released: dict) -> str:
-    return f"""---
-library_name: transformers
-pipeline_tag: image-text-to-text
-tags: [custom_code, conversational]
----
-
-# FUSION
-
-Converted from `{source}` ({released["mm_vision_tower"]}, {released["model_type"]}). Load it with
-`AutoProcessor` and `AutoModelForImageTextToText` of transformers 5.23 or newer and `trust_remote_code=True`.
-The code is under Apache-2.0; the weights are under the licence of their decoder.
-"""
-
-
 def main(argv: list[str] | None = None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", help="folder of a released checkpoint, or the id of its Hub repository")
@@ -586,13 +586,17 @@ def main(argv: list[str] | None = None):
     parser.add_argument("--quantize", choices=["nf4"], help="write 4-bit weights for bitsandbytes")
     parser.add_argument("--revision", help="branch, tag or commit of the Hub repository")
     parser.add_argument("--token", help="Hub token (default: the one of `hf auth login`)")
+    parser.add_argument("--copy-of", metavar="ID", help="Hub id of the checkpoint that a local source is a copy of")
     parser.add_argument("--push-to-hub", metavar="REPO", help="upload the folder to this repository, private if new")
+    parser.add_argument("--public", action="store_true", help="push to a public repository")
     args = parser.parse_args(argv)
-    api = HfApi(token=args.token)
+    if args.public and not args.push_to_hub:
+        parser.error("--public needs --push-to-hub")
+    api, repo_id = HfApi(token=args.token), None
     try:
         if args.push_to_hub:
             # First, because a conversion takes long and a name or token may be wrong.
-            api.create_repo(args.push_to_hub, private=True, exist_ok=True)
+            repo_id = prepare_repository(api, args.push_to_hub, public=args.public)
         output_dir = convert(
             args.source,
             args.output_dir,
@@ -601,13 +605,15 @@ def main(argv: list[str] | None = None):
             quantize=args.quantize,
             revision=args.revision,
             token=args.token,
+            copy_of=args.copy_of,
+            repo_id=repo_id,
         )
+        print(f"Wrote {output_dir}")
+        if repo_id:
+            upload(api, repo_id, output_dir)
+            print(f"Uploaded to {repo_id}")
     except ValueError as error:
         sys.exit(f"error: {error}")
-    print(f"Wrote {output_dir}")
-    if args.push_to_hub:
-        api.upload_large_folder(args.push_to_hub, output_dir, repo_type="model")
-        print(f"Uploaded to {args.push_to_hub}")
 
 
 if __name__ == "__main__":

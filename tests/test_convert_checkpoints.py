@@ -117,12 +117,14 @@ def test_output_folder_is_complete(converted):
         "config.json",
         "configuration_fusion.py",
         "generation_config.json",
+        "handler.py",
         "model.safetensors",
         "modeling_fusion.py",
         "processing_fusion.py",
         "processor_config.json",
         "tokenizer.json",
         "tokenizer_config.json",
+        "widget",
     }
     config = json.loads((converted[LLAMA] / "config.json").read_text())
     assert config["architectures"] == ["FusionForConditionalGeneration"]
@@ -240,32 +242,6 @@ def test_hub_source_downloads_only_what_is_needed(source, tmp_path, monkeypatch,
     assert hub.calls == [("owner/fusion", "main"), ("owner/fusion", "main", "secret")]
     assert not list(hub.cache.glob("*.bin")) and not list(hub.cache.glob("*.png"))
     assert_same_tensors(read_folder(output_dir), reference_tensors)
-
-
-class FakeApi:
-    """Of the Hub client: records what is pushed where."""
-
-    calls: list = []
-
-    def __init__(self, token=None):
-        self.calls.append(token)
-
-    def create_repo(self, repo_id, **kwargs):
-        self.calls.append((repo_id, kwargs))
-
-    def upload_large_folder(self, repo_id, folder_path, **kwargs):
-        self.calls.append((repo_id, sorted(path.name for path in Path(folder_path).iterdir())))
-
-
-def test_push_creates_a_private_repository(source, tmp_path, monkeypatch):
-    monkeypatch.setattr(FakeApi, "calls", [])
-    monkeypatch.setattr(convert_checkpoints, "HfApi", FakeApi)
-    main([str(source), str(tmp_path / "out"), "--push-to-hub", "owner/model", "--token", "secret"])
-    assert FakeApi.calls == [
-        "secret",
-        ("owner/model", {"private": True, "exist_ok": True}),
-        ("owner/model", sorted(path.name for path in (tmp_path / "out").iterdir())),
-    ]
 
 
 def test_hub_that_cannot_be_reached(tmp_path, capsys):

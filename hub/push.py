@@ -1,0 +1,132 @@
+"""Uploads a FUSION folder to the Hub: checks before long work, resumable, private unless told otherwise."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from huggingface_hub import HfApi
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    HFValidationError,
+    LocalTokenNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+)
+from huggingface_hub.utils import httpx, validate_repo_id
+
+
+# Seconds before the second, third, ... attempt of an upload. Each of its requests is retried by the Hub client before.
+ATTEMPT_WAITS = (10, 60)
+# Weights of an earlier upload: with other shards, or in other precision, `from_pretrained` could read a mixture.
+STALE_FILES = ["model*.safetensors", "model.safetensors.index.json"]
+
+
+class PushError(ValueError):
+    """The Hub refuses, or cannot be reached; the message is one line that says what to do."""
+
+
+@contextmanager
+def hub_errors(repo_id: str) -> Iterator[None]:
+    """Errors of the Hub client as `PushError`."""
+    try:
+        yield
+    except (HFValidationError, LocalTokenNotFoundError, OSError, httpx.HTTPError) as error:
+        raise PushError(explain(error, repo_id)) from error
+
+
+def explain(error: Exception, repo_id: str) -> str:
+    if isinstance(error, HFValidationError):
+        return f"{repo_id!r} cannot be the name of a repository, expected owner/name: {one_line(error)}"
+    if isinstance(error, LocalTokenNotFoundError):
+        return "There is no token for the Hub. Log in with `hf auth login`, or pass --token."
+    if isinstance(error, OfflineModeIsEnabled):
+        return "The Hub is switched off by HF_HUB_OFFLINE. Unset it to upload."
+    status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
+    if isinstance(error, RepositoryNotFoundError) or status == 404:
+        return f"The Hub finds no {repo_id} that this token may see. Check the name of the owner, and the token."
+    if status == 401:
+        return "The Hub does not accept the token. Log in again with `hf auth login`, or pass another --token."
+    if status == 403:
+        return f"The token may not write to {repo_id}. It needs the right to write, and to create repositories there."
+    if status is not None:
+        return f"The Hub answered {status} for {repo_id}: {one_line(error.server_message or error)}"
+    if isinstance(error, ValueError):
+        return f"The Hub does not take the folder: {one_line(error)}"
+    return f"The Hub cannot be reached: {one_line(error)}"
+
+
+def one_line(error: Exception | str) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def may_pass(error: Exception) -> bool:
+    """Whether another attempt can help: no answer, or an answer that is about the Hub and not about the request."""
+    if isinstance(error, HfHubHTTPError):
+        return error.response.status_code >= 500 or error.response.status_code in (408, 429)
+    return not isinstance(error, (OfflineModeIsEnabled, ValueError))
+
+
+def prepare_repository(api: HfApi, repo_id: str, *, public: bool = False) -> str:
+    """
+    Makes sure that a folder can be uploaded: checks name and token, and creates the repository if it is not there.
+
+    Args:
+        api (`HfApi`):
+            With the token to use.
+        repo_id (`str`):
+            `owner/name`, or `name` for a repository of the token's owner.
+        public (`bool`):
+            Whether the repository is meant to be public. An existing one is never changed: one that is private where
+            public was asked for, or public where it was not, is refused.
+
+    Returns:
+        `str`: `owner/name`.
+
+    Raises:
+        PushError: one line, for a name or a token that the Hub does not take, or if it cannot be reached.
+    """
+    with hub_errors(repo_id):
+        validate_repo_id(repo_id)
+        user = api.whoami()["name"]
+        repo_id = repo_id if "/" in repo_id else f"{user}/{repo_id}"
+        try:
+            private = api.repo_info(repo_id).private
+        except RepositoryNotFoundError:
+            return api.create_repo(repo_id, private=not public).repo_id
+        if private and public:
+            raise PushError(
+                f"{repo_id} exists and is private. Leave --public out, or make it public in its settings on the Hub."
+            )
+        if not private and not public:
+            raise PushError(f"{repo_id} exists and is public. Pass --public to upload there, or name another one.")
+        api.auth_check(repo_id, write=True)
+    return repo_id
+
+
+def upload(api: HfApi, repo_id: str, folder: Path):
+    """
+    Uploads a folder to a repository that `prepare_repository` has accepted. Files that are there already are not sent
+    again, so a break costs little: after one, and when the function is called again, the upload goes on.
+
+    Raises:
+        PushError: one line, with the command that goes on with the upload.
+    """
+    for wait in (*ATTEMPT_WAITS, None):
+        try:
+            api.upload_folder(
+                repo_id=repo_id,
+                folder_path=folder,
+                commit_message="Upload a FUSION model",
+                delete_patterns=STALE_FILES,
+            )
+            return
+        # RuntimeError is hf_xet's, ValueError the client's for a card with metadata that the Hub refuses.
+        except (OSError, RuntimeError, ValueError, httpx.HTTPError) as error:
+            if wait is None or not may_pass(error):
+                raise PushError(
+                    f"{explain(error, repo_id)} {folder} is complete, and what was uploaded is kept: go on with"
+                    f" `hf upload {repo_id} {folder} .`"
+                ) from error
+            print(f"{explain(error, repo_id)} Trying again in {wait} s.", flush=True)
+            time.sleep(wait)
