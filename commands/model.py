@@ -1,0 +1,133 @@
+"""What the commands share: loading a model, reading an image, prompts that fit."""
+
+import argparse
+import io
+import os
+import sys
+from logging import ERROR, getLogger
+
+from PIL import Image
+
+
+# torch and transformers are imported where they are needed: a missing image file is told at once.
+
+
+def read_image(source: str) -> Image.Image:
+    """
+    Opens a file, an http(s) address, or stdin (`"-"`).
+
+    Raises:
+        ValueError: if there is no image there.
+    """
+    if source.startswith(("http://", "https://")):
+        from ..processing_fusion import FusionImageProcessor
+
+        return FusionImageProcessor().fetch_images(source)
+    if source != "-" and not os.path.isfile(source):
+        raise ValueError(f"There is no image file {source!r}.")
+    try:
+        image = Image.open(io.BytesIO(sys.stdin.buffer.read()) if source == "-" else source)
+        image.load()
+    except Exception as error:  # decoders fail in many ways
+        place = "stdin" if source == "-" else repr(source)
+        raise ValueError(f"Cannot read an image from {place}: {error}. Is it an image file?") from error
+    return image
+
+
+def load(args: argparse.Namespace):
+    """
+    The model and the processor that the options of a command name, by the classes of this package: no code of the
+    folder is run.
+
+    Raises:
+        ValueError, OSError: if there is no FUSION model.
+    """
+    import torch
+    from huggingface_hub.utils import disable_progress_bars
+    from transformers import BitsAndBytesConfig
+    from transformers.utils import logging
+
+    from ..configuration_fusion import FusionConfig
+    from ..modeling_fusion import FusionForConditionalGeneration
+    from ..processing_fusion import FusionProcessor
+
+    logging.set_verbosity_error()
+    getLogger("bitsandbytes").setLevel(ERROR)
+    if not sys.stderr.isatty():
+        logging.disable_progress_bar()
+        disable_progress_bars()
+    values, _ = FusionConfig.get_config_dict(args.model)
+    if not values:
+        raise ValueError(f"There is no model in {args.model}: no config.json.")
+    if values.get("model_type") != FusionConfig.model_type:
+        raise ValueError(
+            f"{args.model} is no converted FUSION model: its model type is {values.get('model_type')!r}, expected"
+            f" {FusionConfig.model_type!r}. A released checkpoint has to be converted first: fusion-vlm convert"
+        )
+    if args.device != "auto":
+        try:
+            torch.empty(0, device=args.device)
+        except (RuntimeError, AssertionError) as error:  # the latter from a torch without CUDA
+            raise ValueError(f"There is no device {args.device!r} here: {error}") from error
+    options = {"dtype": args.dtype, "device_map": args.device}
+    if args.four_bit:
+        options["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=torch.bfloat16,
+        )
+    processor = FusionProcessor.from_pretrained(args.model)
+    return FusionForConditionalGeneration.from_pretrained(args.model, **options), processor
+
+
+def user_message(text: str, image: Image.Image | None = None) -> dict:
+    parts = [{"type": "text", "text": text}]
+    return {"role": "user", "content": parts if image is None else [{"type": "image", "image": image}, *parts]}
+
+
+def check_grid_sizes(config, latent_grid_size: int | None, image_grid_size: int | None) -> dict[str, int]:
+    """
+    The sizes that were given, as the processor takes them.
+
+    Raises:
+        ValueError: if the model has no such size.
+    """
+    limits = {
+        "latent_grid_size": (latent_grid_size, config.max_latent_grid_size),
+        "image_grid_size": (image_grid_size, config.num_patches_per_side),
+    }
+    for name, (size, limit) in limits.items():
+        if size is not None and not 1 <= size <= limit:
+            raise ValueError(f"{name} is {size}, expected 1 to {limit} for this model.")
+    return {name: size for name, (size, _) in limits.items() if size is not None}
+
+
+def process(processor, conversation: list, grid_sizes: dict[str, int]):
+    """The model's inputs of a conversation, or of a batch of them; placeholders that a user wrote are text."""
+    return processor.apply_chat_template(
+        conversation,
+        add_generation_prompt=True,
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
+        processor_kwargs=dict(grid_sizes),
+        sanitize_control_tokens=True,
+    )
+
+
+def limit_new_tokens(config, inputs, max_new_tokens: int) -> int:
+    """
+    How many new tokens there are positions for, `max_new_tokens` at most.
+
+    Raises:
+        ValueError: if the prompt leaves none.
+    """
+    # Decoders without such a limit do not have the field.
+    num_positions = getattr(config.text_config, "max_position_embeddings", None)
+    if num_positions is None:
+        return max_new_tokens
+    length = inputs["input_ids"].shape[1]
+    if length >= num_positions:
+        raise ValueError(f"The conversation has {length} tokens, the model takes {num_positions - 1} at most.")
+    return min(max_new_tokens, num_positions - length)
