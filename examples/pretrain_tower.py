@@ -1,0 +1,219 @@
+"""
+Pretrains the vision tower of a small FUSION, since no pretrained one that small exists: it learns to tell for each
+patch of drawn objects and of easy-VQA's training images whether there is something, and of what shape and colour.
+
+An image is seen as FUSION sees it: whole at the side of a crop, and in four crops of an image of twice that side.
+"""
+
+import itertools
+import random
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import nn
+from torch.utils.data import IterableDataset
+from transformers import Trainer, TrainingArguments
+
+from fusion_vlm.modeling_fusion import FusionVisionModel
+from fusion_vlm.synthesis.render import draw_scene
+from fusion_vlm.synthesis.scene import (
+    COLOURS,
+    PLACES,
+    PLAIN_BACKGROUNDS,
+    SHAPES,
+    SIZES,
+    WORDS,
+    Scene,
+    SceneObject,
+    Sign,
+)
+
+
+# What a patch can show of each kind; index 0 is nothing of it. easy-VQA has two colours that scenes have not.
+CLASSES = {
+    "shape": ("", *SHAPES, "sign"),
+    "colour": ("", *COLOURS, "gray", "teal"),
+    "word": ("", *WORDS),
+}
+# Of the patches that the input layer begins with: what varies less is noise.
+MIN_VARIANCE = 1e-3
+
+
+class PatchClassifier(nn.Module):
+    """
+    A tower with linear classifiers on its patch features: is there something, and what of each kind.
+
+    Args:
+        tower (`FusionVisionModel`)
+    """
+
+    def __init__(self, tower: FusionVisionModel):
+        super().__init__()
+        self.tower = tower
+        width = 3 * tower.config.hidden_size
+        self.norm = nn.LayerNorm(width)
+        self.presence = nn.Linear(width, 1)
+        self.heads = nn.ModuleDict({kind: nn.Linear(width, len(names)) for kind, names in CLASSES.items()})
+
+    def forward(self, pixel_values: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
+        """
+        Args:
+            pixel_values (`torch.Tensor` of shape `(images, 3, size, size)`)
+            labels (`torch.LongTensor` of shape `(images, patches, kinds)`): indices into `CLASSES`.
+        """
+        features = self.norm(self.tower(pixel_values).features)
+        is_something = labels[..., 0] > 0
+        loss = F.binary_cross_entropy_with_logits(self.presence(features).squeeze(-1), is_something.float())
+        # Classes count where there is something: most patches show nothing.
+        for index, head in enumerate(self.heads.values()):
+            known = labels[..., index] > 0
+            if known.any():
+                loss = loss + F.cross_entropy(head(features[known]), labels[..., index][known])
+        return {"loss": loss}
+
+
+@torch.no_grad()
+def initialise(tower: FusionVisionModel, images: torch.Tensor):
+    """
+    Makes the tower ready to learn shapes soon: its input layer whitens patches (edges vary a thousand times less than
+    colours do, and would be learnt as much later), its positions are sines and cosines of row and column.
+
+    Args:
+        images (`torch.Tensor` of shape `(images, 3, size, size)`): to take the statistics of patches from.
+    """
+    config, embeddings = tower.config, tower.embeddings
+    patches = F.unfold(images, config.patch_size, stride=config.patch_size).transpose(1, 2).flatten(0, 1)
+    variances, directions = torch.linalg.eigh(torch.cov(patches.T))  # increasing
+    weight = (directions / (variances + MIN_VARIANCE).sqrt()).T.flip(0)[: config.hidden_size]
+    embeddings.patch_embedding.weight.copy_(weight.view_as(embeddings.patch_embedding.weight))
+    embeddings.patch_embedding.bias.copy_(-weight @ patches.mean(dim=0))
+    side, quarter = config.image_size // config.patch_size, config.hidden_size // 4
+    rows, columns = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
+    frequencies = 100.0 ** -torch.linspace(0, 1, quarter)
+    waves = [
+        function(places.flatten()[:, None] * frequencies)
+        for places in (columns, rows)
+        for function in (torch.sin, torch.cos)
+    ]
+    embeddings.position_embedding.weight.copy_(torch.cat(waves, dim=1) / 2)
+
+
+def label_scene(scene: Scene, side: int) -> np.ndarray:
+    """Classes of the `side * side` patches of an image of the scene, int64 `(side, side, kinds)`."""
+    labels = np.zeros((side, side, len(CLASSES)), dtype=np.int64)
+    boxes = [
+        (thing.x, thing.y, SIZES[thing.size], SIZES[thing.size], (thing.shape, thing.colour, ""))
+        for thing in scene.objects
+    ]
+    boxes += [(sign.x, sign.y, sign.width / 2, sign.width / 5, ("sign", "", sign.word)) for sign in scene.signs]
+    centres = (np.arange(side) + 0.5) / side
+    for x, y, half_width, half_height, names in boxes:
+        # A patch counts for what covers its centre; of what is smaller than a patch, the one that it is in.
+        reach = 0.5 / side
+        columns = np.abs(centres - x) <= max(half_width, reach)
+        rows = np.abs(centres - y) <= max(half_height, reach)
+        labels[np.ix_(rows, columns)] = [
+            classes.index(name) for classes, name in zip(CLASSES.values(), names, strict=True)
+        ]
+    return labels
+
+
+class PatchExamples(IterableDataset):
+    """
+    Endless images of nine objects or signs, and of easy-VQA, each as five images of the tower with their labels.
+
+    Args:
+        crop_size, patch_size (`int`): in pixels.
+        easy_vqa (`list`): path, colour and shape of images with one object.
+        words (`Sequence[str]`): of the signs; without, there are none.
+    """
+
+    def __init__(
+        self, crop_size: int, patch_size: int, easy_vqa: list[tuple[str, str, str]], words: Sequence[str] = ()
+    ):
+        self.crop_size, self.side = crop_size, crop_size // patch_size
+        self.easy_vqa, self.words = easy_vqa, words
+
+    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
+        rng = random.Random(0)
+        while True:
+            image, fine, coarse = self._draw(rng) if rng.random() < 0.7 else self._open(rng)
+            image = image.resize((2 * self.crop_size,) * 2, Image.Resampling.BICUBIC)
+            whole = np.asarray(image.resize((self.crop_size,) * 2, Image.Resampling.BICUBIC))
+            pixels = np.concatenate([whole[None], _quarters(np.asarray(image))])
+            labels = np.concatenate([coarse[None], _quarters(fine)])
+            yield {
+                "pixel_values": torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1,
+                "labels": torch.from_numpy(labels).flatten(1, 2),
+            }
+
+    def _draw(self, rng: random.Random) -> tuple[Image.Image, np.ndarray, np.ndarray]:
+        scene = Scene(rng.choice([*PLAIN_BACKGROUNDS, *PLACES]))
+        places = [[(cell + 0.5) / 3 + rng.uniform(-0.05, 0.05) for cell in divmod(number, 3)] for number in range(9)]
+        rng.shuffle(places)
+        for _ in range(3 if self.words else 0):
+            scene.signs.append(Sign(rng.choice(self.words), *places.pop(), width=0.28))
+        for place in places:
+            looks = [rng.choice(list(choices)) for choices in (SHAPES, COLOURS, SIZES)]
+            scene.objects.append(SceneObject(*looks, *place))
+        return draw_scene(scene, 2 * self.crop_size), label_scene(scene, 2 * self.side), label_scene(scene, self.side)
+
+    def _open(self, rng: random.Random) -> tuple[Image.Image, np.ndarray, np.ndarray]:
+        """The object is what differs from the colour of the corner."""
+        path, colour, shape = rng.choice(self.easy_vqa)
+        image = Image.open(path).convert("RGB")
+        pixels = np.asarray(image).astype(int)
+        is_object = (np.abs(pixels - pixels[0, 0]).sum(axis=2) > 60).astype(np.float32)
+        classes = np.array([CLASSES["shape"].index(shape), CLASSES["colour"].index(colour), 0])
+        labels = []
+        for side in (2 * self.side, self.side):
+            share = np.asarray(Image.fromarray(is_object).resize((side, side), Image.Resampling.BOX))
+            labels.append((share > 0.5)[..., None] * classes)
+        return image, *labels
+
+
+def _quarters(array: np.ndarray) -> np.ndarray:
+    """`(2 * n, 2 * n, channels)` to `(4, n, n, channels)`, row-major."""
+    n = len(array) // 2
+    return array.reshape(2, n, 2, n, -1).swapaxes(1, 2).reshape(4, n, n, -1)
+
+
+def collate(rows: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    return {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
+
+
+def pretrain(
+    tower: FusionVisionModel,
+    easy_vqa: list[tuple[str, str, str]],
+    output_dir: Path,
+    steps: int,
+    words: Sequence[str] = (),
+) -> Trainer:
+    """Trains the tower in place. It is not resumable: a few minutes on a CPU core."""
+    config = tower.config
+    data = PatchExamples(config.image_size, config.patch_size, easy_vqa, words)
+    initialise(tower, collate(list(itertools.islice(data, 64)))["pixel_values"])
+    arguments = TrainingArguments(
+        str(output_dir),
+        max_steps=steps,
+        per_device_train_batch_size=8,  # of five images each
+        learning_rate=1e-3,
+        lr_scheduler_type="cosine",
+        warmup_steps=0.05,
+        adam_beta2=0.99,
+        weight_decay=0.01,
+        optim="adamw_torch_fused",
+        save_strategy="no",
+        logging_steps=50,
+        report_to="none",
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        seed=0,
+    )
+    trainer = Trainer(PatchClassifier(tower), arguments, data_collator=collate, train_dataset=data)
+    trainer.train()
+    return trainer

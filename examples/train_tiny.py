@@ -1,0 +1,274 @@
+"""
+From nothing to the small trained FUSION of `examples/tiny`: data (scenes of the data engine, easy-VQA), a tokenizer, a
+pretrained tower (`pretrain_tower.py`), the three stages of training (`tiny_recipes/`), curves, and the folder that is
+shipped.
+
+    pip install -e ".[train,synthesis]" easy-vqa
+    python examples/train_tiny.py [--work-dir out/tiny] [--output-dir examples/tiny] [key=value ...]
+
+Started again, it goes on where it was stopped. `key=value` changes all recipes, `training.use_cpu=false
+training.bf16=true` on a GPU. It takes an hour and a half on one CPU core, about 4 GB of memory.
+"""
+
+import argparse
+import json
+import random
+import shutil
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+
+import easy_vqa
+import matplotlib.pyplot as plt
+import torch
+from pretrain_tower import pretrain
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import GenerationConfig, LlamaConfig, PreTrainedTokenizerFast, SiglipVisionConfig
+
+from fusion_vlm.configuration_fusion import FusionConfig
+from fusion_vlm.modeling_fusion import FusionForConditionalGeneration
+from fusion_vlm.processing_fusion import FusionImageProcessor, FusionProcessor
+from fusion_vlm.synthesis import generate
+from fusion_vlm.synthesis.sample import CAPTION_KINDS, INSTRUCTION_KINDS
+from fusion_vlm.training.build import load_recipe
+from fusion_vlm.training.train import train
+
+
+ROOT = Path(__file__).resolve().parent
+RECIPES = ROOT / "tiny_recipes"
+STAGES = ("stage1", "stage1_5", "stage2")
+# Folder of the scenes, seed, number and kinds. Short questions are asked most, so more is drawn of them.
+SCENES = (
+    ("captions", 11, 15000, CAPTION_KINDS),
+    ("instructions", 12, 14000, INSTRUCTION_KINDS),
+    ("questions", 13, 15000, ("short_conversation", "multiple_choice", "text_qa")),
+)
+IMAGE_SIZE = 128  # of a scene: twice the crop, so that the crops show it as it was drawn
+CROP_SIZE, PATCH_SIZE = 64, 8
+EASY_VQA_SHAPES = {"circle", "rectangle", "triangle"}
+VOCAB_SIZE = 1024
+TOWER_STEPS = 1500
+# Id 0 is the padding: FUSION takes that id for no question token (SPEC section 3).
+SPECIAL_TOKENS = (
+    "<|pad|>", "<|end|>", "<|user|>", "<|assistant|>", "<image>", "<latent>", "<vision_start>", "<vision_end>",
+)  # fmt: skip
+
+
+def make_scenes(folder: Path):
+    for name, seed, number, kinds in SCENES:
+        if not (folder / name / "done.json").exists():
+            arguments = ["--num", number, "--seed", seed, "--image-size", IMAGE_SIZE, "--output", folder / name]
+            generate.main([*map(str, arguments), "--kinds", *kinds])
+
+
+def read_easy_vqa(questions: tuple[list[str], list[str], list[int]]) -> dict[int, list[tuple[str, str]]]:
+    """Questions and answers about each image."""
+    asked = defaultdict(list)
+    for question, answer, image in zip(*questions, strict=True):
+        asked[image].append((question, answer))
+    return asked
+
+
+def make_easy_vqa(folder: Path, num_passes: int = 6, max_turns: int = 6):
+    """
+    Conversations about the images of easy-VQA's training split, in LLaVA's form. In each pass every question is asked
+    once, in conversations of one to `max_turns` of them: turns share the image, so that more is learnt from a step.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = random.Random(0)
+    rows = []
+    for image, questions in sorted(read_easy_vqa(easy_vqa.get_train_questions()).items()):
+        for _ in range(num_passes):
+            left = rng.sample(questions, len(questions))
+            while left:
+                number = rng.randint(1, max_turns)
+                turns, left = left[:number], left[number:]
+                messages = [
+                    {"from": role, "value": text}
+                    for turn in turns
+                    for role, text in zip(("human", "gpt"), turn, strict=True)
+                ]
+                messages[0]["value"] = "<image>\n" + messages[0]["value"]
+                rows.append({"id": f"{image}-{len(rows)}", "image": f"{image}.png", "conversations": messages})
+    for image, path in easy_vqa.get_train_image_paths().items():
+        shutil.copy(path, folder / f"{image}.png")
+    (folder / "captions.json").write_text(json.dumps(list(caption_easy_vqa())))
+    (folder / "train.json").write_text(json.dumps(rows))
+
+
+def known_objects() -> Iterator[tuple[int, str, str]]:
+    """Image, colour and shape, for the images of the training split whose questions tell both."""
+    for image, questions in sorted(read_easy_vqa(easy_vqa.get_train_questions()).items()):
+        answers = {answer for _, answer in questions} - {"yes", "no"}
+        shape, colour = answers & EASY_VQA_SHAPES, answers - EASY_VQA_SHAPES
+        if len(shape) == len(colour) == 1:
+            yield image, colour.pop(), shape.pop()
+
+
+def list_objects() -> list[tuple[str, str, str]]:
+    """Path, colour and shape, for the same images."""
+    paths = easy_vqa.get_train_image_paths()
+    return [(paths[image], colour, shape) for image, colour, shape in known_objects()]
+
+
+def caption_easy_vqa(prompts=("What is in the picture?", "Caption this image.")) -> Iterator[dict]:
+    """One thing to see in each, to begin with."""
+    for image, colour, shape in known_objects():
+        for number, prompt in enumerate(prompts):
+            messages = [
+                {"from": "human", "value": "<image>\n" + prompt},
+                {"from": "gpt", "value": f"There is a {colour} {shape}."},
+            ]
+            yield {"id": f"{image}-caption-{number}", "image": f"{image}.png", "conversations": messages}
+
+
+def make_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
+    """A byte-level BPE, which can write anything, with the words of the training data as whole tokens."""
+    tokenizer = Tokenizer(models.BPE())
+    # Digits one by one, words with the space before them.
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCAB_SIZE,
+        special_tokens=list(SPECIAL_TOKENS),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token=SPECIAL_TOKENS[0],
+        eos_token=SPECIAL_TOKENS[1],
+        additional_special_tokens=list(SPECIAL_TOKENS[2:]),
+        padding_side="left",
+        model_max_length=2048,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def make_processor(texts: list[str]) -> FusionProcessor:
+    image_processor = FusionImageProcessor(
+        size={"height": CROP_SIZE, "width": CROP_SIZE}, image_grid_size=CROP_SIZE // PATCH_SIZE, latent_grid_size=4
+    )
+    template = (RECIPES / "chat_template.jinja").read_text()
+    return FusionProcessor(image_processor, make_tokenizer(texts), chat_template=template)
+
+
+def make_model(processor: FusionProcessor) -> FusionForConditionalGeneration:
+    """2.9 million random parameters."""
+    torch.manual_seed(0)
+    tokenizer = processor.tokenizer
+    special_ids = {
+        "pad_token_id": tokenizer.pad_token_id,
+        "bos_token_id": None,
+        "eos_token_id": tokenizer.eos_token_id,
+    }
+    config = FusionConfig(
+        vision_config=SiglipVisionConfig(
+            hidden_size=128,
+            intermediate_size=512,
+            num_hidden_layers=4,
+            num_attention_heads=4,
+            image_size=CROP_SIZE,
+            patch_size=PATCH_SIZE,
+            vision_use_head=False,
+        ),
+        text_config=LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=128,
+            intermediate_size=384,
+            num_hidden_layers=6,
+            num_attention_heads=4,
+            max_position_embeddings=2048,
+            initializer_range=0.08,  # about 1 / sqrt(hidden_size); with the usual 0.02 narrow models learn slowly
+            tie_word_embeddings=True,
+            **special_ids,
+        ),
+        image_token_id=processor.image_token_id,
+        latent_token_id=processor.latent_token_id,
+        question_end_token_ids=processor.question_end_token_ids,
+        interaction_layer_indices=[0, 2, 4],
+        num_interaction_heads=4,
+        latent_grid_size=4,
+        latent_grid_sizes=[2, 4, 6],
+    )
+    model = FusionForConditionalGeneration(config)
+    model.generation_config = GenerationConfig(**special_ids, do_sample=False)
+    return model
+
+
+def read_texts(paths: list[Path]) -> list[str]:
+    rows = [row for path in paths for row in json.loads(path.read_text())]
+    return [turn["value"].removeprefix("<image>\n") for row in rows for turn in row["conversations"]]
+
+
+def make_start(work_dir: Path):
+    """All that training starts from: data, and a model whose tower is pretrained and the rest random."""
+    make_scenes(work_dir / "data")
+    if not (work_dir / "data" / "easy_vqa" / "train.json").exists():
+        make_easy_vqa(work_dir / "data" / "easy_vqa")
+    if not (work_dir / "start" / "model.safetensors").exists():
+        folders = [name for name, *_ in SCENES] + ["easy_vqa"]
+        processor = make_processor(read_texts([work_dir / "data" / name / "train.json" for name in folders]))
+        processor.save_pretrained(work_dir / "start")
+        model = make_model(processor)
+        pretrain(model.model.vision_tower, list_objects(), work_dir / "tower", TOWER_STEPS)
+        model.save_pretrained(work_dir / "start")
+
+
+def train_stages(work_dir: Path, changes: list[str]):
+    source = work_dir / "start"
+    for stage in STAGES:
+        output = work_dir / stage
+        if not (output / "trainer_state.json").exists():  # the last that a run writes
+            print(f"{stage}: {source} -> {output}", flush=True)
+            own = [f"model.path={source}", f"training.output_dir={output}"]
+            train(load_recipe(RECIPES / f"{stage}.yaml", [*own, *changes]), work_dir / "data")
+        source = output
+
+
+def draw_curves(work_dir: Path, path: Path):
+    """Losses of the stages, one after the other."""
+    figure, axes = plt.subplots(1, 2, figsize=(10, 3.5), layout="constrained")
+    first = 0
+    for number, stage in enumerate(STAGES):
+        log = json.loads((work_dir / stage / "trainer_state.json").read_text())["log_history"]
+        log = [entry for entry in log if "loss" in entry]
+        steps = [first + entry["step"] for entry in log]
+        axes[0].plot(steps, [entry["language_loss"] for entry in log], f"C{number}", label=stage)
+        for name, style in (("text_mapping_loss", "-"), ("vision_mapping_loss", "--")):
+            label = f"{stage}, {name.split('_')[0]}"
+            axes[1].plot(steps, [entry[name] for entry in log], style, color=f"C{number}", label=label)
+        first = steps[-1]
+    axes[0].set(xlabel="step", title="language loss", yscale="log")
+    axes[1].set(xlabel="step", title="mapping loss")
+    for axis in axes:
+        axis.legend(fontsize=7)
+    figure.savefig(path, dpi=80)
+
+
+def export(work_dir: Path, output_dir: Path):
+    """Writes the folder that is shipped: bfloat16, with the code beside it as the converter does."""
+    processor = FusionProcessor.from_pretrained(work_dir / "stage2")
+    model = FusionForConditionalGeneration.from_pretrained(work_dir / "stage2", dtype=torch.bfloat16)
+    model.save_pretrained(output_dir)
+    processor.save_pretrained(output_dir)
+    draw_curves(work_dir, output_dir / "curves.png")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("changes", nargs="*", metavar="key=value", help="changes of all recipes")
+    parser.add_argument("--work-dir", type=Path, default=Path("out/tiny"))
+    parser.add_argument("--output-dir", type=Path, default=ROOT / "tiny")
+    args = parser.parse_args()
+    make_start(args.work_dir)
+    train_stages(args.work_dir, args.changes)
+    export(args.work_dir, args.output_dir)
+    print(f"The trained model: {args.output_dir}")
+
+
+if __name__ == "__main__":
+    main()
