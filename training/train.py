@@ -12,6 +12,7 @@ import argparse
 import sys
 from pathlib import Path
 
+import torch
 import yaml
 from accelerate.utils import broadcast_object_list
 from transformers import TrainerState, set_seed
@@ -164,6 +165,10 @@ def main(argv: list[str] | None = None):
         train(load_recipe(arguments.recipe, arguments.changes), arguments.recipe.parent)
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
+    finally:
+        # Left to the end of the process, the threads of a process group may abort it.
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":
