@@ -3,6 +3,7 @@
 import argparse
 import io
 import os
+import re
 import sys
 from logging import ERROR, getLogger
 
@@ -56,6 +57,8 @@ def load(args: argparse.Namespace):
     if not sys.stderr.isatty():
         logging.disable_progress_bar()
         disable_progress_bars()
+    if not os.path.isdir(args.model) and not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", args.model):
+        raise ValueError(f"There is no folder {args.model}, and that is not the id of a Hub repository (owner/name).")
     values, _ = FusionConfig.get_config_dict(args.model)
     if not values:
         raise ValueError(f"There is no model in {args.model}: no config.json.")

@@ -1,0 +1,346 @@
+"""The command `fusion-vlm`, mostly in this process: what it prints where, and its exit codes."""
+
+import argparse
+import inspect
+import io
+import runpy
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import easy_vqa
+import pytest
+import torch
+from PIL import Image
+from safetensors import safe_open
+
+from fusion_vlm.commands.ask import BATCH_SIZE
+from fusion_vlm.commands.main import build_parser, main
+from fusion_vlm.commands.model import load
+from fusion_vlm.hub.card import write_card
+
+from .conftest import GOLDEN_DIR, LLAMA, make_messages, process
+from .tiny import random_image
+
+
+ROOT = Path(__file__).parents[1]
+COMMANDS = ("convert", "ask", "chat", "serve", "card")
+CHECKPOINT = GOLDEN_DIR / LLAMA / "checkpoint"
+TINY = ROOT / "examples" / "tiny"  # a small trained model
+FEW = ("--max-new-tokens", "8")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    write_small_model = runpy.run_path(str(ROOT / "examples" / "small_model.py"))["write_small_model"]
+    return write_small_model(tmp_path_factory.mktemp("model") / "small")
+
+
+@pytest.fixture(scope="module")
+def loaded(folder) -> tuple:
+    """Model and processor, as `transformers` loads them."""
+    return load(argparse.Namespace(model=folder, dtype="auto", device="cpu", four_bit=False))
+
+
+@pytest.fixture
+def image_file(tmp_path) -> Path:
+    random_image(1).save(tmp_path / "image.png")
+    return tmp_path / "image.png"
+
+
+def expect(loaded, turns: list[str], image=None, max_new_tokens=8, **grid_sizes) -> str:
+    """What `generate` answers to the last turn."""
+    model, processor = loaded
+    inputs = process(processor, make_messages(turns, image), **grid_sizes)
+    output = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
+    return processor.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip()
+
+
+def give_stdin(monkeypatch, content: bytes):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content), encoding="utf-8"))
+
+
+@pytest.mark.parametrize("command", ["", "ask", "chat", "serve", "card"])
+def test_help_has_an_example_and_does_not_wait_for_torch(command, tmp_path):
+    code = f"""
+import sys
+from fusion_vlm.commands.main import main
+try:
+    main([*"{command}".split(), "--help"])
+finally:
+    loaded = {{"torch", "transformers", "PIL"}} & sys.modules.keys()
+    assert not loaded, loaded
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert f"usage: fusion-vlm {command}".strip() in result.stdout
+    if command:
+        assert f"\n  fusion-vlm {command} " in result.stdout
+    else:
+        assert all(f"    {name} " in result.stdout for name in COMMANDS)
+
+
+def test_ask_prints_the_answer_and_nothing_else(folder, loaded, image_file, capfd):
+    assert main(["ask", str(folder), str(image_file), "What is it?", *FEW]) == 0
+    output = capfd.readouterr()
+    assert output.out == expect(loaded, ["What is it?"], random_image(1)) + "\n"
+    assert output.err == ""
+
+
+def test_ask_answers_each_question_on_its_own(folder, loaded, image_file, capsys):
+    questions = [f"What is thing number {index}?" for index in range(BATCH_SIZE + 2)]
+    assert main(["ask", str(folder), str(image_file), *questions, *FEW]) == 0
+    expected = [expect(loaded, [question], random_image(1)) for question in questions]
+    assert len(set(expected)) > 2
+    assert capsys.readouterr().out == "".join(f"{answer}\n" for answer in expected)
+
+
+@pytest.mark.skipif(not TINY.exists(), reason="examples/train_tiny.py has not written examples/tiny yet")
+def test_ask_answers_rightly(capsys):
+    """The trained model, about images that it has not seen."""
+    paths = easy_vqa.get_test_image_paths()
+    rows = list(zip(*easy_vqa.get_test_questions(), strict=True))
+    answers, truths = [], []
+    for image in range(3):
+        questions = [question for question, _, index in rows if index == image]
+        truths += [truth for _, truth, index in rows if index == image]
+        assert main(["ask", str(TINY), paths[image], *questions, *FEW]) == 0
+        answers += capsys.readouterr().out.splitlines()
+    right = sum(answer == truth for answer, truth in zip(answers, truths, strict=True))
+    assert right >= 0.9 * len(truths)
+
+
+def test_ask_takes_sizes_and_text_alone(folder, loaded, image_file, capsys):
+    sizes = ["--latent-grid-size", "2", "--image-grid-size", "5"]
+    assert main(["ask", str(folder), str(image_file), "What is it?", *sizes, *FEW]) == 0
+    expected = expect(loaded, ["What is it?"], random_image(1), latent_grid_size=2, image_grid_size=5)
+    assert expected != expect(loaded, ["What is it?"], random_image(1))
+    assert capsys.readouterr().out == expected + "\n"
+    assert main(["ask", "--no-image", str(folder), "Hello!", "Goodbye!", *FEW]) == 0
+    assert capsys.readouterr().out == f"{expect(loaded, ['Hello!'])}\n{expect(loaded, ['Goodbye!'])}\n"
+
+
+def test_ask_takes_placeholders_in_a_question_as_text(folder, image_file, capsys):
+    assert main(["ask", str(folder), str(image_file), "Where is <image> and <latent>?", *FEW]) == 0
+    assert capsys.readouterr().out.strip()
+
+
+def test_ask_reads_stdin(folder, loaded, image_file, monkeypatch, capsys):
+    give_stdin(monkeypatch, image_file.read_bytes())
+    assert main(["ask", str(folder), "-", "What is it?", *FEW]) == 0
+    assert capsys.readouterr().out == expect(loaded, ["What is it?"], random_image(1)) + "\n"
+
+
+def test_ask_reads_an_address(folder, loaded, image_file, capsys):
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(image_file.read_bytes())
+
+        def log_message(self, *_):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        assert main(["ask", str(folder), f"http://127.0.0.1:{server.server_port}/a.png", "What is it?", *FEW]) == 0
+        server.shutdown()
+    assert capsys.readouterr().out == expect(loaded, ["What is it?"], random_image(1)) + "\n"
+
+
+def test_ask_loads_in_4_bits_and_other_types(folder, image_file, capsys):
+    for option in (["--4bit"], ["--dtype", "bfloat16", "--device", "cpu"]):
+        assert main(["ask", str(folder), str(image_file), "What is it?", *FEW, *option]) == 0
+        assert capsys.readouterr().out.strip()
+    model, _ = load(argparse.Namespace(model=folder, dtype="bfloat16", device="cpu", four_bit=True))
+    assert model.model.language_model.layers[0].mlp.up_proj.weight.dtype == torch.uint8
+    assert model.lm_head.weight.dtype == torch.bfloat16
+
+
+def test_ask_in_a_pipe_whose_reader_has_had_enough(folder, image_file, tmp_path):
+    """Quiet, also when Python flushes at its end; the code is what the shell gives for SIGPIPE."""
+    ask = f"{sys.executable} -m fusion_vlm.commands.main ask {folder} - a b --max-new-tokens 8"
+    command = f"cat {image_file} | {ask} 2>&1 > >(true); exit ${{PIPESTATUS[1]}}"
+    result = subprocess.run(["bash", "-c", command], capture_output=True, text=True, cwd=tmp_path)
+    assert (result.returncode, result.stdout, result.stderr) == (141, "", "")
+
+
+WRONG = {
+    "no such image": (["ask", "{folder}", "missing.png", "a"], "There is no image file 'missing.png'"),
+    "text as image": (["ask", "{folder}", __file__, "a"], "Is it an image file?"),
+    "chat image": (["chat", "{folder}", "missing.png"], "There is no image file 'missing.png'"),
+    "not converted": (["ask", str(CHECKPOINT), "{image}", "a"], "converted first: fusion-vlm convert"),
+    "no model": (["ask", str(ROOT / "tests"), "{image}", "a"], "config.json"),
+    "no folder": (["ask", "/no/such/folder", "{image}", "a"], "There is no folder /no/such/folder"),
+    "latents": (["ask", "{folder}", "{image}", "a", "--latent-grid-size", "17"], "is 17, expected 1 to 16"),
+    "long": (["ask", "{folder}", "{image}", "a " * 2000], "the model takes 1023 at most"),
+    "device": (["ask", "{folder}", "{image}", "a", "--device", "toaster"], "There is no device 'toaster' here"),
+    "other device": (["ask", "{folder}", "{image}", "a", "--device", "xpu:7"], "There is no device 'xpu:7' here"),
+    "card": (["card", str(ROOT / "tests")], "config.json"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_error_is_one_line_and_code_1(case, folder, image_file, capsys):
+    arguments, words = WRONG[case]
+    assert main([argument.format(folder=folder, image=image_file) for argument in arguments]) == 1
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert output.err.startswith("error: ")
+    assert output.err.count("\n") == 1
+    assert words in output.err
+
+
+def test_serve_names_what_has_to_be_installed(folder, monkeypatch, capsys):
+    monkeypatch.delitem(sys.modules, "fusion_vlm.commands.serve", raising=False)
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    assert main(["serve", str(folder)]) == 1
+    output = capsys.readouterr().err
+    assert "uvicorn" in output
+    assert 'pip install "fusion-vlm[serve]"' in output
+
+
+def test_empty_stdin_is_told(folder, monkeypatch, capsys):
+    give_stdin(monkeypatch, b"")
+    assert main(["ask", str(folder), "-", "a"]) == 1
+    assert "Cannot read an image from stdin" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["paint"],
+        ["ask", "model"],
+        ["ask", "model", "image"],
+        ["ask", "model", "image", "a", "--max-new-tokens", "0"],
+        ["ask", "model", "image", "a", "--dtype", "int3"],
+        ["serve", "model", "--port", "http"],
+    ],
+)
+def test_wrong_usage_is_code_2(arguments, capsys):
+    with pytest.raises(SystemExit) as exit:
+        main(arguments)
+    assert exit.value.code == 2
+    assert capsys.readouterr().err.startswith("usage: fusion-vlm")
+
+
+def test_chat_remembers_and_obeys(folder, loaded, image_file, tmp_path, monkeypatch, capfd):
+    random_image(2).save(tmp_path / "other image.png")
+    lines = [
+        "What is it?",
+        "",
+        "Of what?",
+        "/reset",
+        "Of what?",
+        f"/image {tmp_path / 'other image.png'}",
+        "What is it?",
+        "/quit",
+        "Not read.",
+    ]
+    give_stdin(monkeypatch, "\n".join(lines).encode())
+    assert main(["chat", str(folder), str(image_file), *FEW]) == 0
+    first = expect(loaded, ["What is it?"], random_image(1))
+    expected = [
+        first,
+        expect(loaded, ["What is it?", first, "Of what?"], random_image(1)),
+        expect(loaded, ["Of what?"], random_image(1)),
+        expect(loaded, ["What is it?"], random_image(2)),
+    ]
+    assert len(set(expected)) == 4
+    output = capfd.readouterr()
+    assert output.out.split() == " ".join(expected).split()
+    assert output.out.count("\n") >= 4
+    assert output.err == ""
+
+
+@pytest.mark.skipif(not TINY.exists(), reason="examples/train_tiny.py has not written examples/tiny yet")
+def test_chat_answers_rightly(monkeypatch, capsys):
+    """Each `/image` begins a new conversation: the small model has learned single turns."""
+    paths = easy_vqa.get_test_image_paths()
+    rows = [row for row in zip(*easy_vqa.get_test_questions(), strict=True) if row[2] < 3]
+    lines = [line for question, _, index in rows for line in (f"/image {paths[index]}", question)]
+    give_stdin(monkeypatch, "\n".join(lines).encode())
+    assert main(["chat", str(TINY), *FEW]) == 0
+    answers = capsys.readouterr().out.splitlines()
+    right = sum(answer == truth for answer, (_, truth, _) in zip(answers, rows, strict=True))
+    assert right >= 0.9 * len(rows)
+
+
+def test_chat_prints_while_it_answers(folder, monkeypatch):
+    """The first words are out before the last is generated."""
+    written = []
+
+    class Output(io.StringIO):
+        def write(self, text):
+            written.append(text)
+            return len(text)
+
+    give_stdin(monkeypatch, b"Tell me a story.\n")
+    monkeypatch.setattr(sys, "stdout", Output())
+    assert main(["chat", str(folder), "--max-new-tokens", "60"]) == 0
+    assert len([text for text in written if text.strip()]) > 3
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("/image missing.png", "There is no image file 'missing.png'"),
+        ("/paint a ball", "There is no command /paint"),
+        ("a " * 2000, "Begin a new one with /reset"),
+    ],
+)
+def test_chat_through_a_pipe_ends_at_an_error(line, words, folder, monkeypatch, capsys):
+    give_stdin(monkeypatch, f"{line}\nHello!\n".encode())
+    assert main(["chat", str(folder)]) == 1
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert words in output.err
+
+
+def test_convert_takes_the_options_of_the_script(tmp_path, capsys):
+    assert main(["convert", str(CHECKPOINT), str(tmp_path / "out"), "--dtype", "bfloat16"]) == 0
+    assert str(tmp_path / "out") in capsys.readouterr().out
+    with safe_open(tmp_path / "out" / "model.safetensors", "pt") as tensors:
+        assert tensors.get_tensor("lm_head.weight").dtype == torch.bfloat16
+    with pytest.raises(SystemExit) as exit:
+        main(["convert", "--help"])
+    assert exit.value.code == 0
+    assert "usage: fusion-vlm convert " in capsys.readouterr().out
+
+
+def test_convert_error_is_one_line_and_code_1(tmp_path):
+    with pytest.raises(SystemExit) as exit:
+        main(["convert", str(tmp_path), str(tmp_path / "out")])
+    # With a text, Python prints it on stderr and exits with code 1.
+    assert exit.value.code.startswith("error: ")
+    assert "\n" not in exit.value.code
+
+
+def test_card_writes_what_is_given(folder, capsys):
+    assert main(["card", str(folder), "--name", "My Model", "--license", "mit", "--datasets", "me/a", "me/b"]) == 0
+    assert capsys.readouterr().out == f"Wrote {folder / 'README.md'}\n"
+    card = (folder / "README.md").read_text()
+    assert all(words in card for words in ("# My Model", "license: mit", "- me/a", "- me/b"))
+
+
+def test_card_has_the_options_of_the_function():
+    arguments = vars(build_parser().parse_args(["card", "folder"]))
+    assert arguments.keys() - {"command"} == inspect.signature(write_card).parameters.keys()
+
+
+def test_image_errors_are_told_before_the_model_is_loaded(monkeypatch, capsys):
+    """An image that is not there is the first thing to say, for a model may take minutes to load."""
+    give_stdin(monkeypatch, b"no image")
+    assert main(["ask", "no such model", "-", "a"]) == 1
+    assert "stdin" in capsys.readouterr().err
+
+
+def test_image_is_read_as_the_processor_reads_it(folder, loaded, tmp_path, capsys):
+    """16 bits, which Pillow's own conversion would clip to white."""
+    wide = Image.effect_noise((40, 30), 99).convert("I;16").point(lambda value: value * 257)
+    wide.save(tmp_path / "wide.png")
+    assert main(["ask", str(folder), str(tmp_path / "wide.png"), "What is it?", *FEW]) == 0
+    assert capsys.readouterr().out == expect(loaded, ["What is it?"], Image.open(tmp_path / "wide.png")) + "\n"
