@@ -7,7 +7,7 @@ An image is seen as FUSION sees it: whole at the side of a crop, and in four cro
 
 import itertools
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -26,18 +26,15 @@ from fusion_vlm.synthesis.scene import (
     PLAIN_BACKGROUNDS,
     SHAPES,
     SIZES,
-    WORDS,
     Scene,
     SceneObject,
-    Sign,
 )
 
 
 # What a patch can show of each kind; index 0 is nothing of it. easy-VQA has two colours that scenes have not.
 CLASSES = {
-    "shape": ("", *SHAPES, "sign"),
+    "shape": ("", *SHAPES),
     "colour": ("", *COLOURS, "gray", "teal"),
-    "word": ("", *WORDS),
 }
 # Of the patches that the input layer begins with: what varies less is noise.
 MIN_VARIANCE = 1e-3
@@ -105,17 +102,12 @@ def initialise(tower: FusionVisionModel, images: torch.Tensor):
 def label_scene(scene: Scene, side: int) -> np.ndarray:
     """Classes of the `side * side` patches of an image of the scene, int64 `(side, side, kinds)`."""
     labels = np.zeros((side, side, len(CLASSES)), dtype=np.int64)
-    boxes = [
-        (thing.x, thing.y, SIZES[thing.size], SIZES[thing.size], (thing.shape, thing.colour, ""))
-        for thing in scene.objects
-    ]
-    boxes += [(sign.x, sign.y, sign.width / 2, sign.width / 5, ("sign", "", sign.word)) for sign in scene.signs]
     centres = (np.arange(side) + 0.5) / side
-    for x, y, half_width, half_height, names in boxes:
+    for thing in scene.objects:
         # A patch counts for what covers its centre; of what is smaller than a patch, the one that it is in.
-        reach = 0.5 / side
-        columns = np.abs(centres - x) <= max(half_width, reach)
-        rows = np.abs(centres - y) <= max(half_height, reach)
+        reach = max(SIZES[thing.size], 0.5 / side)
+        rows, columns = (np.abs(centres - place) <= reach for place in (thing.y, thing.x))
+        names = (thing.shape, thing.colour)
         labels[np.ix_(rows, columns)] = [
             classes.index(name) for classes, name in zip(CLASSES.values(), names, strict=True)
         ]
@@ -124,19 +116,16 @@ def label_scene(scene: Scene, side: int) -> np.ndarray:
 
 class PatchExamples(IterableDataset):
     """
-    Endless images of nine objects or signs, and of easy-VQA, each as five images of the tower with their labels.
+    Endless images of nine objects, and of easy-VQA, each as five images of the tower with their labels.
 
     Args:
         crop_size, patch_size (`int`): in pixels.
         easy_vqa (`list`): path, colour and shape of images with one object.
-        words (`Sequence[str]`): of the signs; without, there are none.
     """
 
-    def __init__(
-        self, crop_size: int, patch_size: int, easy_vqa: list[tuple[str, str, str]], words: Sequence[str] = ()
-    ):
+    def __init__(self, crop_size: int, patch_size: int, easy_vqa: list[tuple[str, str, str]]):
         self.crop_size, self.side = crop_size, crop_size // patch_size
-        self.easy_vqa, self.words = easy_vqa, words
+        self.easy_vqa = easy_vqa
 
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
         rng = random.Random(0)
@@ -154,9 +143,6 @@ class PatchExamples(IterableDataset):
     def _draw(self, rng: random.Random) -> tuple[Image.Image, np.ndarray, np.ndarray]:
         scene = Scene(rng.choice([*PLAIN_BACKGROUNDS, *PLACES]))
         places = [[(cell + 0.5) / 3 + rng.uniform(-0.05, 0.05) for cell in divmod(number, 3)] for number in range(9)]
-        rng.shuffle(places)
-        for _ in range(3 if self.words else 0):
-            scene.signs.append(Sign(rng.choice(self.words), *places.pop(), width=0.28))
         for place in places:
             looks = [rng.choice(list(choices)) for choices in (SHAPES, COLOURS, SIZES)]
             scene.objects.append(SceneObject(*looks, *place))
@@ -168,7 +154,7 @@ class PatchExamples(IterableDataset):
         image = Image.open(path).convert("RGB")
         pixels = np.asarray(image).astype(int)
         is_object = (np.abs(pixels - pixels[0, 0]).sum(axis=2) > 60).astype(np.float32)
-        classes = np.array([CLASSES["shape"].index(shape), CLASSES["colour"].index(colour), 0])
+        classes = np.array([CLASSES["shape"].index(shape), CLASSES["colour"].index(colour)])
         labels = []
         for side in (2 * self.side, self.side):
             share = np.asarray(Image.fromarray(is_object).resize((side, side), Image.Resampling.BOX))
@@ -186,16 +172,10 @@ def collate(rows: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
     return {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
 
 
-def pretrain(
-    tower: FusionVisionModel,
-    easy_vqa: list[tuple[str, str, str]],
-    output_dir: Path,
-    steps: int,
-    words: Sequence[str] = (),
-) -> Trainer:
+def pretrain(tower: FusionVisionModel, easy_vqa: list[tuple[str, str, str]], output_dir: Path, steps: int):
     """Trains the tower in place. It is not resumable: a few minutes on a CPU core."""
     config = tower.config
-    data = PatchExamples(config.image_size, config.patch_size, easy_vqa, words)
+    data = PatchExamples(config.image_size, config.patch_size, easy_vqa)
     initialise(tower, collate(list(itertools.islice(data, 64)))["pixel_values"])
     arguments = TrainingArguments(
         str(output_dir),
@@ -214,6 +194,4 @@ def pretrain(
         remove_unused_columns=False,
         seed=0,
     )
-    trainer = Trainer(PatchClassifier(tower), arguments, data_collator=collate, train_dataset=data)
-    trainer.train()
-    return trainer
+    Trainer(PatchClassifier(tower), arguments, data_collator=collate, train_dataset=data).train()

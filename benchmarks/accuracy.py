@@ -1,0 +1,271 @@
+"""
+How good a FUSION is at what the small one was trained on: the test split of easy-VQA, and drawn scenes of all kinds
+that training has not seen. Answers are generated greedily, each asked for with the true turns before it.
+
+    python benchmarks/accuracy.py [MODEL] [--4bit] [--sections easy-vqa scenes turns] [--json FILE]
+
+* easy-vqa: with the image, with a blank (grey) one, and the share of the commonest answer.
+* scenes: per kind, with the image and with a blank one; the commonest answer of each type of question; and a model of
+  the questions' words alone (that of the audit, cross-validated on more questions of the same kind). Answers count as
+  the audit reads them: "There are two stars." is 2. A caption counts by what it names (F1):
+  pairs of a colour and a shape, words on signs.
+* turns: two questions about one image, in both orders: how often a second answer is right, and how often it would
+  answer the other question.
+"""
+
+import argparse
+import json
+import re
+import tempfile
+import time
+from collections import Counter, defaultdict
+from pathlib import Path
+
+import easy_vqa
+import numpy as np
+import torch
+from PIL import Image
+from transformers import BitsAndBytesConfig
+
+from fusion_vlm.modeling_fusion import FusionForConditionalGeneration
+from fusion_vlm.processing_fusion import FusionProcessor
+from fusion_vlm.synthesis import generate
+from fusion_vlm.synthesis.audit import turns_of
+from fusion_vlm.synthesis.audit_language import NUM_FOLDS, Features, features_of, label_answers, try_language_only
+from fusion_vlm.synthesis.audit_text import Question, read_question, unify_answers, words_of
+from fusion_vlm.synthesis.sample import CAPTION_KINDS, INSTRUCTION_KINDS
+from fusion_vlm.synthesis.scene import COLOURS, SHAPES, plural
+
+
+ROOT = Path(__file__).resolve().parents[1]
+SECTIONS = ("easy-vqa", "scenes", "turns")
+IMAGE_SIZE = 128  # of a scene
+# Training has the seeds 11 to 13.
+SCENE_SEED = 97
+NUM_SCENES, NUM_ASKED = 400, 120  # of each kind: for the baselines, and for the model
+SINGULAR = {plural(shape): shape for shape in SHAPES}
+BLANK = Image.new("RGB", (64, 64), (128, 128, 128))
+
+
+class Model:
+    """
+    Answers questions.
+
+    Args:
+        path (`str`): folder or Hub id.
+        quantized (`bool`): whether to load it in 4 bits (nf4).
+    """
+
+    def __init__(self, path: str, quantized: bool):
+        options = {"quantization_config": BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")}
+        self.processor = FusionProcessor.from_pretrained(path)
+        self.model = FusionForConditionalGeneration.from_pretrained(
+            path, dtype=torch.float32, **(options if quantized else {})
+        )
+
+    def answer(self, conversations: list[tuple[Image.Image | str, list[str]]], max_new_tokens: int) -> list[str]:
+        """
+        Args:
+            conversations: an image, and what was said in turn, the question to be answered last.
+        """
+        answers = [""] * len(conversations)
+        # Prompts of similar length together, so that little is padding.
+        order = sorted(range(len(conversations)), key=lambda index: sum(map(len, conversations[index][1])))
+        for start in range(0, len(order), 64):
+            indices = order[start : start + 64]
+            inputs = self.processor.apply_chat_template(
+                [to_messages(*conversations[index]) for index in indices],
+                add_generation_prompt=True,
+                tokenize=True,
+                return_dict=True,
+                return_tensors="pt",
+            ).to(self.model.device)
+            output = self.model.generate(**inputs, do_sample=False, max_new_tokens=max_new_tokens)
+            texts = self.processor.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+            for index, text in zip(indices, texts, strict=True):
+                answers[index] = text.strip()
+        return answers
+
+
+def to_messages(image: Image.Image | str, said: list[str]) -> list[dict]:
+    if isinstance(image, str):
+        image = Image.open(image).convert("RGB")
+    messages = []
+    for index, text in enumerate(said):
+        content = [{"type": "text", "text": text}]
+        if index == 0:
+            content.insert(0, {"type": "image", "image": image})
+        messages.append({"role": "assistant" if index % 2 else "user", "content": content})
+    return messages
+
+
+def share(values: list[bool]) -> float:
+    return sum(values) / len(values)
+
+
+def read_test_questions() -> list[tuple[str, str, str]]:
+    """Image, question and answer of easy-VQA's test split."""
+    paths = easy_vqa.get_test_image_paths()
+    return [
+        (paths[image], question, answer)
+        for question, answer, image in zip(*easy_vqa.get_test_questions(), strict=True)
+    ]
+
+
+def measure_easy_vqa(model: Model) -> dict[str, float]:
+    rows = read_test_questions()
+    scores = {"questions": len(rows)}
+    for name, blank in (("with image", False), ("blank image", True)):
+        answers = model.answer([(BLANK if blank else image, [question]) for image, question, _ in rows], 6)
+        scores[name] = share([answer == row[2] for answer, row in zip(answers, rows, strict=True)])
+    scores["majority"] = Counter(answer for *_, answer in rows).most_common(1)[0][1] / len(rows)
+    by_question = defaultdict(Counter)
+    for _, question, answer in rows:
+        by_question[question][answer] += 1
+    # What knowing the commonest answer to each question would give: the most that language alone can.
+    scores["majority of each question"] = sum(max(each.values()) for each in by_question.values()) / len(rows)
+    print("easy-VQA test: " + ", ".join(f"{name} {value:.4g}" for name, value in scores.items()), flush=True)
+    return scores
+
+
+def measure_turns(model: Model, num_images: int = 500) -> dict[str, float]:
+    """The colour and the shape of the same object, asked one after the other."""
+    questions = ("what color is the shape?", "what shape is in the image?")
+    by_image = defaultdict(set)
+    for image, _, answer in read_test_questions():
+        by_image[image].add(answer)
+    shapes = {"circle", "rectangle", "triangle"}
+    known = []
+    for image, answers in by_image.items():
+        shape, colour = answers & shapes, answers - shapes - {"yes", "no"}
+        if len(shape) == len(colour) == 1:
+            known.append((image, colour.pop(), shape.pop()))
+    known = known[:num_images]
+    right, mixed_up = [], []
+    for first in (0, 1):
+        second = 1 - first
+        said = [(row[0], [questions[first], row[1 + first], questions[second]]) for row in known]
+        for answer, row in zip(model.answer(said, 6), known, strict=True):
+            right.append(answer == row[1 + second])
+            mixed_up.append(answer == row[1 + first])
+    scores = {"conversations": len(right), "second answer right": share(right), "of the other turn": share(mixed_up)}
+    print("turns: " + ", ".join(f"{name} {value:.4g}" for name, value in scores.items()), flush=True)
+    return scores
+
+
+def make_scenes(folder: Path, kind: str) -> list[dict]:
+    seed = SCENE_SEED + (CAPTION_KINDS + INSTRUCTION_KINDS).index(kind)
+    number = NUM_ASKED if kind in CAPTION_KINDS else NUM_SCENES
+    arguments = ["--num", number, "--seed", seed, "--image-size", IMAGE_SIZE, "--output", folder / kind]
+    generate.main([*map(str, arguments), "--kinds", kind])
+    rows = json.loads((folder / kind / "train.json").read_text())
+    return [{**row, "image": str(folder / kind / "images" / row["image"])} for row in rows]
+
+
+def named_in(caption: str) -> set[str]:
+    """Pairs of a colour and a shape, `red circle`, and words in capitals."""
+    words = [SINGULAR.get(word, word) for word in words_of(caption)]
+    pairs = {f"{one} {two}" for one, two in zip(words, words[1:], strict=False) if one in COLOURS and two in SHAPES}
+    return pairs | set(re.findall(r"\b[A-Z]{2,}\b", caption))
+
+
+def measure_captions(model: Model, rows: list[dict]) -> dict[str, float]:
+    """F1 of the named objects of captions; the baseline: the caption that agrees best with the others."""
+    turns = [turns_of(row)[0] for row in rows]
+    truths = [named_in(answer) for _, answer, _ in turns]
+    kept = [index for index, truth in enumerate(truths) if truth]
+    truths = [truths[index] for index in kept]
+
+    def f1(guesses: list[set[str]]) -> float:
+        hits = sum(len(guess & truth) for guess, truth in zip(guesses, truths, strict=True))
+        return 2 * hits / (sum(map(len, guesses)) + sum(map(len, truths)))
+
+    asked = [(rows[index]["image"], [turns[index][0]]) for index in kept]
+    scores = {"num": len(kept)}
+    scores["accuracy"] = f1([named_in(text) for text in model.answer(asked, 96)])
+    scores["blank"] = f1([named_in(text) for text in model.answer([(BLANK, said) for _, said in asked], 96)])
+    scores["majority"] = scores["language only"] = max(f1([truth] * len(truths)) for truth in truths)
+    return scores
+
+
+def measure_instructions(model: Model, rows: list[dict]) -> dict[str, float]:
+    read, asked = [], []
+    for index, row in enumerate(rows):
+        said = []
+        for turn, (question, answer, declared) in enumerate(turns_of(row)):
+            if declared != "caption":
+                read.append(read_question(question, answer, declared, index, turn))
+                asked.append((row["image"], [*said, question]))
+            said += [question, answer]
+    chosen = [index for index, question in enumerate(read) if question.row < NUM_ASKED]
+    truths = [read[index] for index in chosen]
+    scores = {"num": len(chosen)}
+    for name, blank in (("accuracy", False), ("blank", True)):
+        conversations = [(BLANK if blank else asked[index][0], asked[index][1]) for index in chosen]
+        scores[name] = share_right(truths, model.answer(conversations, 64), read)
+    unify_answers(read)
+    by_type = defaultdict(Counter)
+    for question in read:
+        by_type[question.type][question.answer] += 1
+    scores["majority"] = sum(max(each.values()) for each in by_type.values()) / len(read)
+    scores["language only"] = try_words(read, by_type)
+    return scores
+
+
+def share_right(truths: list[Question], answers: list[str], known: list[Question]) -> float:
+    """Answers are brought into the form of the audit together with the known ones, so that both read alike."""
+    given = [
+        read_question(truth.text, answer, truth.type.partition(":")[0])
+        for truth, answer in zip(truths, answers, strict=True)
+    ]
+    pool = [read_question(each.text, each.said, each.type.partition(":")[0]) for each in known]
+    places = {id(each): place for each, place in zip(known, pool, strict=True)}
+    unify_answers(pool + given)
+    return share([places[id(truth)].answer == answer.answer for truth, answer in zip(truths, given, strict=True)])
+
+
+def try_words(questions: list[Question], by_type: dict[str, Counter]) -> float:
+    right = 0
+    folds = np.random.RandomState(0).permutation(max(question.row for question in questions) + 1) % NUM_FOLDS
+    for kind in by_type:
+        own = [question for question in questions if question.type == kind]
+        labels, _ = label_answers([question.answer for question in own])
+        features = Features.build(features_of(question) for question in own)
+        result = try_language_only(own, features, folds[[question.row for question in own]], labels)
+        right += max(result.accuracy, result.majority) * len(own)
+    return right / len(questions)
+
+
+def measure_scenes(model: Model) -> dict[str, dict[str, float]]:
+    columns = ("num", "accuracy", "blank", "majority", "language only")
+    scores = {}
+    print("| kind | questions | with image | blank image | commonest answer | words of the question alone |")
+    print("|---|---|---|---|---|---|")
+    with tempfile.TemporaryDirectory() as folder:
+        for kind in CAPTION_KINDS + INSTRUCTION_KINDS:
+            rows = make_scenes(Path(folder), kind)
+            measure = measure_captions if kind in CAPTION_KINDS else measure_instructions
+            scores[kind] = measure(model, rows)
+            cells = [f"{scores[kind][name]:.3f}" if name != "num" else scores[kind][name] for name in columns]
+            print(f"| {kind} | " + " | ".join(map(str, cells)) + " |", flush=True)
+    return scores
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", nargs="?", default=str(ROOT / "examples" / "tiny"))
+    parser.add_argument("--4bit", dest="quantized", action="store_true", help="load the model in 4 bits (nf4)")
+    parser.add_argument("--sections", nargs="+", choices=SECTIONS, default=SECTIONS)
+    parser.add_argument("--json", type=Path, help="file to write the figures to")
+    args = parser.parse_args()
+    model = Model(args.model, args.quantized)
+    measures = {"easy-vqa": measure_easy_vqa, "scenes": measure_scenes, "turns": measure_turns}
+    started = time.perf_counter()
+    results = {name: measures[name](model) for name in args.sections}
+    print(f"{time.perf_counter() - started:.0f} s")
+    if args.json:
+        args.json.write_text(json.dumps(results, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,52 @@
+"""
+Loads the small FUSION that `train_tiny.py` writes to `examples/tiny` as a user would, asks it three questions about a
+drawn scene, and saves a picture of where its interaction layers looked.
+
+    python examples/quickstart.py [--output out/demo.png]
+"""
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers.utils import logging
+
+from fusion_vlm.visualization import visualize
+
+
+ROOT = Path(__file__).resolve().parent
+MODEL, IMAGE = ROOT / "tiny", ROOT / "images" / "stars.png"
+# A colour, a number, and a direction.
+QUESTIONS = (
+    "What colour is the circle?",
+    "How many red stars can you see?",
+    "Where is the circle in relation to the green object: left, right, above or below?",
+)
+HINT = "\nAnswer with a single word or phrase."  # as in its training data: without it, answers are sentences
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, default=Path("out/demo.png"), help="picture to write")
+    args = parser.parse_args()
+    if not MODEL.exists():
+        sys.exit(f"error: there is no {MODEL} yet. Train it: python {ROOT / 'train_tiny.py'}")
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+
+    start = time.perf_counter()
+    processor = AutoProcessor.from_pretrained(MODEL, trust_remote_code=True)
+    model = AutoModelForImageTextToText.from_pretrained(MODEL, trust_remote_code=True, dtype="auto")
+    loaded = time.perf_counter()
+    answers, _ = visualize(model, processor, IMAGE, [question + HINT for question in QUESTIONS], args.output)
+    print(f"Image:    {IMAGE}")
+    for question, answer in zip(QUESTIONS, answers, strict=True):
+        print(f"Question: {question}\nAnswer:   {answer}")
+    print(f"Picture:  {args.output} (where the interaction layers looked)")
+    print(f"Time:     {loaded - start:.1f} s to load, {time.perf_counter() - loaded:.1f} s to answer and to draw")
+
+
+if __name__ == "__main__":
+    main()

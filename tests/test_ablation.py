@@ -1,0 +1,113 @@
+"""The parts of `benchmarks/ablation.py` that decide whether its variants are what they are called."""
+
+import importlib
+import random
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import SiglipVisionConfig
+
+from fusion_vlm.configuration_fusion import FusionConfig
+from fusion_vlm.modeling_fusion import FusionVisionModel
+from fusion_vlm.processing_fusion import FusionProcessor
+from fusion_vlm.training.collator import FusionDataCollator
+
+
+ROOT = Path(__file__).parents[1]
+TINY = ROOT / "examples" / "tiny"
+pytestmark = pytest.mark.skipif(not TINY.exists(), reason="examples/train_tiny.py has not written examples/tiny yet")
+
+
+@pytest.fixture(scope="module")
+def ablation():
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    yield importlib.import_module("ablation")
+    sys.path.remove(str(ROOT / "benchmarks"))
+
+
+@pytest.fixture(scope="module")
+def rows(ablation, tmp_path_factory) -> list[dict]:
+    folder = tmp_path_factory.mktemp("scenes")
+    rng = random.Random(0)
+    return [ablation.make_scene(rng, folder / f"{index}.png", list(ablation.TASKS[:2])) for index in range(4)]
+
+
+@pytest.fixture
+def processor(ablation) -> FusionProcessor:
+    processor = FusionProcessor.from_pretrained(TINY)
+    processor.image_processor.size = {"height": ablation.CROP_SIZE, "width": ablation.CROP_SIZE}
+    return processor
+
+
+@pytest.fixture(scope="module")
+def config() -> FusionConfig:
+    return FusionConfig.from_pretrained(TINY)
+
+
+def test_batches_of_the_whole_model_are_those_of_the_training_code(ablation, rows, processor, config):
+    data = ablation.prepare(rows, processor)
+    batch = ablation.Collator(ablation.VARIANTS["e"], config, [4])([data[index] for index in range(4)])
+    processor.image_processor.image_grid_size = ablation.SIDE
+    expected = FusionDataCollator(processor, latent_grid_sizes=[4])(rows)
+    assert set(batch) == set(expected)
+    for name, value in batch.items():
+        torch.testing.assert_close(value, expected[name], msg=name, rtol=0, atol=1e-6)
+
+
+def test_twin_has_no_latents_and_no_question_in_the_tower(ablation, rows, processor, config):
+    data = ablation.prepare(rows, processor)
+    batch = ablation.Collator(ablation.VARIANTS["a"], config, [4])([data[index] for index in range(4)])
+    assert set(batch) == {"input_ids", "labels", "attention_mask", "pixel_values"}
+    text = processor.tokenizer.decode(batch["input_ids"][0][batch["attention_mask"][0].bool()])
+    assert "<latent>" not in text
+    assert text.count("<image>") == ablation.SIDE**2
+    assert text.count("<vision_start>") == text.count("<vision_end>") == 1
+    question = rows[0]["conversations"][0]["value"].removeprefix("<image>\n")
+    assert f"<vision_end>{question}<|end|>" in text
+
+
+def test_paper_mask_hides_the_question_from_patches_of_early_layers_only(ablation):
+    torch.manual_seed(0)
+    config = SiglipVisionConfig(
+        hidden_size=32, intermediate_size=32, num_hidden_layers=4, num_attention_heads=2, image_size=32, patch_size=8,
+        vision_use_head=False,
+    )  # fmt: skip
+    tower = FusionVisionModel(config).eval()
+    pixels, questions = torch.randn(1, 3, 32, 32), torch.randn(2, 1, 5, 32)
+
+    def patches_after_layers() -> list[list[torch.Tensor]]:
+        outputs = [tower(pixels, question, output_hidden_states=True).hidden_states for question in questions]
+        return [[states[:, :16] for states in each] for each in outputs]
+
+    first, second = patches_after_layers()
+    assert not torch.allclose(first[1], second[1])  # released: patches see the question from the first layer on
+    for layer in tower.encoder.layers:
+        layer.self_attn.__class__ = ablation.PaperMaskAttention
+    first, second = patches_after_layers()
+    assert torch.equal(first[2], second[2])  # after both early layers
+    assert not torch.allclose(first[3], second[3])
+
+
+def test_answers_of_scenes_are_true_of_the_pixels(ablation, tmp_path):
+    """The colour that is asked for is there, and the number is that of connected patches of the colour."""
+    rng = random.Random(1)
+    for index in range(20):
+        row = ablation.make_scene(rng, tmp_path / f"{index}.png", ["find", "count"])
+        turns = [turn["value"] for turn in row["conversations"]]
+        pixels = np.asarray(Image.open(row["image"]).convert("RGB"))
+        assert (pixels == ablation.COLOURS[turns[1]]).all(axis=2).any()
+        counted = turns[2].split()[2]
+        mask = (pixels == ablation.COLOURS[counted]).all(axis=2)
+        assert count_cells(mask) == int(turns[3])
+
+
+def count_cells(mask: np.ndarray) -> int:
+    """Cells of the 3 x 3 grid in which there is much of the mask: objects stay in their cells but for a rim."""
+    third = len(mask) // 3
+    cells = [mask[row : row + third, column : column + third] for row in range(0, 3 * third, third)
+             for column in range(0, 3 * third, third)]  # fmt: skip
+    return sum(cell.sum() > 20 for cell in cells)

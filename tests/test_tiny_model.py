@@ -1,0 +1,168 @@
+"""
+The small trained model of `examples/tiny` from end to end: right answers, in each way in which it is used. The truths
+are those of easy-VQA's test split, whose images training has not seen.
+"""
+
+import json
+import random
+from pathlib import Path
+
+import easy_vqa
+import pytest
+import torch
+from peft import get_peft_model
+from transformers import AutoModelForImageTextToText, AutoProcessor, BitsAndBytesConfig, pipeline
+
+from fusion_vlm.training.collator import FusionDataCollator
+from fusion_vlm.training.lora import lora_config
+from fusion_vlm.training.trainer import FusionTrainer, FusionTrainingArguments
+
+
+TINY = Path(__file__).parents[1] / "examples" / "tiny"
+pytestmark = pytest.mark.skipif(not TINY.exists(), reason="examples/train_tiny.py has not written examples/tiny yet")
+NUM_QUESTIONS = 64
+# The share of right answers among the questions of this file; on all 9,673 it is in the README.
+MIN_ACCURACY = 0.95
+
+
+@pytest.fixture(scope="module")
+def processor():
+    return AutoProcessor.from_pretrained(TINY, trust_remote_code=True)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return AutoModelForImageTextToText.from_pretrained(TINY, trust_remote_code=True, dtype=torch.float32)
+
+
+@pytest.fixture(scope="module")
+def questions() -> list[tuple[str, str, str]]:
+    """Path of an image, question, answer."""
+    paths = easy_vqa.get_test_image_paths()
+    rows = [
+        (paths[image], question, answer)
+        for question, answer, image in zip(*easy_vqa.get_test_questions(), strict=True)
+    ]
+    return random.Random(0).sample(rows, NUM_QUESTIONS)
+
+
+def to_messages(path: str | Path, question: str) -> list[dict]:
+    return [{"role": "user", "content": [{"type": "image", "path": str(path)}, {"type": "text", "text": question}]}]
+
+
+def ask(model, processor, conversations: list[list[dict]], **options) -> list[str]:
+    inputs = processor.apply_chat_template(
+        conversations, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+    )
+    output = model.generate(**inputs, max_new_tokens=8, **{"do_sample": False, **options})
+    return processor.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+
+
+def accuracy(answers: list[str], questions: list[tuple[str, str, str]]) -> float:
+    return sum(answer == row[2] for answer, row in zip(answers, questions, strict=True)) / len(questions)
+
+
+def test_folder_is_small_and_in_half_precision():
+    weights = TINY / "model.safetensors"
+    assert weights.stat().st_size <= 20e6
+    assert json.loads((TINY / "config.json").read_text())["dtype"] == "bfloat16"
+
+
+def test_batch_answers_rightly(model, processor, questions):
+    answers = ask(model, processor, [to_messages(path, question) for path, question, _ in questions])
+    assert accuracy(answers, questions) >= MIN_ACCURACY
+
+
+def test_answers_come_from_the_image(model, processor, questions):
+    """The same questions about the images of other rows: a model that guesses from the words would do as well."""
+    turned = questions[1:] + questions[:1]
+    answers = ask(model, processor, [to_messages(row[0], own[1]) for row, own in zip(turned, questions, strict=True)])
+    assert accuracy(answers, questions) < 0.8
+
+
+def test_pipeline_answers_rightly(processor, questions):
+    pipe = pipeline("image-text-to-text", model=str(TINY), trust_remote_code=True)
+    chats = [to_messages(path, question) for path, question, _ in questions]
+    outputs = pipe(text=chats, max_new_tokens=8, batch_size=16, return_full_text=False)
+    assert accuracy([output[0]["generated_text"] for output in outputs], questions) >= MIN_ACCURACY
+
+
+def test_beams_answer_rightly(model, processor, questions):
+    conversations = [to_messages(path, question) for path, question, _ in questions[:16]]
+    answers = ask(model, processor, conversations, num_beams=3)
+    assert accuracy(answers, questions[:16]) >= MIN_ACCURACY - 0.05
+
+
+def test_four_bits_keep_the_answers(processor, questions):
+    config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")
+    quantized = AutoModelForImageTextToText.from_pretrained(
+        TINY, trust_remote_code=True, dtype=torch.float32, quantization_config=config
+    )
+    answers = ask(quantized, processor, [to_messages(path, question) for path, question, _ in questions])
+    assert accuracy(answers, questions) >= MIN_ACCURACY - 0.03
+
+
+def test_second_answer_is_to_the_second_question(model, processor):
+    """Colour and shape of the same object, in both orders."""
+    asked = {"what color is the shape?": 1, "what shape is in the image?": 2}
+    known = [(path, *known) for path, known in known_images() if len(known) == 2][:16]
+    right = 0
+    for first, second in (list(asked), list(asked)[::-1]):
+        chats = []
+        for row in known:
+            turns = to_messages(row[0], first)
+            turns.append({"role": "assistant", "content": [{"type": "text", "text": row[asked[first]]}]})
+            turns.append({"role": "user", "content": [{"type": "text", "text": second}]})
+            chats.append(turns)
+        right += sum(a == row[asked[second]] for a, row in zip(ask(model, processor, chats), known, strict=True))
+    assert right >= 0.9 * 2 * len(known)
+
+
+def known_images() -> list[tuple[str, tuple[str, ...]]]:
+    """Images of the test split with their colour and shape, as far as its questions tell them."""
+    shapes = {"circle", "rectangle", "triangle"}
+    answers = {}
+    for _, answer, image in zip(*easy_vqa.get_test_questions(), strict=True):
+        if answer not in ("yes", "no"):
+            answers.setdefault(image, set()).add(answer)
+    paths = easy_vqa.get_test_image_paths()
+    return [
+        (paths[image], (*(found - shapes), *(found & shapes)))
+        for image, found in sorted(answers.items())
+        if len(found - shapes) <= 1 and len(found & shapes) <= 1
+    ]
+
+
+def test_lora_teaches_a_new_answer(processor, tmp_path):
+    """It learns a word of its own for circles and another one for all else, from 48 images, and keeps what it knew."""
+    question = "what do we call it?"
+    names = {"circle": "wheel", "rectangle": "door", "triangle": "roof"}
+    known = [(path, found) for path, found in known_images() if len(found) == 2]
+    rows = [
+        {
+            "messages": to_messages(path, question)
+            + [{"role": "assistant", "content": [{"type": "text", "text": names[shape]}]}]
+        }
+        for path, (_, shape) in known[:96]
+    ]
+    held_out = known[96:128]
+    model = AutoModelForImageTextToText.from_pretrained(TINY, trust_remote_code=True, dtype=torch.float32)
+    before = ask(model, processor, [to_messages(path, question) for path, _ in held_out])
+    assert not set(before) & set(names.values())
+
+    model = get_peft_model(model, lora_config(model, r=8))
+    arguments = FusionTrainingArguments(
+        str(tmp_path), max_steps=40, per_device_train_batch_size=16, learning_rate=5e-3, report_to="none",
+        save_strategy="no", use_cpu=True, lr_scheduler_type="cosine",
+    )  # fmt: skip
+    collator = FusionDataCollator(processor, latent_grid_sizes=[4])
+    FusionTrainer(model, arguments, data_collator=collator, train_dataset=rows).train()
+    model = model.merge_and_unload().eval()
+
+    after = ask(model, processor, [to_messages(path, question) for path, _ in held_out])
+    right = sum(answer == names[shape] for answer, (_, (_, shape)) in zip(after, held_out, strict=True))
+    assert right >= 0.9 * len(held_out)
+    colours = ask(model, processor, [to_messages(path, "what color is the shape?") for path, _ in held_out])
+    assert sum(answer == colour for answer, (_, (colour, _)) in zip(colours, held_out, strict=True)) >= 0.9 * len(
+        held_out
+    )

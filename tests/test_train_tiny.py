@@ -1,0 +1,128 @@
+"""How the small trained model is made (`examples/train_tiny.py`, `examples/pretrain_tower.py`)."""
+
+import importlib
+import json
+import random
+import sys
+from collections import Counter
+from pathlib import Path
+
+import easy_vqa
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForImageTextToText, SiglipVisionConfig
+
+from fusion_vlm.modeling_fusion import FusionVisionModel
+from fusion_vlm.synthesis.render import draw_scene
+from fusion_vlm.synthesis.scene import COLOURS, Scene, SceneObject
+
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+@pytest.fixture(scope="module")
+def train_tiny():
+    sys.path.insert(0, str(EXAMPLES))
+    yield importlib.import_module("train_tiny")
+    sys.path.remove(str(EXAMPLES))
+
+
+@pytest.fixture(scope="module")
+def pretrain_tower(train_tiny):
+    return sys.modules["pretrain_tower"]
+
+
+def test_each_pass_asks_every_question_once(train_tiny, tmp_path):
+    train_tiny.make_easy_vqa(tmp_path, num_passes=2, max_turns=3)
+    asked = Counter()
+    for row in json.loads((tmp_path / "train.json").read_text()):
+        turns = [turn["value"].removeprefix("<image>\n") for turn in row["conversations"]]
+        assert len(turns) <= 6
+        asked.update(zip([row["image"]] * len(turns), turns[::2], turns[1::2]))  # noqa: B905
+    texts, answers, images = easy_vqa.get_train_questions()
+    truth = Counter((f"{image}.png", text, answer) for text, answer, image in zip(texts, answers, images, strict=True))
+    assert asked == Counter({row: 2 * count for row, count in truth.items()})
+
+
+def test_captions_of_easy_vqa_say_what_its_answers_say(train_tiny):
+    answers = {}
+    for _, answer, image in zip(*easy_vqa.get_train_questions(), strict=True):
+        answers.setdefault(f"{image}.png", set()).add(answer)
+    captions = list(train_tiny.caption_easy_vqa())
+    assert len(captions) > 4000
+    for row in captions:
+        colour, shape = row["conversations"][1]["value"].removesuffix(".").split()[-2:]
+        assert {colour, shape} <= answers[row["image"]]
+
+
+def test_tokenizer_writes_anything_and_uses_no_id_0_for_text(train_tiny):
+    tokenizer = train_tiny.make_tokenizer(["How many red circles can you see?", "3"] * 10)
+    text = "How many r\u00e9d 42 circles?\n\t\u4f60\u597d!"
+    ids = tokenizer(text).input_ids
+    assert tokenizer.decode(ids) == text
+    assert 0 not in ids and tokenizer.pad_token_id == 0
+
+
+def test_patch_labels_are_where_the_object_is(pretrain_tower):
+    scene = Scene("white", [SceneObject("square", "red", "large", 0.3, 0.7)])
+    labels = pretrain_tower.label_scene(scene, 16)
+    pixels = np.asarray(draw_scene(scene, 128))
+    centres = pixels[4::8, 4::8]  # of the patches
+    is_red = (centres == COLOURS["red"]).all(axis=2)
+    assert is_red.sum() > 4
+    names = [classes[index] for classes, index in zip(pretrain_tower.CLASSES.values(), labels[is_red][0], strict=True)]
+    assert names == ["square", "red"]
+    # The labels are of the box around it, of which the square leaves a margin of at most a patch.
+    assert (labels[is_red] > 0).all()
+    rows, columns = np.nonzero(labels[..., 0])
+    red_rows, red_columns = np.nonzero(is_red)
+    assert np.ptp(rows) <= np.ptp(red_rows) + 1 and np.ptp(columns) <= np.ptp(red_columns) + 1
+
+
+def test_crops_follow_the_order_of_the_processor(pretrain_tower):
+    array = np.arange(16).reshape(4, 4, 1)
+    quarters = pretrain_tower._quarters(array)[..., 0]
+    assert quarters.tolist() == [[[0, 1], [4, 5]], [[2, 3], [6, 7]], [[8, 9], [12, 13]], [[10, 11], [14, 15]]]
+
+
+def test_input_layer_begins_by_whitening_patches(pretrain_tower):
+    torch.manual_seed(0)
+    config = SiglipVisionConfig(
+        hidden_size=64, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, image_size=32, patch_size=8,
+        vision_use_head=False,
+    )  # fmt: skip
+    tower = FusionVisionModel(config)
+    rng = random.Random(0)
+    images = torch.stack([torch.rand(3, 32, 32) * rng.random() for _ in range(200)])
+    pretrain_tower.initialise(tower, images)
+    outputs = tower.embeddings.patch_embedding(images).flatten(2).transpose(1, 2).flatten(0, 1)
+    covariance = torch.cov(outputs.T)
+    assert outputs.mean(dim=0).abs().max() < 1e-3
+    assert (covariance - torch.eye(64)).abs().max() < 0.1
+
+
+@pytest.mark.slow
+def test_whole_way_in_miniature_and_again(train_tiny, tmp_path, monkeypatch):
+    """All steps with two optimiser steps each; called again, it does nothing but the export."""
+    monkeypatch.setattr(
+        train_tiny, "SCENES", tuple((name, seed, 36, kinds) for name, seed, _, kinds in train_tiny.SCENES)
+    )
+    monkeypatch.setattr(train_tiny, "TOWER_STEPS", 2)
+    work, output = tmp_path / "work", tmp_path / "tiny"
+    for recipe in train_tiny.RECIPES.glob("*.yaml"):
+        (tmp_path / recipe.name).write_text(recipe.read_text().replace("sampling_strategy: random:", "# "))
+    (tmp_path / "chat_template.jinja").write_text((train_tiny.RECIPES / "chat_template.jinja").read_text())
+    monkeypatch.setattr(train_tiny, "RECIPES", tmp_path)
+    command = ["train_tiny.py", "--work-dir", str(work), "--output-dir", str(output), "training.max_steps=2"]
+    monkeypatch.setattr(sys, "argv", command)
+    train_tiny.main()
+    states = {path: path.stat().st_mtime_ns for path in work.rglob("trainer_state.json")}
+    assert len(states) == 6  # of each stage, and of its checkpoint
+    model = AutoModelForImageTextToText.from_pretrained(output, trust_remote_code=True)
+    assert model.dtype == torch.bfloat16
+    assert {"README.md", "curves.png", "handler.py", "processor_config.json"} <= {
+        path.name for path in output.iterdir()
+    }
+    train_tiny.main()
+    assert {path: path.stat().st_mtime_ns for path in work.rglob("trainer_state.json")} == states
