@@ -34,9 +34,9 @@ from transformers.models.siglip.modeling_siglip import SiglipAttention
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "examples"))
 
-import easy_vqa  # noqa: E402
+from accuracy import read_test_questions  # noqa: E402
 from pretrain_tower import pretrain  # noqa: E402
-from train_tiny import list_objects, make_start, read_easy_vqa  # noqa: E402
+from train_tiny import list_objects, make_start, to_conversation  # noqa: E402
 
 from fusion_vlm.configuration_fusion import FusionConfig  # noqa: E402
 from fusion_vlm.modeling_fusion import (  # noqa: E402
@@ -235,14 +235,8 @@ def read_test(work_dir: Path) -> list[dict]:
     rng = random.Random(1)
     folder = work_dir / "ablation" / "test"
     rows = [make_scene(rng, folder / f"{index}.png", [TASKS[index % len(TASKS)]]) for index in range(NUM_TEST)]
-    paths = easy_vqa.get_test_image_paths()
-    asked = [
-        (paths[image], *pair)
-        for image, pairs in read_easy_vqa(easy_vqa.get_test_questions()).items()
-        for pair in pairs
-    ]
-    for path, question, answer in rng.sample(asked, NUM_TEST):
-        rows.append({"conversations": to_turns([(question, answer)]), "image": path, "group": "easy-VQA"})
+    for path, question, answer in rng.sample(read_test_questions(), NUM_TEST):
+        rows.append({"conversations": to_conversation([(question, answer)]), "image": path, "group": "easy-VQA"})
     return rows
 
 
@@ -265,15 +259,7 @@ def make_scene(rng: random.Random, path: Path, tasks: list[str]) -> dict:
         "count": (f"How many {colours[1 if one else 3]} objects are there?", "1" if one else str(number)),
         "small": (f"What shape is the {colours[2]} object?", shapes[2]),
     }
-    return {"conversations": to_turns([turns[task] for task in tasks]), "image": str(path), "group": tasks[0]}
-
-
-def to_turns(questions: list[tuple[str, str]]) -> list[dict]:
-    turns = [
-        {"from": role, "value": text} for pair in questions for role, text in zip(("human", "gpt"), pair, strict=True)
-    ]
-    turns[0]["value"] = "<image>\n" + turns[0]["value"]
-    return turns
+    return {"conversations": to_conversation([turns[task] for task in tasks]), "image": str(path), "group": tasks[0]}
 
 
 VISION_CONFIG = SiglipVisionConfig(

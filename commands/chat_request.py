@@ -8,7 +8,6 @@ import base64
 import io
 import re
 import reprlib
-from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 from PIL import Image
@@ -107,26 +106,10 @@ class ChatCompletionRequest(Strict):
     service_tier: str | None = None
 
 
-@dataclass
-class ChatRequest:
-    """A request that is sound. `messages` are as FUSION's processor takes them, the image (if any) is decoded."""
-
-    model: str
-    messages: list[dict]
-    stream: bool = False
-    include_usage: bool = False
-    max_new_tokens: int | None = None
-    temperature: float | None = None
-    top_p: float | None = None
-    seed: int | None = None
-    stop: list[str] = field(default_factory=list)
-    latent_grid_size: int | None = None
-    image_grid_size: int | None = None
-
-
-def parse_request(body: bytes) -> ChatRequest:
+def parse_request(body: bytes) -> tuple[ChatCompletionRequest, list[dict]]:
     """
-    Reads the JSON of a request.
+    Reads the JSON of a request: its fields, and its messages as FUSION's processor takes them, the image (if any)
+    decoded.
 
     Raises:
         RequestError: saying which field is wrong, and how.
@@ -135,19 +118,7 @@ def parse_request(body: bytes) -> ChatRequest:
         request = ChatCompletionRequest.model_validate_json(body)
     except ValidationError as error:
         raise describe(error) from error
-    return ChatRequest(
-        model=request.model,
-        messages=read_messages(request.messages),
-        stream=request.stream,
-        include_usage=request.stream_options.include_usage,
-        max_new_tokens=request.max_completion_tokens or request.max_tokens,
-        temperature=request.temperature,
-        top_p=request.top_p,
-        seed=request.seed,
-        stop=request.stop,
-        latent_grid_size=request.latent_grid_size,
-        image_grid_size=request.image_grid_size,
-    )
+    return request, read_messages(request.messages)
 
 
 def describe(error: ValidationError) -> RequestError:

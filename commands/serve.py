@@ -32,7 +32,7 @@ from starlette.routing import Route
 from transformers import GenerationConfig
 from transformers.cli.serving.utils import GenerateManager
 
-from .chat_request import ChatRequest, RequestError, parse_request
+from .chat_request import ChatCompletionRequest, RequestError, parse_request
 from .model import check_grid_sizes, limit_new_tokens, load, process
 
 
@@ -157,23 +157,23 @@ class ChatServer:
         if name != self.name:
             raise RequestError(f"model: there is no model {name!r} here, only {self.name!r}", "model", status=404)
 
-    def prepare(self, body: bytes) -> tuple[ChatRequest, dict, GenerationConfig]:
+    def prepare(self, body: bytes) -> tuple[ChatCompletionRequest, dict, GenerationConfig]:
         """
         The request, the inputs of the model and how to generate.
 
         Raises:
             RequestError: if the request cannot be answered.
         """
-        chat = parse_request(body)
+        chat, messages = parse_request(body)
         self.check_model(chat.model)
-        wanted = chat.max_new_tokens or self.max_new_tokens
+        wanted = chat.max_completion_tokens or chat.max_tokens or self.max_new_tokens
         if wanted > self.max_new_tokens:
             raise RequestError(
                 f"max_tokens: {wanted} is more than this server allows, which is {self.max_new_tokens}", "max_tokens"
             )
         try:
             grid_sizes = check_grid_sizes(self.model.config, chat.latent_grid_size, chat.image_grid_size)
-            inputs = process(self.processor, chat.messages, grid_sizes)
+            inputs = process(self.processor, messages, grid_sizes)
             max_new_tokens = limit_new_tokens(self.model.config, inputs, wanted)
         except (ValueError, jinja2.TemplateError) as error:  # templates refuse roles, say
             raise RequestError(str(error)) from error
@@ -197,7 +197,7 @@ class ChatServer:
         )
         answer = Answer(queue, streamer, chat.stop, inputs["input_ids"].shape[1], config.max_new_tokens)
         if chat.stream:
-            events = self.write_events(answer, request_id, chat.include_usage)
+            events = self.write_events(answer, request_id, chat.stream_options.include_usage)
             return StreamingResponse(events, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
         text = ""
         async for piece in answer:

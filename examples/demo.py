@@ -4,7 +4,7 @@ A page to talk with a FUSION model about an image: answers appear as they are wr
     pip install -e ".[demo]"
     python examples/demo.py MODEL
 
-MODEL is a converted folder or a Hub id. Without it, the page shows the small trained model of `examples/tiny`.
+MODEL is a converted folder or a Hub id; the default is the small model that `train_tiny.py` writes.
 """
 
 import argparse

@@ -115,6 +115,7 @@ def test_whole_way_in_miniature_and_again(train_tiny, tmp_path, monkeypatch):
     (tmp_path / "chat_template.jinja").write_text((train_tiny.RECIPES / "chat_template.jinja").read_text())
     monkeypatch.setattr(train_tiny, "RECIPES", tmp_path)
     command = ["train_tiny.py", "--work-dir", str(work), "--output-dir", str(output), "training.max_steps=2"]
+    command.append("training.logging_steps=1")
     monkeypatch.setattr(sys, "argv", command)
     train_tiny.main()
     states = {path: path.stat().st_mtime_ns for path in work.rglob("trainer_state.json")}
