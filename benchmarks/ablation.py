@@ -54,7 +54,7 @@ from fusion_vlm.training.trainer import FusionTrainer, FusionTrainingArguments  
 CROP_SIZE, PATCH_SIZE = 48, 8
 SIDE = CROP_SIZE // PATCH_SIZE
 LATENT_GRID_SIZES = [2, 4, 6, 8]
-BATCH_SIZE, LEARNING_RATE = 16, 1e-3
+BATCH_SIZE, LEARNING_RATE = 16, 2e-3
 # Rows of each data set, and of its held-out part.
 NUM_TRAIN, NUM_TEST, MAX_TURNS = 14000, 1500, 2
 TOWER_STEPS = 1500
@@ -369,6 +369,7 @@ def run(name: str, seed: int, work_dir: Path, teraflops: float) -> dict:
         max_steps=steps,
         per_device_train_batch_size=BATCH_SIZE,
         learning_rate=LEARNING_RATE,
+        use_muon=True,
         lr_scheduler_type="cosine",
         warmup_steps=0.05,
         adam_beta2=0.99,

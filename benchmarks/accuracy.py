@@ -39,12 +39,12 @@ from fusion_vlm.synthesis.scene import COLOURS, SHAPES, plural
 
 ROOT = Path(__file__).resolve().parents[1]
 SECTIONS = ("easy-vqa", "scenes", "turns")
-IMAGE_SIZE = 128  # of a scene
+IMAGE_SIZE = 144  # of a scene
 # Training has the seeds 11 to 13.
 SCENE_SEED = 97
 NUM_SCENES, NUM_ASKED = 400, 120  # of each kind: for the baselines, and for the model
 SINGULAR = {plural(shape): shape for shape in SHAPES}
-BLANK = Image.new("RGB", (64, 64), (128, 128, 128))
+BLANK = Image.new("RGB", (144, 144), (128, 128, 128))
 
 
 class Model:

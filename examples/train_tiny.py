@@ -46,13 +46,14 @@ STAGES = ("stage1", "stage1_5", "stage2")
 SCENES = (
     ("captions", 11, 15000, CAPTION_KINDS),
     ("instructions", 12, 14000, INSTRUCTION_KINDS),
-    ("questions", 13, 20000, ("short_conversation",)),
+    ("questions", 13, 40000, ("short_conversation",)),
 )
-IMAGE_SIZE = 128  # of a scene: twice the crop, so that the crops show it as it was drawn
-CROP_SIZE, PATCH_SIZE = 64, 8
+IMAGE_SIZE = 144  # of a scene: twice the crop, so that the crops show it as it was drawn
+CROP_SIZE, PATCH_SIZE = 72, 12
 EASY_VQA_SHAPES = {"circle", "rectangle", "triangle"}
+EASY_VQA_COLOURS = {"black", "blue", "brown", "gray", "green", "red", "teal", "yellow"}
 VOCAB_SIZE = 1024
-TOWER_STEPS = 1200
+TOWER_STEPS = 2000
 # Id 0 is the padding: FUSION takes that id for no question token (SPEC section 3).
 SPECIAL_TOKENS = (
     "<|pad|>", "<|end|>", "<|user|>", "<|assistant|>", "<image>", "<latent>", "<vision_start>", "<vision_end>",
@@ -95,17 +96,28 @@ def to_conversation(turns: list[tuple[str, str]]) -> list[dict]:
     return conversation
 
 
-def make_easy_vqa(folder: Path, num_passes: int = 6, max_turns: int = 3):
+def make_easy_vqa(folder: Path, num_passes: int = 4, max_turns: int = 3):
     """
     Conversations about the images of easy-VQA's training split, in LLaVA's form. In each pass every question is asked
     once, in conversations of one to `max_turns` of them: turns share the image, so that more is learnt from a step.
+
+    Most yes-or-no questions of the set ask for what is not there, and their words alone give the answer to five of six.
+    So questions of the set about what is there are added, as many as make both alike.
     """
     folder.mkdir(parents=True, exist_ok=True)
     rng = random.Random(0)
+    asked = read_easy_vqa(easy_vqa.get_train_questions())
+    known = {image: looks for image, *looks in known_objects()}
+    presence = sorted({question for questions in asked.values() for question, answer in questions if is_bool(answer)})
     rows = []
-    for image, questions in sorted(read_easy_vqa(easy_vqa.get_train_questions()).items()):
+    for image, questions in sorted(asked.items()):
+        there = [question for question in presence if words_of(question) & set(known.get(image, ()))]
+        own = [question for question, answer in questions if is_bool(answer)]
+        missing = len(own) - 2 * len(set(own) & set(there))
         for _ in range(num_passes):
-            left = rng.sample(questions, len(questions))
+            more = rng.sample(there, min(max(missing, 0), len(there)))
+            left = questions + [(question, "no" if is_negated(question) else "yes") for question in more]
+            rng.shuffle(left)
             while left:
                 number = rng.randint(1, max_turns)
                 turns, left = left[:number], left[number:]
@@ -117,12 +129,30 @@ def make_easy_vqa(folder: Path, num_passes: int = 6, max_turns: int = 3):
     (folder / "train.json").write_text(json.dumps(rows))
 
 
+def is_bool(answer: str) -> bool:
+    return answer in ("yes", "no")
+
+
+def words_of(question: str) -> set[str]:
+    return set(question.rstrip("?").split())
+
+
+def is_negated(question: str) -> bool:
+    """Of a yes-or-no question of easy-VQA: whether it asks if something is not there."""
+    return bool(words_of(question) & {"not", "no"})
+
+
 def known_objects() -> Iterator[tuple[int, str, str]]:
-    """Image, colour and shape, for the images of the training split whose questions tell both."""
+    """Image, colour and shape, for the images of the training split whose questions and answers tell both."""
     for image, questions in sorted(read_easy_vqa(easy_vqa.get_train_questions()).items()):
-        answers = {answer for _, answer in questions} - {"yes", "no"}
-        shape, colour = answers & EASY_VQA_SHAPES, answers - EASY_VQA_SHAPES
-        if len(shape) == len(colour) == 1:
+        found = set()
+        for question, answer in questions:
+            if not is_bool(answer):
+                found |= words_of(question) | {answer}
+            elif (answer == "yes") != is_negated(question):
+                found |= words_of(question)
+        shape, colour = found & EASY_VQA_SHAPES, found & EASY_VQA_COLOURS
+        if shape and colour:
             yield image, colour.pop(), shape.pop()
 
 
@@ -188,7 +218,7 @@ def make_model(processor: FusionProcessor) -> FusionForConditionalGeneration:
             hidden_size=96,
             intermediate_size=384,
             num_hidden_layers=4,
-            num_attention_heads=4,
+            num_attention_heads=3,
             image_size=CROP_SIZE,
             patch_size=PATCH_SIZE,
             vision_use_head=False,

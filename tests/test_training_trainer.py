@@ -201,6 +201,48 @@ def test_tower_has_its_own_learning_rate(model, processor, tmp_path):
         assert decay == (0.0 if "norm" in name or name.endswith("bias") else 0.1), name
 
 
+MUON = {"use_muon": True, "vision_learning_rate": 1e-4, "weight_decay": 0.1}
+
+
+def test_muon_trains_hidden_matrices_and_adamw_the_rest(model, processor, tmp_path):
+    trainer = make_trainer(model, processor, tmp_path, **MUON, lr_scheduler_type="constant", max_steps=1)
+    before = {name: parameter.detach().clone() for name, parameter in trainer.model.named_parameters()}
+    trainer.train()
+    groups = {
+        id(parameter): (group["use_muon"], group["lr"], group["weight_decay"])
+        for group in trainer.optimizer.param_groups
+        for parameter in group["params"]
+    }
+    assert len(groups) == len(before)
+    for name, parameter in trainer.model.named_parameters():
+        use_muon, rate, decay = groups[id(parameter)]
+        is_hidden = parameter.ndim == 2 and not any(part in name for part in ("embed_tokens", "lm_head", "position"))
+        assert use_muon == is_hidden, name
+        assert rate == (1e-4 if "vision_tower" in name else 1e-3), name
+        if is_hidden:
+            # Its update is orthogonal: singular values alike, but for the decay and what had no gradient.
+            update = (before[name] - parameter.detach() - rate * decay * before[name]) / rate
+            singular = torch.linalg.svdvals(update)
+            assert singular.max() < 1.3 * 0.2 * max(update.shape) ** 0.5, name
+            assert singular.median() > 0.5 * 0.2 * max(update.shape) ** 0.5 or parameter.grad is None, name
+
+
+def test_muon_resumes_bit_equal(model, processor, tmp_path):
+    options = {**MUON, "max_steps": 6, "save_strategy": "steps", "save_steps": 4}
+    whole = make_trainer(model, processor, tmp_path, **options)
+    whole.train()
+    resumed = make_trainer(model, processor, tmp_path, **options)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+    assert logged(resumed) == logged(whole)
+    for (name, expected), parameter in zip(whole.model.named_parameters(), resumed.model.parameters(), strict=True):
+        assert torch.equal(parameter, expected), name
+
+
+def test_muon_says_what_it_does_not_go_with(model, processor, tmp_path):
+    with pytest.raises(ValueError, match="adamw_torch.*'adafactor'"):
+        make_trainer(model, processor, tmp_path, use_muon=True, optim="adafactor")
+
+
 def test_evaluation_gives_logits(model, processor, tmp_path):
     seen = []
     trainer = make_trainer(

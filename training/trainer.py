@@ -15,6 +15,9 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from transformers import Trainer, TrainingArguments
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.trainer_pt_utils import get_length_grouped_indices
+from transformers.training_args import OptimizerNames
+
+from fusion_vlm.training.muon import MuonWithAdamW, split_for_muon
 
 
 LOSS_PARTS = ("language_loss", "text_mapping_loss", "vision_mapping_loss")
@@ -27,6 +30,9 @@ class FusionTrainingArguments(TrainingArguments):
     Args:
         vision_learning_rate (`float`, *optional*):
             Of the vision tower. Defaults to `learning_rate`.
+        use_muon (`bool`):
+            Whether Muon trains the weight matrices of hidden layers, with the learning rates of AdamW, which trains
+            all else. Parts that start from random weights learn several times faster with it.
         group_by_modality_length (`bool`):
             Whether a batch (over all processes and accumulation steps) holds rows with an image only or without one
             only, of similar length. The dataset needs `lengths` and `has_images`, a value for each row.
@@ -38,6 +44,7 @@ class FusionTrainingArguments(TrainingArguments):
 
     remove_unused_columns: bool = field(default=False)
     vision_learning_rate: float | None = field(default=None)
+    use_muon: bool = field(default=False)
     group_by_modality_length: bool = field(default=False)
     predict_with_generate: bool = field(default=False)
     generation_max_new_tokens: int = field(default=64)
@@ -100,21 +107,50 @@ class FusionTrainer(Trainer):
                 "`predict_with_generate` does not work on sharded parameters: processes that generate different rows"
                 " would wait for each other. Evaluate the saved model in one process, or train with DDP or ZeRO-2."
             )
+        if self.args.use_muon:
+            self._check_muon()
+
+    def _check_muon(self):
+        if not hasattr(torch.optim, "Muon"):
+            raise ValueError(f"`use_muon` needs torch 2.9 or newer, this is {torch.__version__}.")
+        adamw = (OptimizerNames.ADAMW_TORCH, OptimizerNames.ADAMW_TORCH_FUSED)
+        if self.args.optim not in adamw:
+            raise ValueError(
+                f"`use_muon` goes with `optim` {' or '.join(adamw)}, for what Muon does not train; got"
+                f" {self.args.optim.value!r}."
+            )
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            raise ValueError(
+                "`use_muon` needs whole weight matrices and does not work with FSDP or DeepSpeed, which shard them or"
+                " their optimizer. Train with DDP, or leave `use_muon` out."
+            )
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """As `Trainer` does it; the tower's parameters then move to groups with their own learning rate."""
+        """
+        As `Trainer` does it; the tower's parameters then move to groups with their own learning rate, and with
+        `use_muon` an optimizer of both kinds takes over the groups.
+        """
         is_made_already = self.optimizer is not None
         optimizer = super().create_optimizer(model)
-        if self.args.vision_learning_rate is None or is_made_already:
+        if is_made_already:
             return optimizer
-        named_parameters = (self.model if model is None else model).named_parameters()
+        model = self.model if model is None else model
+        if self.args.vision_learning_rate is not None:
+            self._move_tower(optimizer, model)
+        if self.args.use_muon:
+            betas = (self.args.adam_beta1, self.args.adam_beta2)
+            groups = split_for_muon(optimizer.param_groups, model)
+            self.optimizer = MuonWithAdamW(groups, betas, self.args.adam_epsilon)
+        return self.optimizer
+
+    def _move_tower(self, optimizer: torch.optim.Optimizer, model: nn.Module):
+        named_parameters = model.named_parameters()
         of_tower = {id(parameter) for name, parameter in named_parameters if VISION_TOWER in name.split(".")}
         for group in list(optimizer.param_groups):
             tower = [parameter for parameter in group["params"] if id(parameter) in of_tower]
             if tower:
                 group["params"] = [parameter for parameter in group["params"] if id(parameter) not in of_tower]
                 optimizer.add_param_group({**group, "params": tower, "lr": self.args.vision_learning_rate})
-        return optimizer
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
         dataset = self.train_dataset if train_dataset is None else train_dataset
