@@ -101,7 +101,7 @@ def make_easy_vqa(folder: Path, num_passes: int = 4, max_turns: int = 3):
     Conversations about the images of easy-VQA's training split, in LLaVA's form. In each pass every question is asked
     once, in conversations of one to `max_turns` of them: turns share the image, so that more is learnt from a step.
 
-    Most yes-or-no questions of the set ask for what is not there, and their words alone give the answer to five of six.
+    Most yes-or-no questions of the set ask for what is not there, and their words give five of six answers.
     So questions of the set about what is there are added, as many as make both alike.
     """
     folder.mkdir(parents=True, exist_ok=True)

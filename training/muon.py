@@ -29,7 +29,7 @@ class MuonWithAdamW(torch.optim.Optimizer):
         self._share()
 
     def _share(self):
-        """The parts work on the groups and the state of this optimizer, so that schedulers and checkpoints see them."""
+        """Parts work on groups and state of this optimizer, so that schedulers and checkpoints see them."""
         start = 0
         for part in self._parts:
             end = start + len(part.param_groups)
