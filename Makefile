@@ -1,4 +1,4 @@
-# make demo: convert the fixture, load it in a fresh process, answer a question.   make test: the test suite.
+# make demo: ask the small trained model about a picture.   make test: the test suite.
 # Both set up .venv themselves and need nothing but Python.
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
@@ -6,12 +6,16 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 export OMP_WAIT_POLICY = PASSIVE
 export HF_HUB_DISABLE_TELEMETRY = 1
 
-.PHONY: demo demo-page test lint test-demo test-slow test-transformers
+.PHONY: demo demo-convert demo-page test lint test-demo test-slow test-transformers
 
 demo: .venv/.ready
+	.venv/bin/python examples/quickstart.py
+
+# Convert a checkpoint of the fixtures, load it in a fresh process, answer a question.
+demo-convert: .venv/.ready
 	.venv/bin/python examples/convert_and_ask.py
 
-# A chat page on http://127.0.0.1:7860, for a converted or trained folder: make demo-page MODEL=out/fusion-phi3.5-3b
+# A chat page on http://127.0.0.1:7860, also for another model: make demo-page MODEL=out/fusion-phi3.5-3b
 demo-page: .venv-demo/.ready
 	.venv-demo/bin/python examples/demo.py $(MODEL)
 

@@ -56,7 +56,7 @@ SIDE = CROP_SIZE // PATCH_SIZE
 LATENT_GRID_SIZES = [2, 4, 6, 8]
 BATCH_SIZE, LEARNING_RATE = 16, 2e-3
 # Rows of each data set, and of its held-out part.
-NUM_TRAIN, NUM_TEST, MAX_TURNS = 14000, 1500, 2
+NUM_TRAIN, NUM_TEST, MAX_TURNS = 14000, 600, 2
 TOWER_STEPS = 1500
 TASKS = ("find", "count", "small")
 
@@ -90,9 +90,9 @@ class PaperMaskAttention(FusionVisionAttention):
         if uniform_weights is None:
             return super().forward(hidden_states, attention_mask, **kwargs)
         batch, length, _ = hidden_states.shape
-        is_key = uniform_weights > 0  # (batch, patches + tokens)
-        mask = is_key[:, None, None, :].expand(batch, 1, length, length).clone()
-        mask[:, :, :num_patches, num_patches:] = False
+        is_hidden = (uniform_weights == 0)[:, None, None, :].expand(batch, 1, length, length).clone()
+        is_hidden[:, :, :num_patches, num_patches:] = True
+        mask = torch.zeros_like(is_hidden, dtype=hidden_states.dtype).masked_fill(is_hidden, float("-inf"))
         return SiglipAttention.forward(self, hidden_states, mask, **kwargs)
 
 
@@ -310,6 +310,8 @@ def build_model(variant: Variant, work_dir: Path, seed: int) -> FusionForConditi
         **{name: getattr(known, name) for name in names},
     )
     model = FusionForConditionalGeneration(config)
+    # The backward pass of the fused kernel is slow in bfloat16 on a CPU.
+    model.set_attn_implementation("eager")
     model.model.vision_tower.load_state_dict(tower.state_dict())
     if variant.paper_mask:
         for layer in model.model.vision_tower.encoder.layers:
@@ -376,6 +378,7 @@ def run(name: str, seed: int, work_dir: Path, teraflops: float) -> dict:
         weight_decay=0.01,
         optim="adamw_torch_fused",
         use_cpu=True,
+        bf16=True,
         seed=seed,
         save_strategy="no",
         report_to="none",

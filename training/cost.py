@@ -618,13 +618,14 @@ def format_assumptions(
         "zero3": deepspeed,
         "fsdp": f"FSDP2; passes in {passes}, for which two layers and all that is outside of layers are gathered",
     }
+    muon = " (what Muon trains is counted so, too: one moment more than it has)" if training["use_muon"] else ""
     lines = [
         f"time: {rows.num_rows:,} rows without padding; lengths are from {rows.source}",
         *kinds,
         "FLOPs: products of matrices, convolution, attention (causal attention in full), what is computed again",
         f"memory: rows of `max_length`, {batch.batch_size} at once on a GPU, {batch.num_latent_tokens} of their tokens"
         f" latent ones; {checkpointing} gradient checkpointing; fused attention",
-        f"all parameters trained by {training['optim']}; gradients kept over"
+        f"all parameters trained by {training['optim']}{muon}; gradients kept over"
         f" {training['gradient_accumulation_steps']} accumulation steps",
         *(f"{sharding}: {of_sharding[sharding]}" for sharding in shardings),
         "left out: CUDA context, workspaces, fragmentation (leave some GB free); loading of data, communication,"
