@@ -1,13 +1,16 @@
 """
-What each part of FUSION is worth, at small scale and at equal training compute: all variants start from the same
-pretrained tower and train with the same number of floating-point operations (counted), so that one that leaves a part
-out takes more steps. The tasks: easy-VQA (one object, 64x64 pixels), and scenes of four to seven objects, drawn at
-twice the side of a crop: the colour of the object that the question names, the number of objects of a colour, and the
-shape of an object that is so small that it shows in the crops better than in the base image. Conversations of one or
-two questions; each seed has its own weights and its own order of the data. `a*` is not at equal compute: it takes as
-many steps as `e`, to tell what the parts bring for each example from what they cost.
+What each part of FUSION is worth, at small scale and at equal training compute. All variants start from the same tower,
+projector and decoder, which have learnt to write captions without any of the parts (as the released models start from a
+SigLIP and an LLM), and train with the same number of floating-point operations (counted), so that one that leaves a
+part out takes more steps.
 
-    python benchmarks/ablation.py run [--seeds 0 1 2] [--variants a b c d e f a*] [--teraflops 8]
+The tasks: easy-VQA (one object, 64x64 pixels), and scenes of four to seven objects, drawn at twice the side of a crop:
+the shape of a large object that the question names by its colour, the number of objects of a colour, and the shape of
+an object so small that it shows in the crops better than in the base image. Conversations of one or two questions; each
+seed has its own weights and its own order of the data. `a*` is not at equal compute: it takes as many steps as `e`, to
+tell what the parts bring for each example from what they cost.
+
+    python benchmarks/ablation.py run [--seeds 0 1 2] [--variants a b c d e f a*] [--teraflops 5]
     python benchmarks/ablation.py report
 
 A run is one line of `results.jsonl` in the work folder; what is there already is not run again. Several processes
@@ -26,6 +29,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlamaConfig, SiglipVisionConfig
 from transformers.models.siglip.modeling_siglip import SiglipAttention
@@ -57,7 +61,8 @@ LATENT_GRID_SIZES = [2, 4, 6, 8]
 BATCH_SIZE, LEARNING_RATE = 16, 2e-3
 # Rows of each data set, and of its held-out part.
 NUM_TRAIN, NUM_TEST, MAX_TURNS = 14000, 600, 2
-TOWER_STEPS = 1500
+NUM_CAPTIONS = 8000
+TOWER_STEPS, CAPTION_STEPS = 1500, 1500
 TASKS = ("find", "count", "small")
 
 
@@ -205,17 +210,27 @@ def _pad(rows: list[np.ndarray], value: int) -> torch.LongTensor:
     return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=value)
 
 
-def load_examples(work_dir: Path) -> tuple[Examples, Examples]:
-    """Training and held-out examples, prepared on the first call."""
-    path = work_dir / "ablation" / "examples.pt"
+def load_examples(work_dir: Path, name: str) -> Examples:
+    """The examples of one of `READERS`, prepared on the first call."""
+    path = work_dir / "ablation" / f"{name}.pt"
     if not path.exists():
         make_start(work_dir)
         processor = FusionProcessor.from_pretrained(work_dir / "start")
         processor.image_processor.size = {"height": CROP_SIZE, "width": CROP_SIZE}
         path.parent.mkdir(exist_ok=True)
-        parts = [prepare(rows, processor) for rows in (read_train(work_dir), read_test(work_dir))]
-        torch.save([(part.examples, part.pixels) for part in parts], path)
-    return tuple(Examples(*part) for part in torch.load(path, weights_only=False, mmap=True))
+        part = prepare(READERS[name](work_dir), processor)
+        torch.save((part.examples, part.pixels), path)
+    return Examples(*torch.load(path, weights_only=False, mmap=True))
+
+
+def read_captions(work_dir: Path) -> list[dict]:
+    folder = work_dir / "data" / "captions"
+    rows = json.loads((folder / "train.json").read_text())
+    rows = [row for row in rows if row["kind"] != "caption_text"]
+    return [
+        {**row, "image": str(folder / "images" / row["image"]), "group": "caption"}
+        for row in random.Random(0).sample(rows, NUM_CAPTIONS)
+    ]
 
 
 def read_train(work_dir: Path) -> list[dict]:
@@ -240,6 +255,9 @@ def read_test(work_dir: Path) -> list[dict]:
     return rows
 
 
+READERS = {"captions": read_captions, "train": read_train, "test": read_test}
+
+
 def make_scene(rng: random.Random, path: Path, tasks: list[str]) -> dict:
     """Draws four to seven objects in the cells of a 3 x 3 grid, and asks the questions of `tasks`."""
     cells = [(column, row) for column in range(3) for row in range(3)]
@@ -255,7 +273,7 @@ def make_scene(rng: random.Random, path: Path, tasks: list[str]) -> dict:
     draw_scene(Scene("white", objects), 2 * CROP_SIZE).save(path)
     one = rng.random() < 0.25
     turns = {
-        "find": (f"What colour is the {shapes[0]}?", colours[0]),
+        "find": (f"What shape is the {colours[0]} object?", shapes[0]),
         "count": (f"How many {colours[1 if one else 3]} objects are there?", "1" if one else str(number)),
         "small": (f"What shape is the {colours[2]} object?", shapes[2]),
     }
@@ -285,8 +303,29 @@ def load_tower(work_dir: Path) -> FusionVisionModel:
 
 
 def build_model(variant: Variant, work_dir: Path, seed: int) -> FusionForConditionalGeneration:
-    """A million parameters: the pretrained tower, and all else random."""
-    tower = load_tower(work_dir)
+    """A million parameters: the tower, projector and decoder that all start from, and the variant's parts, random."""
+    model = build_random_model(variant, work_dir, seed)
+    weights = load_file(load_captioner(work_dir) / "model.safetensors")
+    unexpected = model.load_state_dict(weights, strict=False).unexpected_keys
+    if unexpected:
+        raise ValueError(f"{work_dir / 'ablation' / 'captioner'} is no start for this model: {unexpected}. Remove it.")
+    return model
+
+
+def load_captioner(work_dir: Path) -> Path:
+    """A twin (a) that has learnt to write captions, trained on the first call."""
+    path = work_dir / "ablation" / "captioner"
+    if not path.exists():
+        model = build_random_model(VARIANTS["a"], work_dir, seed=0)
+        tower = load_tower(work_dir)
+        model.model.vision_tower.load_state_dict(tower.state_dict())
+        collate = Collator(VARIANTS["a"], model.config, [1])
+        train(model, load_examples(work_dir, "captions"), collate, work_dir / "ablation" / "logs", CAPTION_STEPS, 0)
+        model.save_pretrained(path)
+    return path
+
+
+def build_random_model(variant: Variant, work_dir: Path, seed: int) -> FusionForConditionalGeneration:
     torch.manual_seed(seed)
     known = FusionConfig.from_pretrained(work_dir / "start")
     names = ("image_token_id", "latent_token_id", "question_end_token_ids")
@@ -312,7 +351,6 @@ def build_model(variant: Variant, work_dir: Path, seed: int) -> FusionForConditi
     model = FusionForConditionalGeneration(config)
     # The backward pass of the fused kernel is slow in bfloat16 on a CPU.
     model.set_attn_implementation("eager")
-    model.model.vision_tower.load_state_dict(tower.state_dict())
     if variant.paper_mask:
         for layer in model.model.vision_tower.encoder.layers:
             layer.self_attn.__class__ = PaperMaskAttention
@@ -355,19 +393,12 @@ def evaluate(model: FusionForConditionalGeneration, data: Examples, collate: Col
     return scores
 
 
-def run(name: str, seed: int, work_dir: Path, teraflops: float) -> dict:
-    """Trains a variant and evaluates it, also with other latent and image grids."""
-    train, test = load_examples(work_dir)
-    variant = VARIANTS[name]
-    model = build_model(variant, work_dir, seed)
-    collate = Collator(variant, model.config, LATENT_GRID_SIZES, seed=seed)
-    flops = count_flops(model, train, collate)
-    steps = round(teraflops * 1e12 / flops)
-    if name == "a*":
-        model_e = build_model(VARIANTS["e"], work_dir, seed)
-        steps = round(teraflops * 1e12 / count_flops(model_e, train, Collator(VARIANTS["e"], model_e.config, [4])))
+def train(
+    model: FusionForConditionalGeneration, data: Examples, collate: Collator, folder: Path, steps: int, seed: int
+) -> float:
+    """Trains a model in place. Returns the last language loss that is logged."""
     arguments = FusionTrainingArguments(
-        str(work_dir / "ablation" / f"{name}-{seed}"),
+        str(folder),
         max_steps=steps,
         per_device_train_batch_size=BATCH_SIZE,
         learning_rate=LEARNING_RATE,
@@ -385,9 +416,24 @@ def run(name: str, seed: int, work_dir: Path, teraflops: float) -> dict:
         logging_steps=50,
         disable_tqdm=True,
     )
-    trainer = FusionTrainer(model, arguments, data_collator=collate, train_dataset=train)
-    started = time.perf_counter()
+    trainer = FusionTrainer(model, arguments, data_collator=collate, train_dataset=data)
     trainer.train()
+    return [entry["language_loss"] for entry in trainer.state.log_history if "language_loss" in entry][-1]
+
+
+def run(name: str, seed: int, work_dir: Path, teraflops: float) -> dict:
+    """Trains a variant and evaluates it, also with other latent and image grids."""
+    data, test = load_examples(work_dir, "train"), load_examples(work_dir, "test")
+    variant = VARIANTS[name]
+    model = build_model(variant, work_dir, seed)
+    collate = Collator(variant, model.config, LATENT_GRID_SIZES, seed=seed)
+    flops = count_flops(model, data, collate)
+    steps = round(teraflops * 1e12 / flops)
+    if name == "a*":
+        model_e = build_model(VARIANTS["e"], work_dir, seed)
+        steps = round(teraflops * 1e12 / count_flops(model_e, data, Collator(VARIANTS["e"], model_e.config, [4])))
+    started = time.perf_counter()
+    loss = train(model, data, collate, work_dir / "ablation" / f"{name}-{seed}", steps, seed)
     result = {
         "variant": name,
         "seed": seed,
@@ -395,7 +441,7 @@ def run(name: str, seed: int, work_dir: Path, teraflops: float) -> dict:
         "gflops_per_step": flops / 1e9,
         "steps": steps,
         "seconds": time.perf_counter() - started,
-        "loss": [entry["language_loss"] for entry in trainer.state.log_history if "language_loss" in entry][-1],
+        "loss": loss,
     }
     settings = [("scores", 4, SIDE)]
     if variant.interaction:
@@ -455,13 +501,11 @@ def main():
     parser.add_argument("--work-dir", type=Path, default=Path("out/tiny"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
-    parser.add_argument("--teraflops", type=float, default=8, help="training compute of each run")
+    parser.add_argument("--teraflops", type=float, default=5, help="training compute of each run")
     parser.add_argument("--plot", type=Path, help="PNG to write")
     args = parser.parse_args()
     path = args.work_dir / "ablation" / "results.jsonl"
     if args.command == "run":
-        load_examples(args.work_dir)
-        load_tower(args.work_dir)
         for seed in args.seeds:
             for name in args.variants:
                 done = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []

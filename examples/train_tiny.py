@@ -14,6 +14,7 @@ import argparse
 import json
 import os
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -36,6 +37,7 @@ from fusion_vlm.modeling_fusion import FusionForConditionalGeneration
 from fusion_vlm.processing_fusion import FusionImageProcessor, FusionProcessor
 from fusion_vlm.synthesis import generate
 from fusion_vlm.synthesis.sample import CAPTION_KINDS, INSTRUCTION_KINDS
+from fusion_vlm.synthesis.scene import COLOURS, SHAPES
 from fusion_vlm.training.build import load_recipe
 
 
@@ -101,8 +103,8 @@ def make_easy_vqa(folder: Path, num_passes: int = 4, max_turns: int = 3):
     Conversations about the images of easy-VQA's training split, in LLaVA's form. In each pass every question is asked
     once, in conversations of one to `max_turns` of them: turns share the image, so that more is learnt from a step.
 
-    Most yes-or-no questions of the set ask for what is not there, and their words give five of six answers.
-    So questions of the set about what is there are added, as many as make both alike.
+    Most yes-or-no questions of the set ask for what is not there, and their words give five of six answers. So
+    questions of the set about what is there are added, as many as make both alike, for shapes and for colours.
     """
     folder.mkdir(parents=True, exist_ok=True)
     rng = random.Random(0)
@@ -111,12 +113,11 @@ def make_easy_vqa(folder: Path, num_passes: int = 4, max_turns: int = 3):
     presence = sorted({question for questions in asked.values() for question, answer in questions if is_bool(answer)})
     rows = []
     for image, questions in sorted(asked.items()):
-        there = [question for question in presence if words_of(question) & set(known.get(image, ()))]
-        own = [question for question, answer in questions if is_bool(answer)]
-        missing = len(own) - 2 * len(set(own) & set(there))
+        missing = list(find_missing(questions, known.get(image, ()), presence))
         for _ in range(num_passes):
-            more = rng.sample(there, min(max(missing, 0), len(there)))
-            left = questions + [(question, "no" if is_negated(question) else "yes") for question in more]
+            left = list(questions)
+            for there, number in missing:
+                left += [(question, answer_there(question)) for question in rng.sample(there, number)]
             rng.shuffle(left)
             while left:
                 number = rng.randint(1, max_turns)
@@ -127,6 +128,21 @@ def make_easy_vqa(folder: Path, num_passes: int = 4, max_turns: int = 3):
         shutil.copy(path, folder / f"{image}.png")
     (folder / "captions.json").write_text(json.dumps(list(caption_easy_vqa())))
     (folder / "train.json").write_text(json.dumps(rows))
+
+
+def find_missing(questions: list[tuple[str, str]], looks: list[str], presence: list[str]) -> Iterator[tuple]:
+    """For the shape and the colour of an object: questions about its presence, and how many of them to add."""
+    for look in looks:
+        kind = EASY_VQA_SHAPES if look in EASY_VQA_SHAPES else EASY_VQA_COLOURS
+        there = [question for question in presence if look in words_of(question)]
+        own = [question for question, answer in questions if is_bool(answer) and words_of(question) & kind]
+        missing = len(own) - 2 * len(set(own) & set(there))
+        yield there, min(max(missing, 0), len(there))
+
+
+def answer_there(question: str) -> str:
+    """To a yes-or-no question about what is there."""
+    return "no" if is_negated(question) else "yes"
 
 
 def is_bool(answer: str) -> bool:
@@ -168,6 +184,24 @@ def caption_easy_vqa(prompts=("What is in the picture?", "Caption this image."))
         for number, prompt in enumerate(prompts):
             conversation = to_conversation([(prompt, f"There is a {colour} {shape}.")])
             yield {"id": f"{image}-caption-{number}", "image": f"{image}.png", "conversations": conversation}
+
+
+def ask_for_colours(folder: Path):
+    """
+    Makes of the captions of scenes, which name colours before shapes, rows that name shapes first: the other direction
+    is not learnt from them. Those with two objects of a shape are left out.
+    """
+    rows = []
+    for row in json.loads((folder / "train.json").read_text()):
+        named = re.findall(rf"\b({'|'.join(COLOURS)}) ({'|'.join(SHAPES)})\b(?!s)", row["conversations"][1]["value"])
+        pairs = {shape: colour for colour, shape in named}
+        if len(pairs) == len(named) > 1:
+            answer = ", ".join(f"the {shape} is {colour}" for shape, colour in sorted(pairs.items()))
+            turn = ("What colour is each shape?", answer.capitalize() + ".")
+            rows.append(
+                {"id": row["id"] + "-colours", "image": row["image"], "conversations": to_conversation([turn])}
+            )
+    (folder / "colours.json").write_text(json.dumps(rows))
 
 
 def make_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
@@ -255,6 +289,8 @@ def read_texts(paths: list[Path]) -> list[str]:
 def make_start(work_dir: Path):
     """All that training starts from: data, and a model whose tower is pretrained and the rest random."""
     make_scenes(work_dir / "data")
+    if not (work_dir / "data" / "captions" / "colours.json").exists():
+        ask_for_colours(work_dir / "data" / "captions")
     if not (work_dir / "data" / "easy_vqa" / "train.json").exists():
         make_easy_vqa(work_dir / "data" / "easy_vqa")
     if not (work_dir / "start" / "model.safetensors").exists():

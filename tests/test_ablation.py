@@ -99,7 +99,8 @@ def test_answers_of_scenes_are_true_of_the_pixels(ablation, tmp_path):
         row = ablation.make_scene(rng, tmp_path / f"{index}.png", ["find", "count"])
         turns = [turn["value"] for turn in row["conversations"]]
         pixels = np.asarray(Image.open(row["image"]).convert("RGB"))
-        assert (pixels == ablation.COLOURS[turns[1]]).all(axis=2).any()
+        assert (pixels == ablation.COLOURS[turns[0].split()[-2]]).all(axis=2).any()
+        assert turns[1] in ablation.SHAPES
         counted = turns[2].split()[2]
         mask = (pixels == ablation.COLOURS[counted]).all(axis=2)
         assert count_cells(mask) == int(turns[3])
