@@ -422,7 +422,7 @@ def train(
 
 
 def run(name: str, seed: int, work_dir: Path, teraflops: float) -> dict:
-    """Trains a variant and evaluates it, also with other latent and image grids."""
+    """Trains a variant and evaluates it, the whole model also with other latent and image grids."""
     data, test = load_examples(work_dir, "train"), load_examples(work_dir, "test")
     variant = VARIANTS[name]
     model = build_model(variant, work_dir, seed)
@@ -444,9 +444,9 @@ def run(name: str, seed: int, work_dir: Path, teraflops: float) -> dict:
         "loss": loss,
     }
     settings = [("scores", 4, SIDE)]
-    if variant.interaction:
+    if name == "e":
         settings += [(f"latents {size * size}", size, SIDE) for size in LATENT_GRID_SIZES if size != 4]
-    settings += [("image grid 4", 4, 4)]
+        settings += [("image grid 4", 4, 4)]
     for key, latents, grid in settings:
         result[key] = evaluate(model, test, Collator(variant, model.config, [latents], grid))
     return result
