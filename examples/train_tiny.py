@@ -43,7 +43,7 @@ from fusion_vlm.training.build import load_recipe
 
 ROOT = Path(__file__).resolve().parent
 RECIPES = ROOT / "tiny_recipes"
-STAGES = ("stage1", "stage1_5", "stage2")
+STAGES = ("stage1", "stage1_5", "stage2", "stage2_short")
 # Folder of the scenes, seed, number and kinds. Short questions are the most to learn from, so more is drawn of them.
 SCENES = (
     ("captions", 11, 15000, CAPTION_KINDS),
@@ -347,8 +347,8 @@ def export(work_dir: Path, output_dir: Path):
     Writes the folder that is shipped: bfloat16, with a model card. The code in it is links to that of this repository,
     so that it never is another one.
     """
-    processor = FusionProcessor.from_pretrained(work_dir / "stage2")
-    model = FusionForConditionalGeneration.from_pretrained(work_dir / "stage2", dtype=torch.bfloat16)
+    processor = FusionProcessor.from_pretrained(work_dir / STAGES[-1])
+    model = FusionForConditionalGeneration.from_pretrained(work_dir / STAGES[-1], dtype=torch.bfloat16)
     output_dir.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)

@@ -149,7 +149,7 @@ def test_whole_way_in_miniature_and_again(train_tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", command)
     train_tiny.main()
     states = {path: path.stat().st_mtime_ns for path in work.rglob("trainer_state.json")}
-    assert len(states) == 6  # of each stage, and of its checkpoint
+    assert len(states) == 8  # of each stage, and of its checkpoint
     model = AutoModelForImageTextToText.from_pretrained(output, trust_remote_code=True)
     assert model.dtype == torch.bfloat16
     assert {"README.md", "curves.png", "handler.py", "processor_config.json"} <= {
