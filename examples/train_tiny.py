@@ -345,10 +345,15 @@ def draw_curves(work_dir: Path, path: Path):
 def export(work_dir: Path, output_dir: Path):
     """
     Writes the folder that is shipped: bfloat16, with a model card. The code in it is links to that of this repository,
-    so that it never is another one.
+    so that it never is another one. Its weights are the means of those after the last two stages: that keeps what the
+    last one forgets, and what it has learnt (WiSE-FT, arXiv 2109.01903).
     """
     processor = FusionProcessor.from_pretrained(work_dir / STAGES[-1])
     model = FusionForConditionalGeneration.from_pretrained(work_dir / STAGES[-1], dtype=torch.bfloat16)
+    one, other = (
+        FusionForConditionalGeneration.from_pretrained(work_dir / stage).state_dict() for stage in STAGES[-2:]
+    )
+    model.load_state_dict({name: (weight + other[name]) / 2 for name, weight in one.items()})
     output_dir.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)
