@@ -28,7 +28,7 @@ from fusion_vlm.processing_fusion import FusionProcessor
 EXAMPLES_DIR = Path(__file__).resolve().parent
 # Scenes that synthesis/ drew, with questions as it asks them: the small model knows no others.
 EXAMPLES = [
-    [str(EXAMPLES_DIR / "images" / "stars.png"), "How many red stars can you see?"],
+    [str(EXAMPLES_DIR / "images" / "stars.png"), "How many red objects are there? Answer with a single word or phrase."],
     [str(EXAMPLES_DIR / "images" / "beach.png"), "What is the colour of the heart?"],
     [str(EXAMPLES_DIR / "images" / "shapes.png"), "Caption this image, with the colours."],
 ]

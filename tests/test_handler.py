@@ -554,10 +554,10 @@ def test_trained_model_answers_rightly(tmp_path):
     shutil.copy(ROOT / "handler.py", folder)
     _, handler = load_handler(folder)
     expected = {
-        ("stars", "How many red stars can you see?"): "3",
+        ("stars", "How many red objects are there?"): "3",
         ("stars", "What is the colour of the circle?"): "blue",
-        ("beach", "What is the colour of the heart?"): "purple",
-        ("beach", "What is the colour of the triangle?"): "green",
+        ("beach", "What shape is the green object?"): "triangle",
+        ("beach", "What shape is the black object?"): "cross",
     }
     inputs = []
     for name, question in expected:

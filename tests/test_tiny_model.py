@@ -134,9 +134,9 @@ def known_images() -> list[tuple[str, tuple[str, ...]]]:
 
 
 def test_lora_teaches_a_new_answer(processor, tmp_path):
-    """It learns a word of its own for circles and another one for all else, from 48 images, and keeps what it knew."""
+    """It learns to call shapes by other names, from 96 images, and keeps what it knew."""
     question = "what do we call it?"
-    names = {"circle": "wheel", "rectangle": "door", "triangle": "roof"}
+    names = {"circle": "star", "rectangle": "arrow", "triangle": "heart"}
     known = [(path, found) for path, found in known_images() if len(found) == 2]
     rows = [
         {
@@ -152,7 +152,7 @@ def test_lora_teaches_a_new_answer(processor, tmp_path):
 
     model = get_peft_model(model, lora_config(model, r=8))
     arguments = FusionTrainingArguments(
-        str(tmp_path), max_steps=40, per_device_train_batch_size=16, learning_rate=5e-3, report_to="none",
+        str(tmp_path), max_steps=40, per_device_train_batch_size=16, learning_rate=2e-3, report_to="none",
         save_strategy="no", use_cpu=True, lr_scheduler_type="cosine",
     )  # fmt: skip
     collator = FusionDataCollator(processor, latent_grid_sizes=[4])
