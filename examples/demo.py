@@ -28,9 +28,9 @@ from fusion_vlm.processing_fusion import FusionProcessor
 EXAMPLES_DIR = Path(__file__).resolve().parent
 # Scenes that synthesis/ drew, with questions as it asks them: the small model knows no others.
 EXAMPLES = [
-    [str(EXAMPLES_DIR / "images" / "stars.png"), "How many red objects are there? Answer with a single word or phrase."],
-    [str(EXAMPLES_DIR / "images" / "beach.png"), "What is the colour of the heart?"],
-    [str(EXAMPLES_DIR / "images" / "shapes.png"), "Caption this image, with the colours."],
+    [str(EXAMPLES_DIR / "images" / "stars.png"), "what color is the circle?"],
+    [str(EXAMPLES_DIR / "images" / "beach.png"), "What colour is each shape?"],
+    [str(EXAMPLES_DIR / "images" / "shapes.png"), "What colour is each shape?"],
 ]
 INTRODUCTION = """# FUSION: {name}
 Choose an image and ask about it. The vision encoder reads the image together with your question."""
