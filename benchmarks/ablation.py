@@ -1,14 +1,14 @@
 """
-What each part of FUSION is worth, at small scale and at equal training compute. All variants start from the same tower,
-projector and decoder, which have learnt to write captions without any of the parts (as the released models start from a
-SigLIP and an LLM), and train with the same number of floating-point operations (counted), so that one that leaves a
-part out takes more steps.
+What each part of FUSION is worth, at small scale and at equal training compute. All variants start from the
+same tower, projector and decoder, which have learnt to write captions without any of the parts (as the released
+models start from a SigLIP and an LLM), and train with the same number of floating-point operations (counted),
+so that one that leaves a part out takes more steps.
 
-The tasks: easy-VQA (one object, 64x64 pixels), and scenes of four to seven objects, drawn at twice the side of a crop:
-the shape of a large object that the question names by its colour, the number of objects of a colour, and the shape of
-an object so small that it shows in the crops better than in the base image. Conversations of one or two questions; each
-seed has its own weights and its own order of the data. `a*` is not at equal compute: it takes as many steps as `e`, to
-tell what the parts bring for each example from what they cost.
+The tasks: easy-VQA (one object, 64x64 pixels), and scenes of four to seven objects, drawn at twice the side of
+a crop: the shape of a large object that the question names by its colour, the number of objects of a colour,
+and the shape of an object so small that it shows in the crops better than in the base image. Conversations of
+one or two questions; each seed has its own weights and its own order of the data. `a*` is not at equal compute:
+it takes as many steps as `e`, to tell what the parts bring for each example from what they cost.
 
     python benchmarks/ablation.py run [--seeds 0 1 2] [--variants a b c d e f a*] [--teraflops 5]
     python benchmarks/ablation.py report
