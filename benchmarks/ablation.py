@@ -467,11 +467,11 @@ def report(results: list[dict], plot: Path | None):
         cells += [_spread([row["scores"][group] for row in rows]) for group in groups]
         print("| " + " | ".join(map(str, cells)) + " |")
     print("\nThe same weights with other grids at inference: mean score, and its share of the one with 16 and 36\n")
-    for name, rows in by_variant.items():
-        for key in [key for key in rows[0] if key.startswith(("latents", "image grid"))]:
-            values = [row[key]["mean"] for row in rows]
-            share = [row[key]["mean"] / row["scores"]["mean"] for row in rows]
-            print(f"({name}) {key}: {_spread(values)}, share {_spread(share)}")
+    rows = by_variant.get("e", [])
+    for key in [key for key in (rows[0] if rows else ()) if key.startswith(("latents", "image grid"))]:
+        values = [row[key]["mean"] for row in rows]
+        share = [row[key]["mean"] / row["scores"]["mean"] for row in rows]
+        print(f"(e) {key}: {_spread(values)}, share {_spread(share)}")
     if plot is not None:
         _draw(by_variant, plot)
 
