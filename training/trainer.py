@@ -32,7 +32,7 @@ class FusionTrainingArguments(TrainingArguments):
             Of the vision tower. Defaults to `learning_rate`.
         use_muon (`bool`):
             Whether Muon trains the weight matrices of hidden layers, with the learning rates of AdamW, which trains
-            all else. Parts that start from random weights learn several times faster with it.
+            all else. For parts that start from random weights (docs/small_model.md has what it brought there).
         group_by_modality_length (`bool`):
             Whether a batch (over all processes and accumulation steps) holds rows with an image only or without one
             only, of similar length. The dataset needs `lengths` and `has_images`, a value for each row.
