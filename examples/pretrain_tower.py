@@ -47,21 +47,22 @@ class PatchClassifier(nn.Module):
 
     Args:
         tower (`FusionVisionModel`)
+        classes (`dict[str, tuple[str, ...]]`): names of each kind, as `CLASSES`.
     """
 
-    def __init__(self, tower: FusionVisionModel):
+    def __init__(self, tower: FusionVisionModel, classes: dict[str, tuple[str, ...]]):
         super().__init__()
         self.tower = tower
         width = 3 * tower.config.hidden_size
         self.norm = nn.LayerNorm(width)
         self.presence = nn.Linear(width, 1)
-        self.heads = nn.ModuleDict({kind: nn.Linear(width, len(names)) for kind, names in CLASSES.items()})
+        self.heads = nn.ModuleDict({kind: nn.Linear(width, len(names)) for kind, names in classes.items()})
 
     def forward(self, pixel_values: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
         """
         Args:
             pixel_values (`torch.Tensor` of shape `(images, 3, size, size)`)
-            labels (`torch.LongTensor` of shape `(images, patches, kinds)`): indices into `CLASSES`.
+            labels (`torch.LongTensor` of shape `(images, patches, kinds)`): indices into the classes.
         """
         features = self.norm(self.tower(pixel_values).features)
         is_something = labels[..., 0] > 0
@@ -124,6 +125,8 @@ class PatchExamples(IterableDataset):
         easy_vqa (`list`): path, colour and shape of images with one object.
     """
 
+    classes = CLASSES
+
     def __init__(self, crop_size: int, patch_size: int, easy_vqa: list[tuple[str, str, str]]):
         self.crop_size, self.side = crop_size, crop_size // patch_size
         self.easy_vqa = easy_vqa
@@ -173,10 +176,8 @@ def collate(rows: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
     return {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
 
 
-def pretrain(tower: FusionVisionModel, easy_vqa: list[tuple[str, str, str]], output_dir: Path, steps: int):
+def pretrain(tower: FusionVisionModel, data: PatchExamples, output_dir: Path, steps: int):
     """Trains the tower in place. It is not resumable: a few minutes on a CPU core."""
-    config = tower.config
-    data = PatchExamples(config.image_size, config.patch_size, easy_vqa)
     initialise(tower, collate(list(itertools.islice(data, 64)))["pixel_values"])
     arguments = TrainingArguments(
         str(output_dir),
@@ -191,7 +192,7 @@ def pretrain(tower: FusionVisionModel, easy_vqa: list[tuple[str, str, str]], out
         remove_unused_columns=False,
         seed=0,
     )
-    classifier = PatchClassifier(tower)
+    classifier = PatchClassifier(tower, data.classes)
     # With Muon the tower tells 0.87 of the shapes after 1,200 steps, with AdamW alone 0.60.
     own = {id(parameter) for parameter in tower.parameters()}
     of_heads = [parameter for parameter in classifier.parameters() if id(parameter) not in own]

@@ -13,20 +13,16 @@ training.bf16=true` on a GPU. It takes about 80 minutes on two CPU cores.
 import argparse
 import json
 import os
-import random
-import re
 import shutil
 import subprocess
 import sys
 import tempfile
-from collections import defaultdict
-from collections.abc import Iterator
 from pathlib import Path
 
-import easy_vqa
 import matplotlib.pyplot as plt
 import torch
-from pretrain_tower import pretrain
+from pretrain_tower import PatchExamples, pretrain
+from tiny_data import list_files, list_objects, make_data
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GenerationConfig, LlamaConfig, PreTrainedTokenizerFast, SiglipVisionConfig
 
@@ -35,25 +31,13 @@ from fusion_vlm.convert_checkpoints import SHIPPED_FILES
 from fusion_vlm.hub.card import write_card
 from fusion_vlm.modeling_fusion import FusionForConditionalGeneration
 from fusion_vlm.processing_fusion import FusionImageProcessor, FusionProcessor
-from fusion_vlm.synthesis import generate
-from fusion_vlm.synthesis.sample import CAPTION_KINDS, INSTRUCTION_KINDS
-from fusion_vlm.synthesis.scene import COLOURS, SHAPES
 from fusion_vlm.training.build import load_recipe
 
 
 ROOT = Path(__file__).resolve().parent
 RECIPES = ROOT / "tiny_recipes"
-STAGES = ("stage1", "stage1_5", "stage2", "stage2_short")
-# Folder of the scenes, seed, number and kinds. Short questions are the most to learn from, so more is drawn of them.
-SCENES = (
-    ("captions", 11, 15000, CAPTION_KINDS),
-    ("instructions", 12, 14000, INSTRUCTION_KINDS),
-    ("questions", 13, 40000, ("short_conversation",)),
-)
-IMAGE_SIZE = 144  # of a scene: twice the crop, so that the crops show it as it was drawn
+STAGES = ("stage1", "stage1_5", "stage2")
 CROP_SIZE, PATCH_SIZE = 72, 12
-EASY_VQA_SHAPES = {"circle", "rectangle", "triangle"}
-EASY_VQA_COLOURS = {"black", "blue", "brown", "gray", "green", "red", "teal", "yellow"}
 VOCAB_SIZE = 1024
 TOWER_STEPS = 2000
 # Id 0 is the padding: FUSION takes that id for no question token (SPEC section 3).
@@ -73,136 +57,6 @@ The smallest FUSION that answers: two million parameters, trained from nothing o
 code of this project, on drawn scenes and on easy-VQA. It is there to try the package, to test it and to learn from. It
 knows flat shapes, colours and numbers, and nothing of photographs; it does not tell where things are, and finds the
 colour of a named shape among others in a third of cases only."""
-
-
-def make_scenes(folder: Path):
-    for name, seed, number, kinds in SCENES:
-        if not (folder / name / "done.json").exists():
-            arguments = ["--num", number, "--seed", seed, "--image-size", IMAGE_SIZE, "--output", folder / name]
-            generate.main([*map(str, arguments), "--kinds", *kinds])
-
-
-def read_easy_vqa(questions: tuple[list[str], list[str], list[int]]) -> dict[int, list[tuple[str, str]]]:
-    """Questions and answers about each image."""
-    asked = defaultdict(list)
-    for question, answer, image in zip(*questions, strict=True):
-        asked[image].append((question, answer))
-    return asked
-
-
-def to_conversation(turns: list[tuple[str, str]]) -> list[dict]:
-    """Questions and answers about an image in LLaVA's form."""
-    conversation = [
-        {"from": role, "value": text} for turn in turns for role, text in zip(("human", "gpt"), turn, strict=True)
-    ]
-    conversation[0]["value"] = "<image>\n" + conversation[0]["value"]
-    return conversation
-
-
-def make_easy_vqa(folder: Path, num_passes: int = 4, max_turns: int = 3):
-    """
-    Conversations about the images of easy-VQA's training split, in LLaVA's form. In each pass every question is asked
-    once, in conversations of one to `max_turns` of them: turns share the image, so that more is learnt from a step.
-
-    Most yes-or-no questions of the set ask for what is not there, and their words give five of six answers. So
-    questions of the set about what is there are added, as many as make both alike, for shapes and for colours.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    rng = random.Random(0)
-    asked = read_easy_vqa(easy_vqa.get_train_questions())
-    known = {image: looks for image, *looks in known_objects()}
-    presence = sorted({question for questions in asked.values() for question, answer in questions if is_bool(answer)})
-    rows = []
-    for image, questions in sorted(asked.items()):
-        missing = list(find_missing(questions, known.get(image, ()), presence))
-        for _ in range(num_passes):
-            left = list(questions)
-            for there, number in missing:
-                left += [(question, answer_there(question)) for question in rng.sample(there, number)]
-            rng.shuffle(left)
-            while left:
-                number = rng.randint(1, max_turns)
-                turns, left = left[:number], left[number:]
-                row = {"id": f"{image}-{len(rows)}", "image": f"{image}.png"}
-                rows.append({**row, "conversations": to_conversation(turns)})
-    for image, path in easy_vqa.get_train_image_paths().items():
-        shutil.copy(path, folder / f"{image}.png")
-    (folder / "captions.json").write_text(json.dumps(list(caption_easy_vqa())))
-    (folder / "train.json").write_text(json.dumps(rows))
-
-
-def find_missing(questions: list[tuple[str, str]], looks: list[str], presence: list[str]) -> Iterator[tuple]:
-    """For the shape and the colour of an object: questions about its presence, and how many of them to add."""
-    for look in looks:
-        kind = EASY_VQA_SHAPES if look in EASY_VQA_SHAPES else EASY_VQA_COLOURS
-        there = [question for question in presence if look in words_of(question)]
-        own = [question for question, answer in questions if is_bool(answer) and words_of(question) & kind]
-        missing = len(own) - 2 * len(set(own) & set(there))
-        yield there, min(max(missing, 0), len(there))
-
-
-def answer_there(question: str) -> str:
-    """To a yes-or-no question about what is there."""
-    return "no" if is_negated(question) else "yes"
-
-
-def is_bool(answer: str) -> bool:
-    return answer in ("yes", "no")
-
-
-def words_of(question: str) -> set[str]:
-    return set(question.rstrip("?").split())
-
-
-def is_negated(question: str) -> bool:
-    """Of a yes-or-no question of easy-VQA: whether it asks if something is not there."""
-    return bool(words_of(question) & {"not", "no"})
-
-
-def known_objects() -> Iterator[tuple[int, str, str]]:
-    """Image, colour and shape, for the images of the training split whose questions and answers tell both."""
-    for image, questions in sorted(read_easy_vqa(easy_vqa.get_train_questions()).items()):
-        found = set()
-        for question, answer in questions:
-            if not is_bool(answer):
-                found |= words_of(question) | {answer}
-            elif (answer == "yes") != is_negated(question):
-                found |= words_of(question)
-        shape, colour = found & EASY_VQA_SHAPES, found & EASY_VQA_COLOURS
-        if shape and colour:
-            yield image, colour.pop(), shape.pop()
-
-
-def list_objects() -> list[tuple[str, str, str]]:
-    """Path, colour and shape, for the same images."""
-    paths = easy_vqa.get_train_image_paths()
-    return [(paths[image], colour, shape) for image, colour, shape in known_objects()]
-
-
-def caption_easy_vqa(prompts=("What is in the picture?", "Caption this image.")) -> Iterator[dict]:
-    """One thing to see in each, to begin with."""
-    for image, colour, shape in known_objects():
-        for number, prompt in enumerate(prompts):
-            conversation = to_conversation([(prompt, f"There is a {colour} {shape}.")])
-            yield {"id": f"{image}-caption-{number}", "image": f"{image}.png", "conversations": conversation}
-
-
-def ask_for_colours(folder: Path):
-    """
-    Makes of the captions of scenes, which name colours before shapes, rows that name shapes first: the other direction
-    is not learnt from them. Those with two objects of a shape are left out.
-    """
-    rows = []
-    for row in json.loads((folder / "train.json").read_text()):
-        named = re.findall(rf"\b({'|'.join(COLOURS)}) ({'|'.join(SHAPES)})\b(?!s)", row["conversations"][1]["value"])
-        pairs = {shape: colour for colour, shape in named}
-        if len(pairs) == len(named) > 1:
-            answer = ", ".join(f"the {shape} is {colour}" for shape, colour in sorted(pairs.items()))
-            turn = ("What colour is each shape?", answer.capitalize() + ".")
-            rows.append(
-                {"id": row["id"] + "-colours", "image": row["image"], "conversations": to_conversation([turn])}
-            )
-    (folder / "colours.json").write_text(json.dumps(rows))
 
 
 def make_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
@@ -283,23 +137,20 @@ def make_model(processor: FusionProcessor) -> FusionForConditionalGeneration:
 
 
 def read_texts(paths: list[Path]) -> list[str]:
+    """Questions and answers of files of rows."""
     rows = [row for path in paths for row in json.loads(path.read_text())]
     return [turn["value"].removeprefix("<image>\n") for row in rows for turn in row["conversations"]]
 
 
 def make_start(work_dir: Path):
     """All that training starts from: data, and a model whose tower is pretrained and the rest random."""
-    make_scenes(work_dir / "data")
-    if not (work_dir / "data" / "captions" / "colours.json").exists():
-        ask_for_colours(work_dir / "data" / "captions")
-    if not (work_dir / "data" / "easy_vqa" / "train.json").exists():
-        make_easy_vqa(work_dir / "data" / "easy_vqa")
+    make_data(work_dir / "data")
     if not (work_dir / "start" / "model.safetensors").exists():
-        folders = [name for name, *_ in SCENES] + ["easy_vqa"]
-        processor = make_processor(read_texts([work_dir / "data" / name / "train.json" for name in folders]))
+        processor = make_processor(read_texts(list_files(work_dir / "data")))
         processor.save_pretrained(work_dir / "start")
         model = make_model(processor)
-        pretrain(model.model.vision_tower, list_objects(), work_dir / "tower", TOWER_STEPS)
+        examples = PatchExamples(CROP_SIZE, PATCH_SIZE, list_objects())
+        pretrain(model.model.vision_tower, examples, work_dir / "tower", TOWER_STEPS)
         model.save_pretrained(work_dir / "start")
 
 

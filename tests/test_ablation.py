@@ -14,6 +14,7 @@ from transformers import SiglipVisionConfig
 from fusion_vlm.configuration_fusion import FusionConfig
 from fusion_vlm.modeling_fusion import FusionVisionModel
 from fusion_vlm.processing_fusion import FusionProcessor
+from fusion_vlm.synthesis.scene import COLOURS
 from fusion_vlm.training.collator import FusionDataCollator
 
 
@@ -33,13 +34,13 @@ def ablation():
 def rows(ablation, tmp_path_factory) -> list[dict]:
     folder = tmp_path_factory.mktemp("scenes")
     rng = random.Random(0)
-    return [ablation.make_scene(rng, folder / f"{index}.png", list(ablation.TASKS[:2])) for index in range(4)]
+    return [ablation.make_scene(rng, folder / f"{index}.png", list(ablation.TASKS))[1] for index in range(4)]
 
 
 @pytest.fixture
 def processor(ablation) -> FusionProcessor:
     processor = FusionProcessor.from_pretrained(TINY)
-    processor.image_processor.size = {"height": ablation.CROP_SIZE, "width": ablation.CROP_SIZE}
+    ablation.set_up(processor)
     return processor
 
 
@@ -50,9 +51,9 @@ def config() -> FusionConfig:
 
 def test_batches_of_the_whole_model_are_those_of_the_training_code(ablation, rows, processor, config):
     data = ablation.prepare(rows, processor)
-    batch = ablation.Collator(ablation.VARIANTS["e"], config, [4])([data[index] for index in range(4)])
+    batch = ablation.Collator(ablation.VARIANTS["h4"], config)([data[index] for index in range(4)])
     processor.image_processor.image_grid_size = ablation.SIDE
-    expected = FusionDataCollator(processor, latent_grid_sizes=[4])(rows)
+    expected = FusionDataCollator(processor, latent_grid_sizes=[2])(rows)
     assert set(batch) == set(expected)
     for name, value in batch.items():
         torch.testing.assert_close(value, expected[name], msg=name, rtol=0, atol=1e-6)
@@ -60,7 +61,7 @@ def test_batches_of_the_whole_model_are_those_of_the_training_code(ablation, row
 
 def test_twin_has_no_latents_and_no_question_in_the_tower(ablation, rows, processor, config):
     data = ablation.prepare(rows, processor)
-    batch = ablation.Collator(ablation.VARIANTS["a"], config, [4])([data[index] for index in range(4)])
+    batch = ablation.Collator(ablation.VARIANTS["a"], config)([data[index] for index in range(4)])
     assert set(batch) == {"input_ids", "labels", "attention_mask", "pixel_values"}
     text = processor.tokenizer.decode(batch["input_ids"][0][batch["attention_mask"][0].bool()])
     assert "<latent>" not in text
@@ -93,17 +94,30 @@ def test_paper_mask_hides_the_question_from_patches_of_early_layers_only(ablatio
 
 
 def test_answers_of_scenes_are_true_of_the_pixels(ablation, tmp_path):
-    """The colour that is asked for is there, and the number is that of connected patches of the colour."""
+    """The number is that of cells with much of the colour, and the pattern is that of its rows and columns."""
     rng = random.Random(1)
     for index in range(20):
-        row = ablation.make_scene(rng, tmp_path / f"{index}.png", ["find", "count"])
+        row = ablation.make_scene(rng, tmp_path / f"{index}.png", ["pattern", "count"])[1]
         turns = [turn["value"] for turn in row["conversations"]]
-        pixels = np.asarray(Image.open(row["image"]).convert("RGB"))
-        assert (pixels == ablation.COLOURS[turns[0].split()[-2]]).all(axis=2).any()
-        assert turns[1] in ablation.SHAPES
-        counted = turns[2].split()[2]
-        mask = (pixels == ablation.COLOURS[counted]).all(axis=2)
-        assert count_cells(mask) == int(turns[3])
+        pixels = np.asarray(Image.open(row["image"]).convert("RGB")).astype(int)
+        colour, pattern = turns[0].split()[-2], turns[1]
+        inked, tinted = looks_of(COLOURS[colour], pixels)
+        if pattern == "plain":
+            assert tinted.sum() > 100
+        else:
+            rows, columns = np.nonzero(inked)
+            parities = {"striped": columns, "barred": rows, "dotted": rows + columns}
+            shares = {name: (values % 2).mean() for name, values in parities.items()}
+            assert len(rows) > 50
+            assert [name for name, share in shares.items() if share in (0, 1)] == [pattern]
+        inked, tinted = looks_of(COLOURS[turns[2].split()[2]], pixels)
+        assert count_cells(inked | tinted) == int(turns[3])
+
+
+def looks_of(colour: tuple[int, int, int], pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Which pixels have the colour of a pattern, and which that of a plain object."""
+    plain = 255 - (255 - np.array(colour)) // 2
+    return (pixels == 2 * plain - 255).all(axis=2), (pixels == plain).all(axis=2)
 
 
 def count_cells(mask: np.ndarray) -> int:
@@ -112,3 +126,14 @@ def count_cells(mask: np.ndarray) -> int:
     cells = [mask[row : row + third, column : column + third] for row in range(0, 3 * third, third)
              for column in range(0, 3 * third, third)]  # fmt: skip
     return sum(cell.sum() > 20 for cell in cells)
+
+
+def test_base_images_do_not_depend_on_patterns(ablation, processor):
+    """So that a model without the crops has nothing to tell them by."""
+    objects = ablation.place_objects(random.Random(0), ["red", "blue", "black", "red"])
+    images = [ablation.draw_objects([(thing, name) for thing, _ in objects]) for name in ablation.PATTERNS]
+    batch = processor.image_processor(images, return_tensors="pt")
+    base, crops = batch["pixel_values"], batch["high_res_pixel_values"]
+    for index in range(1, len(images)):
+        assert torch.equal(base[index], base[0])
+        assert not torch.equal(crops[index], crops[0])

@@ -1,8 +1,9 @@
-"""How the small trained model is made (`examples/train_tiny.py`, `examples/pretrain_tower.py`)."""
+"""How the small trained model is made (`train_tiny.py`, `tiny_data.py` and `pretrain_tower.py` of `examples`)."""
 
 import importlib
 import json
 import random
+import re
 import sys
 from collections import Counter
 from pathlib import Path
@@ -11,11 +12,12 @@ import easy_vqa
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from transformers import AutoModelForImageTextToText, SiglipVisionConfig
 
 from fusion_vlm.modeling_fusion import FusionVisionModel
 from fusion_vlm.synthesis.render import draw_scene
-from fusion_vlm.synthesis.scene import COLOURS, Scene, SceneObject
+from fusion_vlm.synthesis.scene import COLOURS, DIRECTIONS, Scene, SceneObject, direction_of, make_scene_sample
 
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -33,8 +35,13 @@ def pretrain_tower(train_tiny):
     return sys.modules["pretrain_tower"]
 
 
-def test_each_pass_asks_every_question_and_as_much_about_what_is_there_as_about_what_is_not(train_tiny, tmp_path):
-    train_tiny.make_easy_vqa(tmp_path, num_passes=2, max_turns=3)
+@pytest.fixture(scope="module")
+def tiny_data(train_tiny):
+    return sys.modules["tiny_data"]
+
+
+def test_each_pass_asks_every_question_and_as_much_about_what_is_there_as_about_what_is_not(tiny_data, tmp_path):
+    tiny_data.make_easy_vqa(tmp_path, num_passes=2, max_turns=3)
     asked = Counter()
     for row in json.loads((tmp_path / "train.json").read_text()):
         turns = [turn["value"].removeprefix("<image>\n") for turn in row["conversations"]]
@@ -43,47 +50,92 @@ def test_each_pass_asks_every_question_and_as_much_about_what_is_there_as_about_
     texts, answers, images = easy_vqa.get_train_questions()
     truth = Counter((f"{image}.png", text, answer) for text, answer, image in zip(texts, answers, images, strict=True))
     assert all(asked[row] >= 2 * count for row, count in truth.items())
-    known = {f"{image}.png": set(looks) for image, *looks in train_tiny.known_objects()}
+    known = {f"{image}.png": set(looks) for image, *looks in tiny_data.known_objects()}
     about = Counter()
     for (image, text, answer), count in asked.items():
         if image in known and answer in ("yes", "no"):
             words = set(text.rstrip("?").split())
             is_there = bool(words & known[image])
             assert (answer == "yes") == (is_there != bool(words & {"not", "no"})), (image, text, answer)
-            kind = "shape" if words & train_tiny.EASY_VQA_SHAPES else "colour"
+            kind = "shape" if words & tiny_data.EASY_VQA_SHAPES else "colour"
             about[kind, is_there] += count
     for kind in ("shape", "colour"):
         assert about[kind, True] / (about[kind, True] + about[kind, False]) == pytest.approx(0.5, abs=0.05), kind
 
 
-def test_captions_of_easy_vqa_say_what_its_answers_say(train_tiny):
+def test_captions_of_easy_vqa_say_what_its_answers_say(tiny_data):
     answers = {}
     for _, answer, image in zip(*easy_vqa.get_train_questions(), strict=True):
         answers.setdefault(f"{image}.png", set()).add(answer)
-    captions = list(train_tiny.caption_easy_vqa())
+    captions = list(tiny_data.caption_easy_vqa())
     assert len(captions) > 4000
     for row in captions:
         colour, shape = row["conversations"][1]["value"].removesuffix(".").split()[-2:]
         said = answers[row["image"]]
-        assert colour in said or not said & train_tiny.EASY_VQA_COLOURS
-        assert shape in said or not said & train_tiny.EASY_VQA_SHAPES
+        assert colour in said or not said & tiny_data.EASY_VQA_COLOURS
+        assert shape in said or not said & tiny_data.EASY_VQA_SHAPES
 
 
-def test_captions_turned_round_name_the_same_pairs(train_tiny, tmp_path):
-    captions = [
-        "The picture shows two blue stars and a red circle.",
-        "A red circle, a blue star and a green circle.",
-        "In the picture there is a purple diamond and a black oval.",
-    ]
-    rows = [
-        {"id": str(index), "image": f"{index}.png", "conversations": train_tiny.to_conversation([("Caption.", text)])}
-        for index, text in enumerate(captions)
-    ]
-    (tmp_path / "train.json").write_text(json.dumps(rows))
-    train_tiny.ask_for_colours(tmp_path)
-    made = json.loads((tmp_path / "colours.json").read_text())
-    assert [row["image"] for row in made] == ["2.png"]  # the others have one single object, and two circles
-    assert made[0]["conversations"][1]["value"] == "The diamond is purple, the oval is black."
+def test_rows_about_objects_are_true_of_their_scene(tiny_data):
+    """Each sentence and each short answer, against the places and looks that the scene says."""
+    told = Counter()
+    for index in range(60):
+        scene = Scene.from_dict(make_scene_sample(index, "caption_colour", 5).scenes[0])
+        if len(scene.objects) < 2:
+            continue
+        things = {name: thing for thing in scene.objects for name in (thing.shape, f"{thing.colour} object")}
+        for name, tell in tiny_data.TELLERS.items():
+            turns = tell(random.Random(index), scene)
+            if name == "questions":
+                for question, answer in turns:
+                    told[check_answer(question, answer, things)] += 1
+                continue
+            for _, answer in turns:
+                parts = answer.removesuffix(".").lower().split(", ")
+                assert name == "directions" or len(parts) == len(scene.objects)
+                for part in parts:
+                    told[check_part(part, things)] += 1
+    assert all(told[kind] > 20 for kind in ("colour", "place", "reading", "direction", "shape"))
+
+
+def check_part(part: str, things: dict[str, SceneObject]) -> str:
+    found = re.fullmatch(r"the (.+) is (.+?)(?: the (\w+ object))?", part)
+    if found is None:
+        place, name = re.fullmatch(r"(.+) an? (\w+ \w+)", part).groups()
+        assert (name, place) in {(thing.name, thing.position) for thing in things.values()}
+        return "reading"
+    subject, said, reference = found.groups()
+    if reference is not None:
+        assert DIRECTIONS[direction_of(things[subject], things[reference])] == said
+        return "direction"
+    if said in COLOURS:
+        assert things[subject].colour == said
+        return "colour"
+    assert things[subject].position == said
+    return "place"
+
+
+def check_answer(question: str, answer: str, things: dict[str, SceneObject]) -> str:
+    named = [name for name in things if re.search(rf"\bthe {name}\b", question)]
+    if "left, right" in question:
+        first, second = sorted(named, key=lambda name: name.endswith("object"))
+        assert direction_of(things[first], things[second]) == answer
+        return "direction"
+    (thing,) = [things[name] for name in named]
+    assert answer in (thing.colour, thing.shape)
+    return "colour" if answer == thing.colour else "shape"
+
+
+def test_rows_about_objects_are_of_the_scenes_that_were_drawn(tiny_data, tmp_path, monkeypatch):
+    monkeypatch.setattr(tiny_data, "SCENES", (("objects", 14, 12, ("caption_colour",)),))
+    tiny_data.make_scenes(tmp_path)
+    tiny_data.tell_objects(tmp_path / "objects")
+    rows = json.loads((tmp_path / "objects" / "colours.json").read_text())
+    assert len(rows) > 5
+    for row in rows:
+        pixels = np.asarray(Image.open(tmp_path / "objects" / "images" / row["image"]).convert("RGB"))
+        for colour in re.findall(r" is (\w+)", row["conversations"][1]["value"]):
+            assert (pixels == COLOURS[colour]).all(axis=2).sum() > 30
 
 
 def test_tokenizer_writes_anything_and_uses_no_id_0_for_text(train_tiny):
@@ -133,10 +185,10 @@ def test_input_layer_begins_by_whitening_patches(pretrain_tower):
 
 
 @pytest.mark.slow
-def test_whole_way_in_miniature_and_again(train_tiny, tmp_path, monkeypatch):
+def test_whole_way_in_miniature_and_again(train_tiny, tiny_data, tmp_path, monkeypatch):
     """All steps with two optimiser steps each; called again, it does nothing but the export."""
     monkeypatch.setattr(
-        train_tiny, "SCENES", tuple((name, seed, 36, kinds) for name, seed, _, kinds in train_tiny.SCENES)
+        tiny_data, "SCENES", tuple((name, seed, 36, kinds) for name, seed, _, kinds in tiny_data.SCENES)
     )
     monkeypatch.setattr(train_tiny, "TOWER_STEPS", 2)
     work, output = tmp_path / "work", tmp_path / "tiny"
@@ -149,7 +201,7 @@ def test_whole_way_in_miniature_and_again(train_tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", command)
     train_tiny.main()
     states = {path: path.stat().st_mtime_ns for path in work.rglob("trainer_state.json")}
-    assert len(states) == 8  # of each stage, and of its checkpoint
+    assert len(states) == 6  # of each stage, and of its checkpoint
     model = AutoModelForImageTextToText.from_pretrained(output, trust_remote_code=True)
     assert model.dtype == torch.bfloat16
     assert {"README.md", "curves.png", "handler.py", "processor_config.json"} <= {

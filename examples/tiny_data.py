@@ -1,0 +1,252 @@
+"""
+The data of `train_tiny.py`: scenes of the data engine, rows that tell of each object of a scene how it looks and where
+it is, and easy-VQA.
+"""
+
+import json
+import random
+import shutil
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import easy_vqa
+
+from fusion_vlm.synthesis import generate
+from fusion_vlm.synthesis.questions import SHORT_HINT, ask_direction, open_colour, open_shape
+from fusion_vlm.synthesis.sample import CAPTION_KINDS, INSTRUCTION_KINDS
+from fusion_vlm.synthesis.scene import (
+    DIRECTIONS,
+    Scene,
+    SceneObject,
+    capitalise,
+    direction_of,
+    make_scene_sample,
+    with_article,
+)
+
+
+# Folder of the scenes, seed, number and kinds. Short questions are the most to learn from, so more is drawn of them.
+SCENES = (
+    ("captions", 11, 15000, CAPTION_KINDS),
+    ("instructions", 12, 14000, INSTRUCTION_KINDS),
+    ("questions", 13, 40000, ("short_conversation",)),
+    ("objects", 14, 16000, ("caption_colour",)),
+)
+IMAGE_SIZE = 144  # of a scene: twice the crop, so that the crops show it as it was drawn
+EASY_VQA_SHAPES = {"circle", "rectangle", "triangle"}
+EASY_VQA_COLOURS = {"black", "blue", "brown", "gray", "green", "red", "teal", "yellow"}
+
+
+def make_data(folder: Path):
+    """All of it, of what is not there yet."""
+    make_scenes(folder)
+    if not (folder / "objects" / "places.json").exists():
+        tell_objects(folder / "objects")
+    if not (folder / "easy_vqa" / "train.json").exists():
+        make_easy_vqa(folder / "easy_vqa")
+
+
+def list_files(folder: Path) -> list[Path]:
+    """Of all rows."""
+    made = [folder / "objects" / f"{name}.json" for name in TELLERS]
+    return [*sorted(folder.glob("*/train.json")), folder / "easy_vqa" / "captions.json", *made]
+
+
+def make_scenes(folder: Path):
+    for name, seed, number, kinds in SCENES:
+        if not (folder / name / "done.json").exists():
+            arguments = ["--num", number, "--seed", seed, "--image-size", IMAGE_SIZE, "--output", folder / name]
+            generate.main([*map(str, arguments), "--kinds", *kinds])
+
+
+def read_easy_vqa(questions: tuple[list[str], list[str], list[int]]) -> dict[int, list[tuple[str, str]]]:
+    """Questions and answers about each image."""
+    asked = defaultdict(list)
+    for question, answer, image in zip(*questions, strict=True):
+        asked[image].append((question, answer))
+    return asked
+
+
+def to_conversation(turns: list[tuple[str, str]]) -> list[dict]:
+    """Questions and answers about an image in LLaVA's form."""
+    conversation = [
+        {"from": role, "value": text} for turn in turns for role, text in zip(("human", "gpt"), turn, strict=True)
+    ]
+    conversation[0]["value"] = "<image>\n" + conversation[0]["value"]
+    return conversation
+
+
+def make_easy_vqa(folder: Path, num_passes: int = 4, max_turns: int = 3):
+    """
+    Conversations about the images of easy-VQA's training split, in LLaVA's form. In each pass every question is asked
+    once, in conversations of one to `max_turns` of them: turns share the image, so that more is learnt from a step.
+
+    Most yes-or-no questions of the set ask for what is not there, and their words give five of six answers. So
+    questions of the set about what is there are added, as many as make both alike, for shapes and for colours.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = random.Random(0)
+    asked = read_easy_vqa(easy_vqa.get_train_questions())
+    known = {image: looks for image, *looks in known_objects()}
+    presence = sorted({question for questions in asked.values() for question, answer in questions if is_bool(answer)})
+    rows = []
+    for image, questions in sorted(asked.items()):
+        missing = list(find_missing(questions, known.get(image, ()), presence))
+        for _ in range(num_passes):
+            left = list(questions)
+            for there, number in missing:
+                left += [(question, answer_there(question)) for question in rng.sample(there, number)]
+            rng.shuffle(left)
+            while left:
+                number = rng.randint(1, max_turns)
+                turns, left = left[:number], left[number:]
+                row = {"id": f"{image}-{len(rows)}", "image": f"{image}.png"}
+                rows.append({**row, "conversations": to_conversation(turns)})
+    for image, path in easy_vqa.get_train_image_paths().items():
+        shutil.copy(path, folder / f"{image}.png")
+    (folder / "captions.json").write_text(json.dumps(list(caption_easy_vqa())))
+    (folder / "train.json").write_text(json.dumps(rows))
+
+
+def find_missing(questions: list[tuple[str, str]], looks: list[str], presence: list[str]) -> Iterator[tuple]:
+    """For the shape and the colour of an object: questions about its presence, and how many of them to add."""
+    for look in looks:
+        kind = EASY_VQA_SHAPES if look in EASY_VQA_SHAPES else EASY_VQA_COLOURS
+        there = [question for question in presence if look in words_of(question)]
+        own = [question for question, answer in questions if is_bool(answer) and words_of(question) & kind]
+        missing = len(own) - 2 * len(set(own) & set(there))
+        yield there, min(max(missing, 0), len(there))
+
+
+def answer_there(question: str) -> str:
+    """To a yes-or-no question about what is there."""
+    return "no" if is_negated(question) else "yes"
+
+
+def is_bool(answer: str) -> bool:
+    return answer in ("yes", "no")
+
+
+def words_of(question: str) -> set[str]:
+    return set(question.rstrip("?").split())
+
+
+def is_negated(question: str) -> bool:
+    """Of a yes-or-no question of easy-VQA: whether it asks if something is not there."""
+    return bool(words_of(question) & {"not", "no"})
+
+
+def known_objects() -> Iterator[tuple[int, str, str]]:
+    """Image, colour and shape, for the images of the training split whose questions and answers tell both."""
+    for image, questions in sorted(read_easy_vqa(easy_vqa.get_train_questions()).items()):
+        found = set()
+        for question, answer in questions:
+            if not is_bool(answer):
+                found |= words_of(question) | {answer}
+            elif (answer == "yes") != is_negated(question):
+                found |= words_of(question)
+        shape, colour = found & EASY_VQA_SHAPES, found & EASY_VQA_COLOURS
+        if shape and colour:
+            yield image, colour.pop(), shape.pop()
+
+
+def list_objects() -> list[tuple[str, str, str]]:
+    """Path, colour and shape, for the same images."""
+    paths = easy_vqa.get_train_image_paths()
+    return [(paths[image], colour, shape) for image, colour, shape in known_objects()]
+
+
+def caption_easy_vqa(prompts=("What is in the picture?", "Caption this image.")) -> Iterator[dict]:
+    """One thing to see in each, to begin with."""
+    for image, colour, shape in known_objects():
+        for number, prompt in enumerate(prompts):
+            conversation = to_conversation([(prompt, f"There is a {colour} {shape}.")])
+            yield {"id": f"{image}-caption-{number}", "image": f"{image}.png", "conversations": conversation}
+
+
+# Rows about the scenes of `objects`, up to six objects each of a shape and a colour of its own.
+
+
+def tell_objects(folder: Path):
+    """
+    Writes a file of rows for each of `TELLERS`. The captions of the data engine name colours before shapes and say
+    where things are of two objects at most, and a short answer has one fact: a small model learns to find a thing by
+    its shape, and where it is, from rows that tell it of every object.
+    """
+    (name, seed, _, (kind,)) = next(entry for entry in SCENES if entry[0] == folder.name)
+    rows = {name: [] for name in TELLERS}
+    for row in json.loads((folder / "train.json").read_text()):
+        scene = Scene.from_dict(make_scene_sample(int(row["id"].rpartition("-")[2]), kind, seed).scenes[0])
+        if len(scene.objects) > 1:
+            for name, tell in TELLERS.items():
+                turns = tell(random.Random(f"{name} {row['id']}"), scene)
+                if turns:
+                    made = {"id": f"{row['id']}-{name}", "image": row["image"]}
+                    rows[name].append({**made, "conversations": to_conversation(turns)})
+    for name in TELLERS:
+        (folder / f"{name}.json").write_text(json.dumps(rows[name]))
+
+
+def tell_colours(rng: random.Random, scene: Scene) -> list[tuple[str, str]]:
+    parts = [f"the {thing.shape} is {thing.colour}" for thing in by_shape(scene)]
+    return [("What colour is each shape?", capitalise(", ".join(parts)) + ".")]
+
+
+def by_shape(scene: Scene) -> list[SceneObject]:
+    return sorted(scene.objects, key=lambda thing: thing.shape)
+
+
+def tell_places(rng: random.Random, scene: Scene) -> list[tuple[str, str]]:
+    """By shape, by colour, or in the order of reading."""
+    form = rng.randrange(3)
+    if form == 0:
+        parts = [f"the {thing.shape} is {thing.position}" for thing in by_shape(scene)]
+        return [("Where is each shape?", capitalise(", ".join(parts)) + ".")]
+    if form == 1:
+        things = sorted(scene.objects, key=lambda thing: thing.colour)
+        parts = [f"the {thing.colour} object is {thing.position}" for thing in things]
+        return [("Where is each colour?", capitalise(", ".join(parts)) + ".")]
+    things = sorted(scene.objects, key=lambda thing: (round(3 * thing.y - 0.5), thing.x))
+    parts = [f"{thing.position} {with_article(thing.name)}" for thing in things]
+    return [("What is where, from the top to the bottom?", capitalise(", ".join(parts)) + ".")]
+
+
+def find_pairs(rng: random.Random, scene: Scene) -> list[tuple[SceneObject, SceneObject]]:
+    """Of each object with another one that is clearly in one direction from it, as far as there is one."""
+    pairs = []
+    for first in by_shape(scene):
+        others = [thing for thing in scene.objects if thing is not first and direction_of(thing, first)]
+        pairs += [(first, rng.choice(others))] if others else []
+    return pairs
+
+
+def tell_directions(rng: random.Random, scene: Scene) -> list[tuple[str, str]]:
+    parts = [
+        f"the {first.shape} is {DIRECTIONS[direction_of(first, second)]} the {second.colour} object"
+        for first, second in find_pairs(rng, scene)
+    ]
+    return [("How do the objects lie to each other?", capitalise(", ".join(parts)) + ".")] if parts else []
+
+
+def ask_objects(rng: random.Random, scene: Scene) -> list[tuple[str, str]]:
+    """
+    Short questions in random order: the colours of some objects and the shapes of others, so that none gives away
+    another's answer, and up to two directions.
+    """
+    things = rng.sample(scene.objects, len(scene.objects))[:4]
+    facts = [(open_colour, open_shape)[index % 2](rng, thing) for index, thing in enumerate(things)]
+    pairs = find_pairs(rng, scene)
+    for first, second in rng.sample(pairs, min(len(pairs), 2)):
+        facts.append(ask_direction(rng, Scene(scene.background, [first, second]), None))
+    rng.shuffle(facts)
+    turns = [(fact.question, fact.answer) for fact in facts]
+    return [(f"{turns[0][0]}\n{SHORT_HINT}", turns[0][1]), *turns[1:]]
+
+
+TELLERS: dict[str, Callable[[random.Random, Scene], list[tuple[str, str]]]] = {
+    "colours": tell_colours,
+    "directions": tell_directions,
+    "questions": ask_objects,
+    "places": tell_places,
+}
