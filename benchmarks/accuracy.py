@@ -7,8 +7,8 @@ that training has not seen. Answers are generated greedily, each asked for with 
 * easy-vqa: with the image, with a blank (grey) one, and the share of the commonest answer.
 * scenes: per kind, with the image and with a blank one; the commonest answer of each type of question; and a model of
   the questions' words alone (that of the audit, cross-validated on more questions of the same kind). Answers count as
-  the audit reads them: "There are two stars." is 2. A caption counts by what it names (F1):
-  pairs of a colour and a shape, words on signs.
+  the audit reads them: "There are two stars." is 2. A caption counts by what it says (F1): pairs of a colour and a
+  shape, which of two is where, words on signs. A second table has the questions of conversations by their type.
 * turns: two questions about one image, in both orders: how often a second answer is right, and how often it would
   answer the other question.
 """
@@ -34,7 +34,7 @@ from fusion_vlm.synthesis.audit import turns_of
 from fusion_vlm.synthesis.audit_language import NUM_FOLDS, Features, features_of, label_answers, try_language_only
 from fusion_vlm.synthesis.audit_text import Question, read_question, unify_answers, words_of
 from fusion_vlm.synthesis.sample import CAPTION_KINDS, INSTRUCTION_KINDS
-from fusion_vlm.synthesis.scene import COLOURS, SHAPES, plural
+from fusion_vlm.synthesis.scene import COLOURS, DIRECTIONS, SHAPES, plural
 
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -162,11 +162,20 @@ def make_scenes(folder: Path, kind: str) -> list[dict]:
     return [{**row, "image": str(folder / kind / "images" / row["image"])} for row in rows]
 
 
+RELATION = re.compile(rf"(\w+ \w+) is ({'|'.join(DIRECTIONS.values())}) an? (\w+ \w+)")
+
+
 def named_in(caption: str) -> set[str]:
-    """Pairs of a colour and a shape, `red circle`, and words in capitals."""
+    """Pairs of a colour and a shape, `red circle`, which is where, `red circle above blue star`, words in capitals."""
     words = [SINGULAR.get(word, word) for word in words_of(caption)]
     pairs = {f"{one} {two}" for one, two in zip(words, words[1:], strict=False) if one in COLOURS and two in SHAPES}
-    return pairs | set(re.findall(r"\b[A-Z]{2,}\b", caption))
+    relations = set()
+    for first, direction, second in RELATION.findall(caption):
+        if direction in (DIRECTIONS["right"], DIRECTIONS["below"]):  # the same said the other way round
+            opposite = "left" if direction == DIRECTIONS["right"] else "above"
+            first, direction, second = second, DIRECTIONS[opposite], first
+        relations.add(f"{first} {direction} {second}")
+    return pairs | relations | set(re.findall(r"\b[A-Z]{2,}\b", caption))
 
 
 def measure_captions(model: Model, rows: list[dict]) -> dict[str, float]:
@@ -202,18 +211,31 @@ def measure_instructions(model: Model, rows: list[dict]) -> dict[str, float]:
     scores = {"num": len(chosen)}
     for name, blank in (("accuracy", False), ("blank", True)):
         conversations = [(BLANK if blank else asked[index][0], asked[index][1]) for index in chosen]
-        scores[name] = share_right(truths, model.answer(conversations, 64), read)
+        marks = mark(truths, model.answer(conversations, 64), read)
+        scores[name] = share(marks)
+        if not blank:
+            marks_by_type = defaultdict(list)
+            for truth, is_right in zip(truths, marks, strict=True):
+                marks_by_type[truth.type.partition(":")[0]].append(is_right)
     unify_answers(read)
     by_type = defaultdict(Counter)
     for question in read:
         by_type[question.type][question.answer] += 1
     scores["majority"] = sum(max(each.values()) for each in by_type.values()) / len(read)
     scores["language only"] = try_words(read, by_type)
+    scores["by type"] = {}
+    for name, marks in sorted(marks_by_type.items()):
+        counters = [each for type, each in by_type.items() if type.partition(":")[0] == name]
+        majority = sum(max(each.values()) for each in counters) / sum(each.total() for each in counters)
+        scores["by type"][name] = {"num": len(marks), "accuracy": share(marks), "majority": majority}
     return scores
 
 
-def share_right(truths: list[Question], answers: list[str], known: list[Question]) -> float:
-    """Answers are brought into the form of the audit together with the known ones, so that both read alike."""
+def mark(truths: list[Question], answers: list[str], known: list[Question]) -> list[bool]:
+    """
+    Whether each answer is right. Answers are brought into the form of the audit together with the known ones, so that
+    both read alike.
+    """
     given = [
         read_question(truth.text, answer, truth.type.partition(":")[0])
         for truth, answer in zip(truths, answers, strict=True)
@@ -221,7 +243,7 @@ def share_right(truths: list[Question], answers: list[str], known: list[Question
     pool = [read_question(each.text, each.said, each.type.partition(":")[0]) for each in known]
     places = {id(each): place for each, place in zip(known, pool, strict=True)}
     unify_answers(pool + given)
-    return share([places[id(truth)].answer == answer.answer for truth, answer in zip(truths, given, strict=True)])
+    return [places[id(truth)].answer == answer.answer for truth, answer in zip(truths, given, strict=True)]
 
 
 def try_words(questions: list[Question], by_type: dict[str, Counter]) -> float:
@@ -248,7 +270,16 @@ def measure_scenes(model: Model) -> dict[str, dict[str, float]]:
             scores[kind] = measure(model, rows)
             cells = [f"{scores[kind][name]:.3f}" if name != "num" else scores[kind][name] for name in columns]
             print(f"| {kind} | " + " | ".join(map(str, cells)) + " |", flush=True)
+    print_types({kind: row["by type"] for kind, row in scores.items() if "by type" in row})
     return scores
+
+
+def print_types(scores: dict[str, dict[str, dict[str, float]]]):
+    """Of each kind of scenes and each type of question."""
+    print("\n| kind | type | questions | with image | commonest answer |\n|---|---|---|---|---|")
+    for kind, row in scores.items():
+        for name, each in row.items():
+            print(f"| {kind} | {name} | {each['num']} | {each['accuracy']:.3f} | {each['majority']:.3f} |", flush=True)
 
 
 def main():
