@@ -228,7 +228,9 @@ def load_examples(work_dir: Path, name: str) -> Examples:
         set_up(processor)
         path.parent.mkdir(exist_ok=True)
         part = prepare(READERS[name](work_dir), processor)
-        torch.save((part.examples, part.pixels), path)
+        unfinished = path.with_suffix(".unfinished")
+        torch.save((part.examples, part.pixels), unfinished)
+        unfinished.rename(path)
     return Examples(*torch.load(path, weights_only=False, mmap=True))
 
 

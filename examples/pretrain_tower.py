@@ -1,6 +1,7 @@
 """
 Pretrains the vision tower of a small FUSION, since no pretrained one that small exists: it learns to tell for each
-patch of drawn objects and of easy-VQA's training images whether there is something, and of what shape and colour.
+patch of drawn objects and of easy-VQA's training images whether there is something, of what shape and colour, and
+which patch it is. Without the last, positions were a small share of the features, and no spatial relation was learnt.
 
 An image is seen as FUSION sees it: whole at the side of a crop, and in four crops of an image of twice that side.
 """
@@ -43,7 +44,7 @@ MIN_VARIANCE = 1e-3
 
 class PatchClassifier(nn.Module):
     """
-    A tower with linear classifiers on its patch features: is there something, and what of each kind.
+    A tower with linear classifiers on its patch features: is there something, what of each kind, which patch is it.
 
     Args:
         tower (`FusionVisionModel`)
@@ -56,6 +57,7 @@ class PatchClassifier(nn.Module):
         width = 3 * tower.config.hidden_size
         self.norm = nn.LayerNorm(width)
         self.presence = nn.Linear(width, 1)
+        self.place = nn.Linear(width, (tower.config.image_size // tower.config.patch_size) ** 2)
         self.heads = nn.ModuleDict({kind: nn.Linear(width, len(names)) for kind, names in classes.items()})
 
     def forward(self, pixel_values: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -67,6 +69,8 @@ class PatchClassifier(nn.Module):
         features = self.norm(self.tower(pixel_values).features)
         is_something = labels[..., 0] > 0
         loss = F.binary_cross_entropy_with_logits(self.presence(features).squeeze(-1), is_something.float())
+        places = torch.arange(features.shape[1]).expand(features.shape[:2])
+        loss = loss + F.cross_entropy(self.place(features).flatten(0, 1), places.flatten())
         # Classes count where there is something: most patches show nothing.
         for index, head in enumerate(self.heads.values()):
             known = labels[..., index] > 0
@@ -98,7 +102,7 @@ def initialise(tower: FusionVisionModel, images: torch.Tensor):
         for places in (columns, rows)
         for function in (torch.sin, torch.cos)
     ]
-    embeddings.position_embedding.weight.copy_(torch.cat(waves, dim=1) / 2)
+    embeddings.position_embedding.weight.copy_(torch.cat(waves, dim=1))
 
 
 def label_scene(scene: Scene, side: int) -> np.ndarray:
