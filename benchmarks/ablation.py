@@ -10,7 +10,7 @@ one and the same colour, so only what reads the crops can tell them from each ot
 are learnt at the same time. `a*` is not at equal compute: it takes as many steps as `e`, to tell what the parts bring
 for each example from what they cost.
 
-    python benchmarks/ablation.py run [--seeds 0 1 2] [--variants a b c d e f h4 h36 h64 a*] [--teraflops 15]
+    python benchmarks/ablation.py run [--seeds 0 1 2] [--variants a b c d e f h4 h36 h64 a*] [--teraflops 10]
     python benchmarks/ablation.py report
 
 A run is one line of `results.jsonl` in the work folder; what is there already is not run again. Several processes
@@ -59,8 +59,9 @@ from fusion_vlm.training.trainer import FusionTrainer, FusionTrainingArguments  
 CROP_SIZE, PATCH_SIZE = 48, 8
 SIDE = CROP_SIZE // PATCH_SIZE
 BATCH_SIZE, LEARNING_RATE = 16, 2e-3
-# Images of scenes, each with a caption and questions; conversations about easy-VQA; questions to test with, of each.
-NUM_SCENES, NUM_EASY_VQA, NUM_TEST = 16000, 10000, 600
+# Images of scenes, each with a caption and questions; of easy-VQA, captions and conversations; images to test with, of
+# each.
+NUM_SCENES, NUM_EASY_VQA, NUM_TEST = 12000, (4000, 12000), 600
 TOWER_STEPS = 1500
 TASKS = ("find", "count", "pattern")
 SCENE_SHAPES = ("circle", "square", "triangle", "star", "cross")
@@ -242,24 +243,25 @@ def set_up(processor: FusionProcessor):
 
 def read_train(work_dir: Path) -> list[dict]:
     rng = random.Random(0)
-    rows = json.loads((work_dir / "data" / "easy_vqa" / "train.json").read_text())
-    rows = [row for row in rows if len(row["conversations"]) <= 4]
-    chosen = [
-        {**row, "image": str(work_dir / "data" / "easy_vqa" / row["image"]), "group": "easy-VQA"}
-        for row in rng.sample(rows, NUM_EASY_VQA)
-    ]
+    folder, chosen = work_dir / "data" / "easy_vqa", []
+    for name, number in zip(("captions", "train"), NUM_EASY_VQA, strict=True):
+        rows = json.loads((folder / f"{name}.json").read_text())
+        rows = [row for row in rows if len(row["conversations"]) <= 4]
+        chosen += [
+            {**row, "image": str(folder / row["image"]), "group": "easy-VQA"} for row in rng.sample(rows, number)
+        ]
     for index in range(NUM_SCENES):
         chosen += make_scene(rng, work_dir / "ablation" / "train" / f"{index}.png", rng.sample(TASKS, 2))
     return chosen
 
 
 def read_test(work_dir: Path) -> list[dict]:
-    """Single questions about images that training has not seen; a group for each task."""
+    """Captions of, and single questions about, images that training has not seen; a group for each task."""
     rng = random.Random(1)
     rows = []
     for index in range(NUM_TEST):
         path = work_dir / "ablation" / "test" / f"{index}.png"
-        rows.append(make_scene(rng, path, [TASKS[index % len(TASKS)]])[1])
+        rows += make_scene(rng, path, [TASKS[index % len(TASKS)]])
     for path, question, answer in rng.sample(read_test_questions(), NUM_TEST):
         rows.append({"conversations": to_conversation([(question, answer)]), "image": path, "group": "easy-VQA"})
     return rows
@@ -423,7 +425,7 @@ def evaluate(model: FusionForConditionalGeneration, data: Examples, collate: Col
         for (example, _), one in zip(rows, is_right.tolist(), strict=True):
             right.setdefault(example.group, []).append(one)
     scores = {group: sum(values) / len(values) for group, values in sorted(right.items())}
-    scenes = [value for group, values in right.items() if group != "easy-VQA" for value in values]
+    scenes = [value for group in TASKS for value in right[group]]
     scores["scenes"] = sum(scenes) / len(scenes)
     scores["mean"] = (scores["easy-VQA"] + scores["scenes"]) / 2
     return scores
@@ -473,6 +475,7 @@ def run(name: str, seed: int, work_dir: Path, teraflops: float) -> dict:
     result = {
         "variant": name,
         "seed": seed,
+        "teraflops": teraflops,
         "parameters": model.num_parameters(),
         "gflops_per_step": flops / 1e9,
         "steps": steps,
@@ -499,12 +502,10 @@ def report(results: list[dict], plot: Path | None):
         cells += [f"{first['gflops_per_step']:.2f}", first["steps"]]
         cells += [_spread([row["scores"][group] for row in rows]) for group in groups]
         print("| " + " | ".join(map(str, cells)) + " |")
-    print("\nThe same weights with other grids at inference: mean score, and its share of the one with 16 and 36\n")
-    rows = by_variant.get("e", [])
-    for key in [key for key in (rows[0] if rows else ()) if key.startswith(("latents", "image grid"))]:
-        values = [row[key]["mean"] for row in rows]
-        share = [row[key]["mean"] / row["scores"]["mean"] for row in rows]
-        print(f"(e) {key}: {_spread(values)}, share {_spread(share)}")
+    values = [row["image grid 4"]["mean"] for row in by_variant.get("e", [])]
+    if values:
+        shares = [value / row["scores"]["mean"] for value, row in zip(values, by_variant["e"], strict=True)]
+        print(f"\n(g) e with 16 of 36 image tokens: mean {_spread(values)}, {_spread(shares)} of that with all")
     if plot is not None:
         _draw(by_variant, plot)
 
@@ -514,17 +515,16 @@ def _spread(values: list[float]) -> str:
 
 
 def _draw(by_variant: dict[str, list[dict]], path: Path):
-    groups = ["mean", "easy-VQA", "scenes"]
-    figure, axis = plt.subplots(figsize=(9, 3.5), layout="constrained")
-    for number, (name, rows) in enumerate(by_variant.items()):
-        values = np.array([[row["scores"][group] for group in groups] for row in rows])
-        places = np.arange(len(groups)) + (number - (len(by_variant) - 1) / 2) * 0.13
-        axis.bar(places, values.mean(axis=0), 0.12, label=f"({name}) {VARIANTS[name].title}", color=f"C{number}")
-        for row in values:
-            axis.plot(places, row, "k.", markersize=3)
-    axis.set_xticks(range(len(groups)), groups)
-    axis.set(ylabel="exact answers", ylim=(0, 1), title="Equal training compute; dots: seeds")
-    axis.legend(fontsize=7, ncols=2)
+    """Bars of the means, a panel for each score."""
+    groups = ["mean", "easy-VQA", *TASKS]
+    figure, axes = plt.subplots(1, len(groups), figsize=(12, 3.2), sharey=True, layout="constrained")
+    for axis, group in zip(axes, groups, strict=True):
+        for number, rows in enumerate(by_variant.values()):
+            values = [row["scores"][group] for row in rows]
+            axis.bar(number, np.mean(values), color=f"C{number}")
+            axis.plot([number] * len(values), values, "k.", markersize=4)
+        axis.set(title=group, ylim=(0, 1), xticks=range(len(by_variant)), xticklabels=by_variant)
+    axes[0].set_ylabel("exact answers (dots: seeds)")
     figure.savefig(path, dpi=90)
 
 
@@ -534,7 +534,7 @@ def main():
     parser.add_argument("--work-dir", type=Path, default=Path("out/tiny"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
-    parser.add_argument("--teraflops", type=float, default=5, help="training compute of each run")
+    parser.add_argument("--teraflops", type=float, default=10, help="training compute of each run")
     parser.add_argument("--plot", type=Path, help="PNG to write")
     args = parser.parse_args()
     path = args.work_dir / "ablation" / "results.jsonl"
@@ -542,13 +542,15 @@ def main():
         for seed in args.seeds:
             for name in args.variants:
                 done = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-                if not any((row["variant"], row["seed"]) == (name, seed) for row in done):
+                key = (name, seed, args.teraflops)
+                if not any((row["variant"], row["seed"], row["teraflops"]) == key for row in done):
                     result = run(name, seed, args.work_dir, args.teraflops)
                     with path.open("a") as file:
                         file.write(json.dumps(result) + "\n")
                     print(json.dumps(result), flush=True)
     else:
-        report([json.loads(line) for line in path.read_text().splitlines()], args.plot)
+        results = [json.loads(line) for line in path.read_text().splitlines()]
+        report([row for row in results if row["teraflops"] == args.teraflops], args.plot)
 
 
 if __name__ == "__main__":
