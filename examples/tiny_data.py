@@ -16,7 +16,6 @@ from fusion_vlm.synthesis import generate
 from fusion_vlm.synthesis.questions import SHORT_HINT, ask_direction, open_colour, open_shape
 from fusion_vlm.synthesis.sample import CAPTION_KINDS, INSTRUCTION_KINDS
 from fusion_vlm.synthesis.scene import (
-    DIRECTIONS,
     Scene,
     SceneObject,
     capitalise,
@@ -222,8 +221,9 @@ def find_pairs(rng: random.Random, scene: Scene) -> list[tuple[SceneObject, Scen
 
 
 def tell_directions(rng: random.Random, scene: Scene) -> list[tuple[str, str]]:
+    """Both objects are named before the direction is, so that it can be told from the image."""
     parts = [
-        f"the {first.shape} is {DIRECTIONS[direction_of(first, second)]} the {second.colour} object"
+        f"from the {second.colour} object the {first.shape} is {direction_of(first, second)}"
         for first, second in find_pairs(rng, scene)
     ]
     return [("How do the objects lie to each other?", capitalise(", ".join(parts)) + ".")] if parts else []

@@ -3,14 +3,17 @@ The small trained model of `examples/tiny` from end to end: right answers, in ea
 are those of easy-VQA's test split, whose images training has not seen.
 """
 
+import importlib
 import json
 import random
+import sys
 from pathlib import Path
 
 import easy_vqa
 import pytest
 import torch
 from peft import get_peft_model
+from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor, BitsAndBytesConfig, pipeline
 
 from fusion_vlm.training.collator import FusionDataCollator
@@ -131,6 +134,20 @@ def known_images() -> list[tuple[str, tuple[str, ...]]]:
         for image, found in sorted(answers.items())
         if len(found - shapes) <= 1 and len(found & shapes) <= 1
     ]
+
+
+def test_demo_tells_a_colour_a_number_and_a_place(tmp_path, monkeypatch, capsys):
+    """The three questions of `make demo`, and its picture."""
+    monkeypatch.syspath_prepend(str(TINY.parent))
+    quickstart = importlib.import_module("quickstart")
+    monkeypatch.setattr(sys, "argv", ["quickstart.py", "--output", str(tmp_path / "demo.png")])
+    quickstart.main()
+    said = capsys.readouterr().out
+    answers = [line.split(maxsplit=1)[1] for line in said.splitlines() if line.startswith("Answer:")]
+    assert answers == ["blue", "3", "left"]
+    assert str(quickstart.IMAGE) in said
+    with Image.open(tmp_path / "demo.png") as picture:
+        assert min(picture.size) > 300 and picture.convert("L").getextrema() == (0, 255)
 
 
 def test_lora_teaches_a_new_answer(processor, tmp_path):

@@ -17,7 +17,7 @@ from transformers import AutoModelForImageTextToText, SiglipVisionConfig
 
 from fusion_vlm.modeling_fusion import FusionVisionModel
 from fusion_vlm.synthesis.render import draw_scene
-from fusion_vlm.synthesis.scene import COLOURS, DIRECTIONS, Scene, SceneObject, direction_of, make_scene_sample
+from fusion_vlm.synthesis.scene import COLOURS, Scene, SceneObject, direction_of, make_scene_sample
 
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -99,15 +99,17 @@ def test_rows_about_objects_are_true_of_their_scene(tiny_data):
 
 
 def check_part(part: str, things: dict[str, SceneObject]) -> str:
-    found = re.fullmatch(r"the (.+) is (.+?)(?: the (\w+ object))?", part)
+    found = re.fullmatch(r"from the (\w+ object) the (\w+) is (\w+)", part)
+    if found is not None:
+        reference, subject, said = found.groups()
+        assert direction_of(things[subject], things[reference]) == said
+        return "direction"
+    found = re.fullmatch(r"the (.+) is (.+)", part)
     if found is None:
         place, name = re.fullmatch(r"(.+) an? (\w+ \w+)", part).groups()
         assert (name, place) in {(thing.name, thing.position) for thing in things.values()}
         return "reading"
-    subject, said, reference = found.groups()
-    if reference is not None:
-        assert DIRECTIONS[direction_of(things[subject], things[reference])] == said
-        return "direction"
+    subject, said = found.groups()
     if said in COLOURS:
         assert things[subject].colour == said
         return "colour"
