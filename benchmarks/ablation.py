@@ -10,7 +10,7 @@ one and the same colour, so only what reads the crops can tell them from each ot
 are learnt at the same time. `a*` is not at equal compute: it takes as many steps as `e`, to tell what the parts bring
 for each example from what they cost.
 
-    python benchmarks/ablation.py run [--seeds 0 1 2] [--variants a b c d e f h4 h36 h64 a*] [--teraflops 10]
+    python benchmarks/ablation.py run [--seeds 0 1 2] [--variants a b c d e f h4 h36 h64 a*] [--teraflops 8]
     python benchmarks/ablation.py report
 
 A run is one line of `results.jsonl` in the work folder; what is there already is not run again. Several processes
@@ -40,8 +40,8 @@ sys.path.insert(0, str(ROOT / "examples"))
 
 from accuracy import read_test_questions  # noqa: E402
 from pretrain_tower import CLASSES, PatchExamples, label_scene, pretrain  # noqa: E402
-from tiny_data import list_objects, to_conversation  # noqa: E402
-from train_tiny import make_start  # noqa: E402
+from tiny_data import list_objects, make_easy_vqa, to_conversation  # noqa: E402
+from train_tiny import make_processor  # noqa: E402
 
 from fusion_vlm.configuration_fusion import FusionConfig  # noqa: E402
 from fusion_vlm.modeling_fusion import (  # noqa: E402
@@ -220,19 +220,26 @@ def _pad(rows: list[np.ndarray], value: int) -> torch.LongTensor:
     return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=value)
 
 
-def load_examples(work_dir: Path, name: str) -> Examples:
-    """The examples of one of `READERS`, prepared on the first call."""
-    path = work_dir / "ablation" / f"{name}.pt"
-    if not path.exists():
-        make_start(work_dir)
-        processor = FusionProcessor.from_pretrained(work_dir / "start")
+def load_examples(work_dir: Path) -> tuple[FusionProcessor, Examples, Examples]:
+    """The processor, whose tokens are of the training rows, and what to train and to test with; made once."""
+    folder = work_dir / "ablation"
+    paths = [folder / f"{name}.pt" for name in ("train", "test")]
+    if not paths[1].exists():
+        if not (work_dir / "data" / "easy_vqa" / "train.json").exists():
+            make_easy_vqa(work_dir / "data" / "easy_vqa")
+        parts = [read_train(work_dir), read_test(work_dir)]
+        texts = [turn["value"].removeprefix("<image>\n") for row in parts[0] for turn in row["conversations"]]
+        processor = make_processor(texts)
         set_up(processor)
-        path.parent.mkdir(exist_ok=True)
-        part = prepare(READERS[name](work_dir), processor)
-        unfinished = path.with_suffix(".unfinished")
-        torch.save((part.examples, part.pixels), unfinished)
-        unfinished.rename(path)
-    return Examples(*torch.load(path, weights_only=False, mmap=True))
+        processor.save_pretrained(folder / "processor")
+        for rows, path in zip(parts, paths, strict=True):
+            prepared = prepare(rows, FusionProcessor.from_pretrained(folder / "processor"))
+            unfinished = path.with_suffix(".unfinished")
+            torch.save(([dataclasses.astuple(each) for each in prepared.examples], prepared.pixels), unfinished)
+            unfinished.rename(path)
+    loaded = [torch.load(path, weights_only=False, mmap=True) for path in paths]
+    train, test = (Examples([Example(*each) for each in examples], pixels) for examples, pixels in loaded)
+    return FusionProcessor.from_pretrained(folder / "processor"), train, test
 
 
 def set_up(processor: FusionProcessor):
@@ -265,9 +272,6 @@ def read_test(work_dir: Path) -> list[dict]:
     for path, question, answer in rng.sample(read_test_questions(), NUM_TEST):
         rows.append({"conversations": to_conversation([(question, answer)]), "image": path, "group": "easy-VQA"})
     return rows
-
-
-READERS = {"train": read_train, "test": read_test}
 
 
 def make_scene(rng: random.Random, path: Path, tasks: list[str]) -> list[dict]:
@@ -365,15 +369,15 @@ def load_tower(work_dir: Path) -> FusionVisionModel:
     return FusionVisionModel.from_pretrained(path)
 
 
-def build_model(variant: Variant, work_dir: Path, seed: int) -> FusionForConditionalGeneration:
+def build_model(
+    variant: Variant, processor: FusionProcessor, work_dir: Path, seed: int
+) -> FusionForConditionalGeneration:
     """A million parameters: the tower that all start from, and the rest, random."""
     torch.manual_seed(seed)
-    known = FusionConfig.from_pretrained(work_dir / "start")
-    names = ("image_token_id", "latent_token_id", "question_end_token_ids")
     config = FusionConfig(
         vision_config=VISION_CONFIG.to_dict(),
         text_config=LlamaConfig(
-            vocab_size=known.text_config.vocab_size,
+            vocab_size=len(processor.tokenizer),
             hidden_size=96,
             intermediate_size=288,
             num_hidden_layers=4,
@@ -387,12 +391,12 @@ def build_model(variant: Variant, work_dir: Path, seed: int) -> FusionForConditi
         latent_grid_sizes=[variant.latent_grid_size],
         latent_grid_size=variant.latent_grid_size,
         mapping_loss_coef=0.1 if variant.mapping else 0.0,
-        **{name: getattr(known, name) for name in names},
+        image_token_id=processor.image_token_id,
+        latent_token_id=processor.latent_token_id,
+        question_end_token_ids=processor.question_end_token_ids,
     )
     model = FusionForConditionalGeneration(config)
     model.model.vision_tower.load_state_dict(load_tower(work_dir).state_dict())
-    # The backward pass of the fused kernel is slow in bfloat16 on a CPU.
-    model.set_attn_implementation("eager")
     if variant.paper_mask:
         for layer in model.model.vision_tower.encoder.layers:
             layer.self_attn.__class__ = PaperMaskAttention
@@ -402,10 +406,12 @@ def build_model(variant: Variant, work_dir: Path, seed: int) -> FusionForConditi
 def count_flops(model: FusionForConditionalGeneration, data: Examples, collate: Collator) -> float:
     """Operations of a training step, forward and backward: the mean over some batches."""
     rng, num_batches = random.Random(0), 12
+    model.set_attn_implementation("eager")  # the counter knows its operations
     with FlopCounterMode(display=False) as counter:
         for _ in range(num_batches):
             model(**collate([data[rng.randrange(len(data))] for _ in range(BATCH_SIZE)])).loss.backward()
     model.zero_grad()
+    model.set_attn_implementation("sdpa")
     return counter.get_total_flops() / num_batches
 
 
@@ -447,7 +453,6 @@ def train(
         weight_decay=0.01,
         optim="adamw_torch_fused",
         use_cpu=True,
-        bf16=True,
         seed=seed,
         save_strategy="no",
         report_to="none",
@@ -460,15 +465,15 @@ def train(
 
 
 def run(name: str, seed: int, work_dir: Path, teraflops: float) -> dict:
-    """Trains a variant and evaluates it, the whole model also with other latent and image grids."""
-    data, test = load_examples(work_dir, "train"), load_examples(work_dir, "test")
+    """Trains a variant and evaluates it, the whole model also with fewer image tokens."""
+    processor, data, test = load_examples(work_dir)
     variant = VARIANTS[name]
-    model = build_model(variant, work_dir, seed)
+    model = build_model(variant, processor, work_dir, seed)
     collate = Collator(variant, model.config)
     flops = count_flops(model, data, collate)
     steps = round(teraflops * 1e12 / flops)
     if name == "a*":
-        model_e = build_model(VARIANTS["e"], work_dir, seed)
+        model_e = build_model(VARIANTS["e"], processor, work_dir, seed)
         steps = round(teraflops * 1e12 / count_flops(model_e, data, Collator(VARIANTS["e"], model_e.config)))
     started = time.perf_counter()
     loss = train(model, data, collate, work_dir / "ablation" / f"{name}-{seed}", steps, seed)
@@ -534,7 +539,7 @@ def main():
     parser.add_argument("--work-dir", type=Path, default=Path("out/tiny"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
-    parser.add_argument("--teraflops", type=float, default=10, help="training compute of each run")
+    parser.add_argument("--teraflops", type=float, default=8, help="training compute of each run")
     parser.add_argument("--plot", type=Path, help="PNG to write")
     args = parser.parse_args()
     path = args.work_dir / "ablation" / "results.jsonl"

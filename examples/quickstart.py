@@ -18,11 +18,11 @@ from fusion_vlm.visualization import visualize
 
 ROOT = Path(__file__).resolve().parent
 MODEL, IMAGE = ROOT / "tiny", ROOT / "images" / "stars.png"
-# A colour, a number, and a place.
+# A colour, a number, and a shape.
 QUESTIONS = (
     "What is the colour of the circle?",
     "How many red objects are there?",
-    "Where is the circle in relation to the green object: left, right, above or below?",
+    "What shape is the green object?",
 )
 HINT = "\nAnswer with a single word or phrase."  # as in its training data: without it, answers are sentences
 

@@ -8,6 +8,7 @@ import random
 import shutil
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from operator import attrgetter
 from pathlib import Path
 
 import easy_vqa
@@ -21,7 +22,6 @@ from fusion_vlm.synthesis.scene import (
     capitalise,
     direction_of,
     make_scene_sample,
-    with_article,
 )
 
 
@@ -30,7 +30,7 @@ SCENES = (
     ("captions", 11, 15000, CAPTION_KINDS),
     ("instructions", 12, 14000, INSTRUCTION_KINDS),
     ("questions", 13, 40000, ("short_conversation",)),
-    ("objects", 14, 16000, ("caption_colour",)),
+    ("objects", 14, 24000, ("caption_colour",)),
 )
 IMAGE_SIZE = 144  # of a scene: twice the crop, so that the crops show it as it was drawn
 EASY_VQA_SHAPES = {"circle", "rectangle", "triangle"}
@@ -193,22 +193,26 @@ def tell_colours(rng: random.Random, scene: Scene) -> list[tuple[str, str]]:
 
 
 def by_shape(scene: Scene) -> list[SceneObject]:
-    return sorted(scene.objects, key=lambda thing: thing.shape)
+    return sorted(scene.objects, key=attrgetter("shape"))
 
 
 def tell_places(rng: random.Random, scene: Scene) -> list[tuple[str, str]]:
-    """By shape, by colour, or in the order of reading."""
-    form = rng.randrange(3)
-    if form == 0:
-        parts = [f"the {thing.shape} is {thing.position}" for thing in by_shape(scene)]
-        return [("Where is each shape?", capitalise(", ".join(parts)) + ".")]
-    if form == 1:
-        things = sorted(scene.objects, key=lambda thing: thing.colour)
-        parts = [f"the {thing.colour} object is {thing.position}" for thing in things]
-        return [("Where is each colour?", capitalise(", ".join(parts)) + ".")]
-    things = sorted(scene.objects, key=lambda thing: (round(3 * thing.y - 0.5), thing.x))
-    parts = [f"{thing.position} {with_article(thing.name)}" for thing in things]
-    return [("What is where, from the top to the bottom?", capitalise(", ".join(parts)) + ".")]
+    """
+    By shape and by colour. A place comes right after what is there, and begins with a word that tells much of it: in
+    sentences ("the star is in the lower left") no more was learnt than which places have an object.
+    """
+    turns = []
+    for name in ("shape", "colour"):
+        things = sorted(scene.objects, key=attrgetter(name))
+        parts = [f"{getattr(thing, name)}: {place_of(thing)}" for thing in things]
+        turns.append((f"Where is each {name}?", capitalise(", ".join(parts)) + "."))
+    rng.shuffle(turns)
+    return turns
+
+
+def place_of(thing: SceneObject) -> str:
+    """`lower left`"""
+    return thing.position.partition(" the ")[2]
 
 
 def find_pairs(rng: random.Random, scene: Scene) -> list[tuple[SceneObject, SceneObject]]:

@@ -50,7 +50,6 @@ HINT = "\nAnswer with a single word or phrase."  # of the scenes' short question
 EXAMPLES = (
     ("stars", "What is the colour of the circle?" + HINT, "A colour"),
     ("stars", "How many red objects are there?" + HINT, "A number"),
-    ("stars", "Where is the circle in relation to the green object: left, right, above or below?" + HINT, "A place"),
     ("beach", "What shape is the green object?" + HINT, "A shape"),
 )
 DESCRIPTION = """

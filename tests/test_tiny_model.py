@@ -136,7 +136,7 @@ def known_images() -> list[tuple[str, tuple[str, ...]]]:
     ]
 
 
-def test_demo_tells_a_colour_a_number_and_a_place(tmp_path, monkeypatch, capsys):
+def test_demo_answers_rightly(tmp_path, monkeypatch, capsys):
     """The three questions of `make demo`, and its picture."""
     monkeypatch.syspath_prepend(str(TINY.parent))
     quickstart = importlib.import_module("quickstart")
@@ -144,7 +144,7 @@ def test_demo_tells_a_colour_a_number_and_a_place(tmp_path, monkeypatch, capsys)
     quickstart.main()
     said = capsys.readouterr().out
     answers = [line.split(maxsplit=1)[1] for line in said.splitlines() if line.startswith("Answer:")]
-    assert answers == ["blue", "3", "left"]
+    assert answers == ["blue", "3", "square"]
     assert str(quickstart.IMAGE) in said
     with Image.open(tmp_path / "demo.png") as picture:
         assert min(picture.size) > 300 and picture.convert("L").getextrema() == (0, 255)
