@@ -1,0 +1,43 @@
+"""What `benchmarks/accuracy.py` takes a caption to say."""
+
+import importlib
+import sys
+from pathlib import Path
+
+import pytest
+
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+
+
+@pytest.fixture(scope="module")
+def accuracy():
+    sys.path.insert(0, str(BENCHMARKS))
+    yield importlib.import_module("accuracy")
+    sys.path.remove(str(BENCHMARKS))
+
+
+def test_pairs_and_words_of_a_caption_count_once(accuracy):
+    said = accuracy.named_in('The picture shows two red stars, a blue cross and a sign "EXIT".')
+    assert said == {"red star", "blue cross", "EXIT"}
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (
+            "A red circle is to the right of a blue star.",
+            "In the picture, a blue star is to the left of a red circle.",
+        ),
+        ("An orange cross is below a blue star.", "A blue star is above an orange cross."),
+    ],
+)
+def test_a_relation_is_the_same_from_both_sides(accuracy, one, other):
+    assert accuracy.named_in(one) == accuracy.named_in(other)
+    assert len(accuracy.named_in(one)) == 3
+
+
+def test_the_opposite_relation_is_another_one(accuracy):
+    one = accuracy.named_in("A red circle is above a blue star.")
+    other = accuracy.named_in("A red circle is below a blue star.")
+    assert one & other == {"red circle", "blue star"} and one != other
