@@ -14,7 +14,7 @@ from pathlib import Path
 import easy_vqa
 
 from fusion_vlm.synthesis import generate
-from fusion_vlm.synthesis.questions import SHORT_HINT, ask_direction, open_colour, open_shape
+from fusion_vlm.synthesis.questions import SHORT_HINT, Fact, ask_direction, open_colour, open_shape
 from fusion_vlm.synthesis.sample import CAPTION_KINDS, INSTRUCTION_KINDS
 from fusion_vlm.synthesis.scene import (
     Scene,
@@ -235,17 +235,24 @@ def tell_directions(rng: random.Random, scene: Scene) -> list[tuple[str, str]]:
 
 def ask_objects(rng: random.Random, scene: Scene) -> list[tuple[str, str]]:
     """
-    Short questions in random order: the colours of some objects and the shapes of others, so that none gives away
-    another's answer, and up to two directions.
+    Short questions in random order: of up to four objects one fact each, so that none gives away another's answer, and
+    up to two directions.
     """
-    things = rng.sample(scene.objects, len(scene.objects))[:4]
-    facts = [(open_colour, open_shape)[index % 2](rng, thing) for index, thing in enumerate(things)]
+    things = rng.sample(scene.objects, len(scene.objects))
+    asks = rng.sample((open_colour, open_shape, open_place, open_place), 4)
+    facts = [ask(rng, thing) for ask, thing in zip(asks, things, strict=False)]
     pairs = find_pairs(rng, scene)
     for first, second in rng.sample(pairs, min(len(pairs), 2)):
         facts.append(ask_direction(rng, Scene(scene.background, [first, second]), None))
     rng.shuffle(facts)
     turns = [(fact.question, fact.answer) for fact in facts]
     return [(f"{turns[0][0]}\n{SHORT_HINT}", turns[0][1]), *turns[1:]]
+
+
+def open_place(rng: random.Random, thing: SceneObject) -> Fact:
+    name = rng.choice((thing.shape, f"{thing.colour} object"))
+    question = rng.choice((f"Where is the {name}?", f"Where in the picture is the {name}?"))
+    return Fact(question, place_of(thing), f"The {name} is {thing.position}.", "spatial")
 
 
 TELLERS: dict[str, Callable[[random.Random, Scene], list[tuple[str, str]]]] = {

@@ -27,7 +27,7 @@ def test_pairs_and_words_of_a_caption_count_once(accuracy):
     [
         (
             "A red circle is to the right of a blue star.",
-            "In the picture, a blue star is to the left of a red circle.",
+            "Here, a blue star is to the left of a red circle.",
         ),
         ("An orange cross is below a blue star.", "A blue star is above an orange cross."),
     ],

@@ -95,7 +95,7 @@ def test_rows_about_objects_are_true_of_their_scene(tiny_data):
                 assert name == "directions" or len(parts) == len(scene.objects)
                 for part in parts:
                     told[check_part(part, things)] += 1
-    assert all(told[kind] > 20 for kind in ("colour", "place", "direction", "shape"))
+    assert all(told[kind] > 20 for kind in ("colour", "place", "asked place", "direction", "shape"))
 
 
 def check_part(part: str, things: dict[str, SceneObject]) -> str:
@@ -122,6 +122,9 @@ def check_answer(question: str, answer: str, things: dict[str, SceneObject]) -> 
         assert direction_of(things[first], things[second]) == answer
         return "direction"
     (thing,) = [things[name] for name in named]
+    if question.startswith("Where"):
+        assert re.fullmatch(rf"(in|at|on) the {answer}", thing.position)
+        return "asked place"
     assert answer in (thing.colour, thing.shape)
     return "colour" if answer == thing.colour else "shape"
 
