@@ -521,14 +521,15 @@ def _spread(values: list[float]) -> str:
 
 def _draw(by_variant: dict[str, list[dict]], path: Path):
     """Bars of the means, a panel for each score."""
-    groups = ["mean", "easy-VQA", *TASKS]
-    figure, axes = plt.subplots(1, len(groups), figsize=(12, 3.2), sharey=True, layout="constrained")
+    groups = ["mean", "easy-VQA", *TASKS, "caption"]
+    figure, axes = plt.subplots(1, len(groups), figsize=(12, 2.8), sharey=True, layout="constrained")
     for axis, group in zip(axes, groups, strict=True):
         for number, rows in enumerate(by_variant.values()):
             values = [row["scores"][group] for row in rows]
             axis.bar(number, np.mean(values), color=f"C{number}")
             axis.plot([number] * len(values), values, "k.", markersize=4)
-        axis.set(title=group, ylim=(0, 1), xticks=range(len(by_variant)), xticklabels=by_variant)
+        axis.set(title=group, ylim=(0, 1.02))
+        axis.set_xticks(range(len(by_variant)), by_variant, fontsize=6)
     axes[0].set_ylabel("exact answers (dots: seeds)")
     figure.savefig(path, dpi=90)
 

@@ -7,7 +7,7 @@ shipped.
     python examples/train_tiny.py [--work-dir out/tiny] [--output-dir examples/tiny] [key=value ...]
 
 Started again, it goes on where it was stopped. `key=value` changes all recipes, `training.use_cpu=false
-training.bf16=true` on a GPU. It takes about 80 minutes on two CPU cores.
+training.bf16=true` on a GPU. It takes an hour or two on two CPU cores.
 """
 
 import argparse
