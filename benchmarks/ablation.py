@@ -11,10 +11,11 @@ are learnt at the same time. `a*` is not at equal compute: it takes as many step
 for each example from what they cost.
 
     python benchmarks/ablation.py run [--seeds 0 1 2] [--variants a b c d e f h4 h36 h64 a*] [--teraflops 8]
-    python benchmarks/ablation.py report
+    python benchmarks/ablation.py report [--plot FILE]
 
 A run is one line of `results.jsonl` in the work folder; what is there already is not run again. Several processes
-can share the work, each with variants of its own. `report` prints the tables and draws the plot.
+can share the work, each with variants of its own, once one of them has made data and tower. `report` prints the table
+and draws the plot. The runs that docs/small_model.md reports are in docs/ablation.jsonl.
 """
 
 import argparse

@@ -1,7 +1,7 @@
 """
 Pretrains the vision tower of a small FUSION, since no pretrained one that small exists: it learns to tell for each
 patch of drawn objects and of easy-VQA's training images whether there is something, of what shape and colour, and
-which patch it is. Without the last, positions were a small share of the features, and no spatial relation was learnt.
+which patch it is. Without the last, positions were 4 % of the variance of the features, with it 44 %.
 
 An image is seen as FUSION sees it: whole at the side of a crop, and in four crops of an image of twice that side.
 """
@@ -197,7 +197,7 @@ def pretrain(tower: FusionVisionModel, data: PatchExamples, output_dir: Path, st
         seed=0,
     )
     classifier = PatchClassifier(tower, data.classes)
-    # With Muon the tower tells 0.87 of the shapes after 1,200 steps, with AdamW alone 0.60.
+    # With Muon the tower told 0.87 of the shapes after 1,200 steps, with AdamW alone 0.60, when places were not asked.
     own = {id(parameter) for parameter in tower.parameters()}
     of_heads = [parameter for parameter in classifier.parameters() if id(parameter) not in own]
     groups = split_for_muon([{"params": list(tower.parameters()), "lr": 4e-3, "weight_decay": 0.01}], tower)

@@ -13,6 +13,7 @@ from pathlib import Path
 from transformers import AutoModelForImageTextToText, AutoProcessor
 from transformers.utils import logging
 
+from fusion_vlm.synthesis.questions import SHORT_HINT
 from fusion_vlm.visualization import visualize
 
 
@@ -24,7 +25,6 @@ QUESTIONS = (
     "How many red objects are there?",
     "What shape is the green object?",
 )
-HINT = "\nAnswer with a single word or phrase."  # as in its training data: without it, answers are sentences
 
 
 def main():
@@ -40,7 +40,9 @@ def main():
     processor = AutoProcessor.from_pretrained(MODEL, trust_remote_code=True)
     model = AutoModelForImageTextToText.from_pretrained(MODEL, trust_remote_code=True, dtype="auto")
     loaded = time.perf_counter()
-    answers, _ = visualize(model, processor, IMAGE, [question + HINT for question in QUESTIONS], args.output)
+    # The hint is as in the training data: without it, answers are sentences.
+    asked = [f"{question}\n{SHORT_HINT}" for question in QUESTIONS]
+    answers, _ = visualize(model, processor, IMAGE, asked, args.output)
     print(f"Image:    {IMAGE}")
     for question, answer in zip(QUESTIONS, answers, strict=True):
         print(f"Question: {question}\nAnswer:   {answer}")

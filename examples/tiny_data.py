@@ -40,7 +40,7 @@ EASY_VQA_COLOURS = {"black", "blue", "brown", "gray", "green", "red", "teal", "y
 def make_data(folder: Path):
     """All of it, of what is not there yet."""
     make_scenes(folder)
-    if not (folder / "objects" / "places.json").exists():
+    if not all(path.exists() for path in told_files(folder)):
         tell_objects(folder / "objects")
     if not (folder / "easy_vqa" / "train.json").exists():
         make_easy_vqa(folder / "easy_vqa")
@@ -48,8 +48,12 @@ def make_data(folder: Path):
 
 def list_files(folder: Path) -> list[Path]:
     """Of all rows."""
-    made = [folder / "objects" / f"{name}.json" for name in TELLERS]
-    return [*sorted(folder.glob("*/train.json")), folder / "easy_vqa" / "captions.json", *made]
+    return [*sorted(folder.glob("*/train.json")), folder / "easy_vqa" / "captions.json", *told_files(folder)]
+
+
+def told_files(folder: Path) -> list[Path]:
+    """What `tell_objects` writes."""
+    return [folder / "objects" / f"{name}.json" for name in TELLERS]
 
 
 def make_scenes(folder: Path):
@@ -188,12 +192,13 @@ def tell_objects(folder: Path):
 
 
 def tell_colours(rng: random.Random, scene: Scene) -> list[tuple[str, str]]:
-    parts = [f"the {thing.shape} is {thing.colour}" for thing in by_shape(scene)]
+    parts = [f"the {thing.shape} is {thing.colour}" for thing in in_order(scene, "shape")]
     return [("What colour is each shape?", capitalise(", ".join(parts)) + ".")]
 
 
-def by_shape(scene: Scene) -> list[SceneObject]:
-    return sorted(scene.objects, key=attrgetter("shape"))
+def in_order(scene: Scene, name: str) -> list[SceneObject]:
+    """Of shapes or colours, as in the alphabet: an order that can be told from the image."""
+    return sorted(scene.objects, key=attrgetter(name))
 
 
 def tell_places(rng: random.Random, scene: Scene) -> list[tuple[str, str]]:
@@ -203,8 +208,7 @@ def tell_places(rng: random.Random, scene: Scene) -> list[tuple[str, str]]:
     """
     turns = []
     for name in ("shape", "colour"):
-        things = sorted(scene.objects, key=attrgetter(name))
-        parts = [f"{getattr(thing, name)}: {place_of(thing)}" for thing in things]
+        parts = [f"{getattr(thing, name)}: {place_of(thing)}" for thing in in_order(scene, name)]
         turns.append((f"Where is each {name}?", capitalise(", ".join(parts)) + "."))
     rng.shuffle(turns)
     return turns
@@ -218,7 +222,7 @@ def place_of(thing: SceneObject) -> str:
 def find_pairs(rng: random.Random, scene: Scene) -> list[tuple[SceneObject, SceneObject]]:
     """Of each object with another one that is clearly in one direction from it, as far as there is one."""
     pairs = []
-    for first in by_shape(scene):
+    for first in in_order(scene, "shape"):
         others = [thing for thing in scene.objects if thing is not first and direction_of(thing, first)]
         pairs += [(first, rng.choice(others))] if others else []
     return pairs

@@ -7,7 +7,8 @@ shipped.
     python examples/train_tiny.py [--work-dir out/tiny] [--output-dir examples/tiny] [key=value ...]
 
 Started again, it goes on where it was stopped. `key=value` changes all recipes, `training.use_cpu=false
-training.bf16=true` on a GPU. It takes an hour or two on two CPU cores.
+training.bf16=true` on a GPU. By the time of its steps it takes an hour on two CPU
+cores; it has not been run as a whole with the present recipes.
 """
 
 import argparse
@@ -31,6 +32,7 @@ from fusion_vlm.convert_checkpoints import SHIPPED_FILES
 from fusion_vlm.hub.card import write_card
 from fusion_vlm.modeling_fusion import FusionForConditionalGeneration
 from fusion_vlm.processing_fusion import FusionImageProcessor, FusionProcessor
+from fusion_vlm.synthesis.questions import SHORT_HINT
 from fusion_vlm.training.build import load_recipe
 
 
@@ -45,12 +47,11 @@ SPECIAL_TOKENS = (
     "<|pad|>", "<|end|>", "<|user|>", "<|assistant|>", "<image>", "<latent>", "<vision_start>", "<vision_end>",
 )  # fmt: skip
 
-HINT = "\nAnswer with a single word or phrase."  # of the scenes' short questions; without, answers are sentences
-# Of the model card: image, question, title.
+# Of the model card: image, question (short, as the hint says; without it, answers are sentences), title.
 EXAMPLES = (
-    ("stars", "What is the colour of the circle?" + HINT, "A colour"),
-    ("stars", "How many red objects are there?" + HINT, "A number"),
-    ("beach", "What shape is the green object?" + HINT, "A shape"),
+    ("stars", "What is the colour of the circle?", "A colour"),
+    ("stars", "How many red objects are there?", "A number"),
+    ("beach", "What shape is the green object?", "A shape"),
 )
 DESCRIPTION = """
 The smallest FUSION that answers: two million parameters, trained from nothing on two CPU cores with the training
@@ -197,15 +198,14 @@ def draw_curves(work_dir: Path, path: Path):
 def export(work_dir: Path, output_dir: Path):
     """
     Writes the folder that is shipped: bfloat16, with a model card. The code in it is links to that of this repository,
-    so that it never is another one. Its weights are the means of those after the last two stages: that keeps what the
+    so that it never is another one. Its weights are the means of those after the last two stages, to keep what the
     last one forgets, and what it has learnt (WiSE-FT, arXiv 2109.01903).
     """
     processor = FusionProcessor.from_pretrained(work_dir / STAGES[-1])
-    model = FusionForConditionalGeneration.from_pretrained(work_dir / STAGES[-1], dtype=torch.bfloat16)
-    one, other = (
-        FusionForConditionalGeneration.from_pretrained(work_dir / stage).state_dict() for stage in STAGES[-2:]
-    )
-    model.load_state_dict({name: (weight + other[name]) / 2 for name, weight in one.items()})
+    before, model = (FusionForConditionalGeneration.from_pretrained(work_dir / stage) for stage in STAGES[-2:])
+    weights = before.state_dict()
+    model.load_state_dict({name: (weight + weights[name]) / 2 for name, weight in model.state_dict().items()})
+    model.to(torch.bfloat16)
     output_dir.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)
@@ -225,7 +225,7 @@ def write_tiny_card(folder: Path):
     path = folder / "results.json"
     rows = read_results(json.loads(path.read_text())) if path.exists() else None
     examples = [
-        {"image": ROOT / "images" / f"{name}.png", "question": question, "title": title}
+        {"image": ROOT / "images" / f"{name}.png", "question": f"{question}\n{SHORT_HINT}", "title": title}
         for name, question, title in EXAMPLES
     ]
     write_card(

@@ -3,8 +3,12 @@ Fixtures shared by the tests: the golden data of the reference implementation (t
 what it holds) and the checkpoints in it, converted once.
 """
 
+import importlib
 import json
+import sys
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -29,6 +33,17 @@ def peak_memory():
     with open("/proc/self/status") as status:
         return next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM"))
 """
+
+
+@pytest.fixture(scope="session")
+def import_script() -> Callable[[str], ModuleType]:
+    """Imports a script of `examples` or `benchmarks` by its name; such scripts import each other so."""
+    root = Path(__file__).parents[1]
+    folders = [str(root / name) for name in ("examples", "benchmarks")]
+    sys.path[:0] = folders
+    yield importlib.import_module
+    for folder in folders:
+        sys.path.remove(folder)
 
 
 class Golden:

@@ -1,8 +1,6 @@
 """The parts of `benchmarks/ablation.py` that decide whether its variants are what they are called."""
 
-import importlib
 import random
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -18,16 +16,13 @@ from fusion_vlm.synthesis.scene import COLOURS
 from fusion_vlm.training.collator import FusionDataCollator
 
 
-ROOT = Path(__file__).parents[1]
-TINY = ROOT / "examples" / "tiny"
+TINY = Path(__file__).parents[1] / "examples" / "tiny"
 pytestmark = pytest.mark.skipif(not TINY.exists(), reason="examples/train_tiny.py has not written examples/tiny yet")
 
 
 @pytest.fixture(scope="module")
-def ablation():
-    sys.path.insert(0, str(ROOT / "benchmarks"))
-    yield importlib.import_module("ablation")
-    sys.path.remove(str(ROOT / "benchmarks"))
+def ablation(import_script):
+    return import_script("ablation")
 
 
 @pytest.fixture(scope="module")

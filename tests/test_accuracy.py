@@ -1,20 +1,11 @@
 """What `benchmarks/accuracy.py` takes a caption to say."""
 
-import importlib
-import sys
-from pathlib import Path
-
 import pytest
 
 
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
-
-
 @pytest.fixture(scope="module")
-def accuracy():
-    sys.path.insert(0, str(BENCHMARKS))
-    yield importlib.import_module("accuracy")
-    sys.path.remove(str(BENCHMARKS))
+def accuracy(import_script):
+    return import_script("accuracy")
 
 
 def test_pairs_and_words_of_a_caption_count_once(accuracy):

@@ -3,7 +3,6 @@ The small trained model of `examples/tiny` from end to end: right answers, in ea
 are those of easy-VQA's test split, whose images training has not seen.
 """
 
-import importlib
 import json
 import random
 import sys
@@ -136,10 +135,9 @@ def known_images() -> list[tuple[str, tuple[str, ...]]]:
     ]
 
 
-def test_demo_answers_rightly(tmp_path, monkeypatch, capsys):
+def test_demo_answers_rightly(import_script, tmp_path, monkeypatch, capsys):
     """The three questions of `make demo`, and its picture."""
-    monkeypatch.syspath_prepend(str(TINY.parent))
-    quickstart = importlib.import_module("quickstart")
+    quickstart = import_script("quickstart")
     monkeypatch.setattr(sys, "argv", ["quickstart.py", "--output", str(tmp_path / "demo.png")])
     quickstart.main()
     said = capsys.readouterr().out

@@ -1,12 +1,10 @@
 """How the small trained model is made (`train_tiny.py`, `tiny_data.py` and `pretrain_tower.py` of `examples`)."""
 
-import importlib
 import json
 import random
 import re
 import sys
 from collections import Counter
-from pathlib import Path
 
 import easy_vqa
 import numpy as np
@@ -20,24 +18,19 @@ from fusion_vlm.synthesis.render import draw_scene
 from fusion_vlm.synthesis.scene import COLOURS, Scene, SceneObject, direction_of, make_scene_sample
 
 
-EXAMPLES = Path(__file__).parents[1] / "examples"
+@pytest.fixture(scope="module")
+def train_tiny(import_script):
+    return import_script("train_tiny")
 
 
 @pytest.fixture(scope="module")
-def train_tiny():
-    sys.path.insert(0, str(EXAMPLES))
-    yield importlib.import_module("train_tiny")
-    sys.path.remove(str(EXAMPLES))
+def pretrain_tower(import_script):
+    return import_script("pretrain_tower")
 
 
 @pytest.fixture(scope="module")
-def pretrain_tower(train_tiny):
-    return sys.modules["pretrain_tower"]
-
-
-@pytest.fixture(scope="module")
-def tiny_data(train_tiny):
-    return sys.modules["tiny_data"]
+def tiny_data(import_script):
+    return import_script("tiny_data")
 
 
 def test_each_pass_asks_every_question_and_as_much_about_what_is_there_as_about_what_is_not(tiny_data, tmp_path):
