@@ -2,20 +2,24 @@
 How good a FUSION is at what the small one was trained on: the test split of easy-VQA, and drawn scenes of all kinds
 that training has not seen. Answers are generated greedily, each asked for with the true turns before it.
 
-    python benchmarks/accuracy.py [MODEL] [--4bit] [--sections easy-vqa scenes turns] [--json FILE]
+    python benchmarks/accuracy.py [MODEL] [--4bit] [--sections easy-vqa scenes objects turns] [--json FILE]
 
 * easy-vqa: with the image, with a blank (grey) one, and the share of the commonest answer.
 * scenes: per kind, with the image and with a blank one; the commonest answer of each type of question; and a model of
   the questions' words alone (that of the audit, cross-validated on more questions of the same kind). Answers count as
   the audit reads them: "There are two stars." is 2. A caption counts by what it says (F1): pairs of a colour and a
   shape, which of two is where, words on signs. A second table has the questions of conversations by their type.
+* objects: short questions about one of several objects of a scene, by what they ask for: the colour or the shape of an
+  object, its place in the image ("Where is the star?"), what is at a place, the direction from one to another.
 * turns: two questions about one image, in both orders: how often a second answer is right, and how often it would
   answer the other question.
 """
 
 import argparse
 import json
+import random
 import re
+import sys
 import tempfile
 import time
 from collections import Counter, defaultdict
@@ -27,21 +31,47 @@ import torch
 from PIL import Image
 from transformers import BitsAndBytesConfig
 
-from fusion_vlm.modeling_fusion import FusionForConditionalGeneration
-from fusion_vlm.processing_fusion import FusionProcessor
-from fusion_vlm.synthesis import generate
-from fusion_vlm.synthesis.audit import turns_of
-from fusion_vlm.synthesis.audit_language import NUM_FOLDS, Features, features_of, label_answers, try_language_only
-from fusion_vlm.synthesis.audit_text import Question, read_question, unify_answers, words_of
-from fusion_vlm.synthesis.sample import CAPTION_KINDS, INSTRUCTION_KINDS
-from fusion_vlm.synthesis.scene import COLOURS, DIRECTIONS, SHAPES, plural
-
 
 ROOT = Path(__file__).resolve().parents[1]
-SECTIONS = ("easy-vqa", "scenes", "turns")
+sys.path.insert(0, str(ROOT / "examples"))
+
+from tiny_data import find_pairs, open_content, open_place  # noqa: E402
+
+from fusion_vlm.modeling_fusion import FusionForConditionalGeneration  # noqa: E402
+from fusion_vlm.processing_fusion import FusionProcessor  # noqa: E402
+from fusion_vlm.synthesis import generate  # noqa: E402
+from fusion_vlm.synthesis.audit import turns_of  # noqa: E402
+from fusion_vlm.synthesis.audit_language import (  # noqa: E402
+    NUM_FOLDS,
+    Features,
+    features_of,
+    label_answers,
+    try_language_only,
+)
+from fusion_vlm.synthesis.audit_text import Question, read_question, unify_answers, words_of  # noqa: E402
+from fusion_vlm.synthesis.questions import (  # noqa: E402
+    SHORT_HINT,
+    Fact,
+    ask_direction,
+    open_colour,
+    open_shape,
+)
+from fusion_vlm.synthesis.render import draw_scene  # noqa: E402
+from fusion_vlm.synthesis.sample import CAPTION_KINDS, INSTRUCTION_KINDS  # noqa: E402
+from fusion_vlm.synthesis.scene import (  # noqa: E402
+    COLOURS,
+    DIRECTIONS,
+    SHAPES,
+    Scene,
+    make_scene_sample,
+    plural,
+)
+
+
+SECTIONS = ("easy-vqa", "scenes", "objects", "turns")
 IMAGE_SIZE = 144  # of a scene
-# Training has the seeds 11 to 13.
-SCENE_SEED = 97
+# Training has the seeds 11 to 14.
+SCENE_SEED, OBJECT_SEED = 97, 197
 NUM_SCENES, NUM_ASKED = 400, 120  # of each kind: for the baselines, and for the model
 SINGULAR = {plural(shape): shape for shape in SHAPES}
 BLANK = Image.new("RGB", (144, 144), (128, 128, 128))
@@ -150,6 +180,35 @@ def measure_turns(model: Model, num_images: int = 500) -> dict[str, float]:
             mixed_up.append(answer == row[1 + first])
     scores = {"conversations": len(right), "second answer right": share(right), "of the other turn": share(mixed_up)}
     print("turns: " + ", ".join(f"{name} {value:.4g}" for name, value in scores.items()), flush=True)
+    return scores
+
+
+def ask_objects(rng: random.Random, scene: Scene) -> dict[str, Fact]:
+    """A question of each kind, each about an object drawn anew; a direction only if two objects have a clear one."""
+    asks = {"colour": open_colour, "shape": open_shape, "place": open_place, "content": open_content}
+    facts = {name: ask(rng, rng.choice(scene.objects)) for name, ask in asks.items()}
+    pairs = find_pairs(rng, scene)
+    if pairs:
+        facts["direction"] = ask_direction(rng, Scene(scene.background, list(rng.choice(pairs))), None)
+    return facts
+
+
+def measure_objects(model: Model, num_scenes: int = 400) -> dict[str, dict[str, float]]:
+    asked, truths = defaultdict(list), defaultdict(list)
+    rng = random.Random(0)
+    for index in range(num_scenes):
+        scene = Scene.from_dict(make_scene_sample(index, "caption_colour", OBJECT_SEED).scenes[0])
+        if len(scene.objects) > 1:
+            image = draw_scene(scene, IMAGE_SIZE)
+            for name, fact in ask_objects(rng, scene).items():
+                asked[name].append((image, [f"{fact.question}\n{SHORT_HINT}"]))
+                truths[name].append(fact.answer)
+    scores = {}
+    for name, own in truths.items():
+        right = [answer == truth for answer, truth in zip(model.answer(asked[name], 8), own, strict=True)]
+        majority = Counter(own).most_common(1)[0][1] / len(own)
+        scores[name] = {"num": len(own), "accuracy": share(right), "majority": majority}
+    print_types({"objects": scores})
     return scores
 
 
@@ -290,7 +349,12 @@ def main():
     parser.add_argument("--json", type=Path, help="file to write the figures to")
     args = parser.parse_args()
     model = Model(args.model, args.quantized)
-    measures = {"easy-vqa": measure_easy_vqa, "scenes": measure_scenes, "turns": measure_turns}
+    measures = {
+        "easy-vqa": measure_easy_vqa,
+        "scenes": measure_scenes,
+        "objects": measure_objects,
+        "turns": measure_turns,
+    }
     started = time.perf_counter()
     results = {name: measures[name](model) for name in args.sections}
     print(f"{time.perf_counter() - started:.0f} s")

@@ -17,11 +17,13 @@ from fusion_vlm.synthesis import generate
 from fusion_vlm.synthesis.questions import SHORT_HINT, Fact, ask_direction, open_colour, open_shape
 from fusion_vlm.synthesis.sample import CAPTION_KINDS, INSTRUCTION_KINDS
 from fusion_vlm.synthesis.scene import (
+    GRID,
     Scene,
     SceneObject,
     capitalise,
     direction_of,
     make_scene_sample,
+    with_article,
 )
 
 
@@ -219,6 +221,13 @@ def place_of(thing: SceneObject) -> str:
     return thing.position.partition(" the ")[2]
 
 
+def tell_contents(rng: random.Random, scene: Scene) -> list[tuple[str, str]]:
+    """Row by row."""
+    things = sorted(scene.objects, key=lambda thing: (int(thing.y * GRID), thing.x))
+    parts = [f"{place_of(thing)}: {thing.name}" for thing in things]
+    return [("What is at each place?", capitalise(", ".join(parts)) + ".")]
+
+
 def find_pairs(rng: random.Random, scene: Scene) -> list[tuple[SceneObject, SceneObject]]:
     """Of each object with another one that is clearly in one direction from it, as far as there is one."""
     pairs = []
@@ -239,11 +248,11 @@ def tell_directions(rng: random.Random, scene: Scene) -> list[tuple[str, str]]:
 
 def ask_objects(rng: random.Random, scene: Scene) -> list[tuple[str, str]]:
     """
-    Short questions in random order: of up to four objects one fact each, so that none gives away another's answer, and
+    Short questions in random order: of up to five objects one fact each, so that none gives away another's answer, and
     up to two directions.
     """
     things = rng.sample(scene.objects, len(scene.objects))
-    asks = rng.sample((open_colour, open_shape, open_place, open_place), 4)
+    asks = rng.sample((open_colour, open_shape, open_content, open_place, open_place), 5)
     facts = [ask(rng, thing) for ask, thing in zip(asks, things, strict=False)]
     pairs = find_pairs(rng, scene)
     for first, second in rng.sample(pairs, min(len(pairs), 2)):
@@ -259,8 +268,14 @@ def open_place(rng: random.Random, thing: SceneObject) -> Fact:
     return Fact(question, place_of(thing), f"The {name} is {thing.position}.", "spatial")
 
 
+def open_content(rng: random.Random, thing: SceneObject) -> Fact:
+    question = rng.choice((f"What is {thing.position}?", f"What can you see {thing.position}?"))
+    return Fact(question, thing.name, f"There is {with_article(thing.name)} {thing.position}.", "spatial")
+
+
 TELLERS: dict[str, Callable[[random.Random, Scene], list[tuple[str, str]]]] = {
     "colours": tell_colours,
+    "contents": tell_contents,
     "directions": tell_directions,
     "questions": ask_objects,
     "places": tell_places,

@@ -88,7 +88,8 @@ def test_rows_about_objects_are_true_of_their_scene(tiny_data):
                 assert name == "directions" or len(parts) == len(scene.objects)
                 for part in parts:
                     told[check_part(part, things)] += 1
-    assert all(told[kind] > 20 for kind in ("colour", "place", "asked place", "direction", "shape"))
+    kinds = ("colour", "place", "content", "direction", "asked place", "asked content", "shape")
+    assert all(told[kind] > 20 for kind in kinds), told
 
 
 def check_part(part: str, things: dict[str, SceneObject]) -> str:
@@ -103,12 +104,20 @@ def check_part(part: str, things: dict[str, SceneObject]) -> str:
         assert things[subject].colour == said
         return "colour"
     subject, said = part.split(": ")
+    if said in {thing.name for thing in things.values()}:
+        assert things[said.split()[1]].position.endswith(f" the {subject}")
+        return "content"
     thing = things[subject if subject in things else f"{subject} object"]
     assert re.fullmatch(rf"(in|at|on) the {said}", thing.position)
     return "place"
 
 
 def check_answer(question: str, answer: str, things: dict[str, SceneObject]) -> str:
+    content = re.fullmatch(r"What (?:is|can you see) ((?:in|at|on) .*)\?", question.partition("\n")[0])
+    if content is not None:
+        thing = things[answer.split()[1]]
+        assert (thing.name, thing.position) == (answer, content.group(1))
+        return "asked content"
     named = [name for name in things if re.search(rf"\bthe {name}\b", question)]
     if "left, right" in question:
         first, second = sorted(named, key=lambda name: name.endswith("object"))
