@@ -16,6 +16,8 @@ that training has not seen. Answers are generated greedily, each asked for with 
 """
 
 import argparse
+import contextlib
+import io
 import json
 import random
 import re
@@ -216,7 +218,8 @@ def make_scenes(folder: Path, kind: str) -> list[dict]:
     seed = SCENE_SEED + (CAPTION_KINDS + INSTRUCTION_KINDS).index(kind)
     number = NUM_ASKED if kind in CAPTION_KINDS else NUM_SCENES
     arguments = ["--num", number, "--seed", seed, "--image-size", IMAGE_SIZE, "--output", folder / kind]
-    generate.main([*map(str, arguments), "--kinds", kind])
+    with contextlib.redirect_stdout(io.StringIO()):  # its account would lie in the midst of the table
+        generate.main([*map(str, arguments), "--kinds", kind])
     rows = json.loads((folder / kind / "train.json").read_text())
     return [{**row, "image": str(folder / kind / "images" / row["image"])} for row in rows]
 

@@ -30,7 +30,7 @@ EXAMPLES_DIR = Path(__file__).resolve().parent
 EXAMPLES = [
     [str(EXAMPLES_DIR / "images" / "stars.png"), "what color is the circle?"],
     [str(EXAMPLES_DIR / "images" / "beach.png"), "What colour is each shape?"],
-    [str(EXAMPLES_DIR / "images" / "shapes.png"), "What colour is each shape?"],
+    [str(EXAMPLES_DIR / "images" / "shapes.png"), "Where is each shape?"],
 ]
 INTRODUCTION = """# FUSION: {name}
 Choose an image and ask about it. The vision encoder reads the image together with your question."""

@@ -19,11 +19,11 @@ from fusion_vlm.visualization import visualize
 
 ROOT = Path(__file__).resolve().parent
 MODEL, IMAGE = ROOT / "tiny", ROOT / "images" / "stars.png"
-# A colour, a number, and a shape.
+# A colour, a number, and a place.
 QUESTIONS = (
     "What is the colour of the circle?",
     "How many red objects are there?",
-    "What shape is the green object?",
+    "Where is the circle?",
 )
 
 
