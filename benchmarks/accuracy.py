@@ -33,41 +33,22 @@ import torch
 from PIL import Image
 from transformers import BitsAndBytesConfig
 
+from fusion_vlm.modeling_fusion import FusionForConditionalGeneration
+from fusion_vlm.processing_fusion import FusionProcessor
+from fusion_vlm.synthesis import generate
+from fusion_vlm.synthesis.audit import turns_of
+from fusion_vlm.synthesis.audit_language import NUM_FOLDS, Features, features_of, label_answers, try_language_only
+from fusion_vlm.synthesis.audit_text import Question, read_question, unify_answers, words_of
+from fusion_vlm.synthesis.questions import SHORT_HINT, Fact, ask_direction, open_colour, open_shape
+from fusion_vlm.synthesis.render import draw_scene
+from fusion_vlm.synthesis.sample import CAPTION_KINDS, INSTRUCTION_KINDS
+from fusion_vlm.synthesis.scene import COLOURS, DIRECTIONS, SHAPES, Scene, make_scene_sample, plural
+
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "examples"))
 
 from tiny_data import find_pairs, open_content, open_place  # noqa: E402
-
-from fusion_vlm.modeling_fusion import FusionForConditionalGeneration  # noqa: E402
-from fusion_vlm.processing_fusion import FusionProcessor  # noqa: E402
-from fusion_vlm.synthesis import generate  # noqa: E402
-from fusion_vlm.synthesis.audit import turns_of  # noqa: E402
-from fusion_vlm.synthesis.audit_language import (  # noqa: E402
-    NUM_FOLDS,
-    Features,
-    features_of,
-    label_answers,
-    try_language_only,
-)
-from fusion_vlm.synthesis.audit_text import Question, read_question, unify_answers, words_of  # noqa: E402
-from fusion_vlm.synthesis.questions import (  # noqa: E402
-    SHORT_HINT,
-    Fact,
-    ask_direction,
-    open_colour,
-    open_shape,
-)
-from fusion_vlm.synthesis.render import draw_scene  # noqa: E402
-from fusion_vlm.synthesis.sample import CAPTION_KINDS, INSTRUCTION_KINDS  # noqa: E402
-from fusion_vlm.synthesis.scene import (  # noqa: E402
-    COLOURS,
-    DIRECTIONS,
-    SHAPES,
-    Scene,
-    make_scene_sample,
-    plural,
-)
 
 
 SECTIONS = ("easy-vqa", "scenes", "objects", "turns")
