@@ -8,9 +8,11 @@ that training has not seen. Answers are generated greedily, each asked for with 
 * scenes: per kind, with the image and with a blank one; the commonest answer of each type of question; and a model of
   the questions' words alone (that of the audit, cross-validated on more questions of the same kind). Answers count as
   the audit reads them: "There are two stars." is 2. A caption counts by what it says (F1): pairs of a colour and a
-  shape, which of two is where, words on signs. A second table has the questions of conversations by their type.
+  shape, how many of them, which of two is where, words on signs. A second table has the questions of conversations by
+  their type.
 * objects: short questions about one of several objects of a scene, by what they ask for: the colour or the shape of an
-  object, its place in the image ("Where is the star?"), what is at a place, the direction from one to another.
+  object, its place in the image ("Where is the star?"), what is at a place, the direction from one to another; and how
+  many there are of a shape or of a colour, in scenes with and without further objects, none among the answers.
 * turns: two questions about one image, in both orders: how often a second answer is right, and how often it would
   answer the other question.
 """
@@ -39,16 +41,16 @@ from fusion_vlm.synthesis import generate
 from fusion_vlm.synthesis.audit import turns_of
 from fusion_vlm.synthesis.audit_language import NUM_FOLDS, Features, features_of, label_answers, try_language_only
 from fusion_vlm.synthesis.audit_text import Question, read_question, unify_answers, words_of
-from fusion_vlm.synthesis.questions import SHORT_HINT, Fact, ask_direction, open_colour, open_shape
+from fusion_vlm.synthesis.questions import SHORT_HINT, Fact, ask_direction, open_colour, open_count, open_shape
 from fusion_vlm.synthesis.render import draw_scene
 from fusion_vlm.synthesis.sample import CAPTION_KINDS, INSTRUCTION_KINDS
-from fusion_vlm.synthesis.scene import COLOURS, DIRECTIONS, SHAPES, Scene, make_scene_sample, plural
+from fusion_vlm.synthesis.scene import COLOURS, DIRECTIONS, NUMBERS, SHAPES, Scene, make_scene_sample, plural
 
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "examples"))
 
-from tiny_data import find_pairs, open_content, open_place  # noqa: E402
+from tiny_data import GROUPS, find_pairs, open_content, open_place  # noqa: E402
 
 
 SECTIONS = ("easy-vqa", "scenes", "objects", "turns")
@@ -166,6 +168,10 @@ def measure_turns(model: Model, num_images: int = 500) -> dict[str, float]:
     return scores
 
 
+def draw_one(index: int, kind: str) -> Scene:
+    return Scene.from_dict(make_scene_sample(index, kind, OBJECT_SEED).scenes[0])
+
+
 def ask_objects(rng: random.Random, scene: Scene) -> dict[str, Fact]:
     """A question of each kind, each about an object drawn anew; a direction only if two objects have a clear one."""
     asks = {"colour": open_colour, "shape": open_shape, "place": open_place, "content": open_content}
@@ -176,16 +182,31 @@ def ask_objects(rng: random.Random, scene: Scene) -> dict[str, Fact]:
     return facts
 
 
+def ask_number(rng: random.Random, scene: Scene) -> Fact:
+    """Of a shape or a colour; the numbers that a scene has of these are asked for alike."""
+    by_number = defaultdict(list)
+    for group in GROUPS:
+        by_number[len(scene.members(group))].append(group)
+    return open_count(rng, scene, rng.choice(by_number[rng.choice(sorted(by_number))]))
+
+
 def measure_objects(model: Model, num_scenes: int = 400) -> dict[str, dict[str, float]]:
     asked, truths = defaultdict(list), defaultdict(list)
     rng = random.Random(0)
+
+    def add(scene: Scene, facts: dict[str, Fact]):
+        image = draw_scene(scene, IMAGE_SIZE)
+        for name, fact in facts.items():
+            asked[name].append((image, [f"{fact.question}\n{SHORT_HINT}"]))
+            truths[name].append(fact.answer)
+
     for index in range(num_scenes):
-        scene = Scene.from_dict(make_scene_sample(index, "caption_colour", OBJECT_SEED).scenes[0])
+        scene = draw_one(index, "caption_colour")
         if len(scene.objects) > 1:
-            image = draw_scene(scene, IMAGE_SIZE)
-            for name, fact in ask_objects(rng, scene).items():
-                asked[name].append((image, [f"{fact.question}\n{SHORT_HINT}"]))
-                truths[name].append(fact.answer)
+            add(scene, ask_objects(rng, scene))
+    for index in range(num_scenes):
+        scene = draw_one(index, rng.choice(("caption_count", "short_conversation")))
+        add(scene, {"number": ask_number(rng, scene)})
     scores = {}
     for name, own in truths.items():
         right = [answer == truth for answer, truth in zip(model.answer(asked[name], 8), own, strict=True)]
@@ -209,16 +230,24 @@ RELATION = re.compile(rf"(\w+ \w+) is ({'|'.join(DIRECTIONS.values())}) an? (\w+
 
 
 def named_in(caption: str) -> set[str]:
-    """Pairs of a colour and a shape, `red circle`, which is where, `red circle above blue star`, words in capitals."""
+    """
+    Pairs of a colour and a shape, `red circle`, how many if more than one, `3 red circle`, which is where, `red circle
+    above blue star`, words in capitals.
+    """
     words = [SINGULAR.get(word, word) for word in words_of(caption)]
     pairs = {f"{one} {two}" for one, two in zip(words, words[1:], strict=False) if one in COLOURS and two in SHAPES}
+    numbers = {
+        f"{NUMBERS.index(number)} {one} {two}"
+        for number, one, two in zip(words, words[1:], words[2:], strict=False)
+        if f"{one} {two}" in pairs and number in NUMBERS[2:]
+    }
     relations = set()
     for first, direction, second in RELATION.findall(caption):
         if direction in (DIRECTIONS["right"], DIRECTIONS["below"]):  # the same said the other way round
             opposite = "left" if direction == DIRECTIONS["right"] else "above"
             first, direction, second = second, DIRECTIONS[opposite], first
         relations.add(f"{first} {direction} {second}")
-    return pairs | relations | set(re.findall(r"\b[A-Z]{2,}\b", caption))
+    return pairs | numbers | relations | set(re.findall(r"\b[A-Z]{2,}\b", caption))
 
 
 def measure_captions(model: Model, rows: list[dict]) -> dict[str, float]:
@@ -236,7 +265,7 @@ def measure_captions(model: Model, rows: list[dict]) -> dict[str, float]:
     scores = {"num": len(kept)}
     scores["accuracy"] = f1([named_in(text) for text in model.answer(asked, 96)])
     scores["blank"] = f1([named_in(text) for text in model.answer([(BLANK, said) for _, said in asked], 96)])
-    scores["majority"] = scores["language only"] = max(f1([truth] * len(truths)) for truth in truths)
+    scores["majority"] = max(f1([truth] * len(truths)) for truth in truths)
     return scores
 
 
@@ -302,7 +331,7 @@ def try_words(questions: list[Question], by_type: dict[str, Counter]) -> float:
 
 
 def measure_scenes(model: Model) -> dict[str, dict[str, float]]:
-    columns = ("num", "accuracy", "blank", "majority", "language only")
+    columns = ("accuracy", "blank", "majority", "language only")
     scores = {}
     print("| kind | questions | with image | blank image | commonest answer | words of the question alone |")
     print("|---|---|---|---|---|---|")
@@ -311,8 +340,9 @@ def measure_scenes(model: Model) -> dict[str, dict[str, float]]:
             rows = make_scenes(Path(folder), kind)
             measure = measure_captions if kind in CAPTION_KINDS else measure_instructions
             scores[kind] = measure(model, rows)
-            cells = [f"{scores[kind][name]:.3f}" if name != "num" else scores[kind][name] for name in columns]
-            print(f"| {kind} | " + " | ".join(map(str, cells)) + " |", flush=True)
+            # Captions have no baseline by words: any question asks for the whole picture.
+            cells = [f"{scores[kind][name]:.3f}" if name in scores[kind] else "" for name in columns]
+            print(f"| {kind} | {scores[kind]['num']} | " + " | ".join(cells) + " |", flush=True)
     print_types({kind: row["by type"] for kind, row in scores.items() if "by type" in row})
     return scores
 

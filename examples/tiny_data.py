@@ -6,7 +6,7 @@ it is, and easy-VQA.
 import json
 import random
 import shutil
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from operator import attrgetter
 from pathlib import Path
@@ -14,10 +14,12 @@ from pathlib import Path
 import easy_vqa
 
 from fusion_vlm.synthesis import generate
-from fusion_vlm.synthesis.questions import SHORT_HINT, Fact, ask_direction, open_colour, open_shape
+from fusion_vlm.synthesis.questions import SHORT_HINT, Fact, ask_direction, open_colour, open_count, open_shape
 from fusion_vlm.synthesis.sample import CAPTION_KINDS, INSTRUCTION_KINDS
 from fusion_vlm.synthesis.scene import (
+    COLOURS,
     GRID,
+    SHAPES,
     Scene,
     SceneObject,
     capitalise,
@@ -35,6 +37,7 @@ SCENES = (
     ("objects", 14, 24000, ("caption_colour",)),
 )
 IMAGE_SIZE = 144  # of a scene: twice the crop, so that the crops show it as it was drawn
+GROUPS = [{"shape": shape} for shape in SHAPES] + [{"colour": colour} for colour in COLOURS]  # that can be counted
 EASY_VQA_SHAPES = {"circle", "rectangle", "triangle"}
 EASY_VQA_COLOURS = {"black", "blue", "brown", "gray", "green", "red", "teal", "yellow"}
 
@@ -43,7 +46,8 @@ def make_data(folder: Path):
     """All of it, of what is not there yet."""
     make_scenes(folder)
     if not all(path.exists() for path in told_files(folder)):
-        tell_objects(folder / "objects")
+        for name in TELLERS:
+            tell_objects(folder / name)
     if not (folder / "easy_vqa" / "train.json").exists():
         make_easy_vqa(folder / "easy_vqa")
 
@@ -55,7 +59,7 @@ def list_files(folder: Path) -> list[Path]:
 
 def told_files(folder: Path) -> list[Path]:
     """What `tell_objects` writes."""
-    return [folder / "objects" / f"{name}.json" for name in TELLERS]
+    return [folder / scenes / f"{name}.json" for scenes, tellers in TELLERS.items() for name in tellers]
 
 
 def make_scenes(folder: Path):
@@ -84,8 +88,8 @@ def to_conversation(turns: list[tuple[str, str]]) -> list[dict]:
 
 def make_easy_vqa(folder: Path, num_passes: int = 4, max_turns: int = 3):
     """
-    Conversations about the images of easy-VQA's training split, in LLaVA's form. In each pass every question is asked
-    once, in conversations of one to `max_turns` of them: turns share the image, so that more is learnt from a step.
+    Conversations about the images of easy-VQA's training split, in LLaVA's form. In each pass every question is asked,
+    in conversations of one to `max_turns` of them: turns share the image, so that more is learnt from a step.
 
     Most yes-or-no questions of the set ask for what is not there, and their words give five of six answers. So
     questions of the set about what is there are added, as many as make both alike, for shapes and for colours.
@@ -170,26 +174,29 @@ def caption_easy_vqa(prompts=("What is in the picture?", "Caption this image."))
             yield {"id": f"{image}-caption-{number}", "image": f"{image}.png", "conversations": conversation}
 
 
-# Rows about the scenes of `objects`, up to six objects each of a shape and a colour of its own.
+# Rows about the scenes of `objects`, up to six objects each of a shape and a colour of its own, of `questions`, up to
+# nine, some of them alike, and of `captions`, where all may be alike.
 
 
 def tell_objects(folder: Path):
     """
-    Writes a file of rows for each of `TELLERS`. The captions of the data engine name colours before shapes and say
-    where things are of two objects at most, and a short answer has one fact: a small model learns to find a thing by
-    its shape, and where it is, from rows that tell it of every object.
+    Writes a file of rows for each of the folder's `TELLERS`. The captions of the data engine name colours before
+    shapes and say where things are of two objects at most, and a short answer has one fact: a small model learns to
+    find a thing by its shape, and where it is, from rows that tell it of every object.
     """
-    (name, seed, _, (kind,)) = next(entry for entry in SCENES if entry[0] == folder.name)
-    rows = {name: [] for name in TELLERS}
+    seed = next(seed for name, seed, *_ in SCENES if name == folder.name)
+    tellers = TELLERS[folder.name]
+    rows = {name: [] for name in tellers}
     for row in json.loads((folder / "train.json").read_text()):
-        scene = Scene.from_dict(make_scene_sample(int(row["id"].rpartition("-")[2]), kind, seed).scenes[0])
+        kind, _, index = row["id"].rpartition("-")
+        scene = Scene.from_dict(make_scene_sample(int(index), kind, seed).scenes[0])
         if len(scene.objects) > 1:
-            for name, tell in TELLERS.items():
+            for name, tell in tellers.items():
                 turns = tell(random.Random(f"{name} {row['id']}"), scene)
                 if turns:
                     made = {"id": f"{row['id']}-{name}", "image": row["image"]}
                     rows[name].append({**made, "conversations": to_conversation(turns)})
-    for name in TELLERS:
+    for name in tellers:
         (folder / f"{name}.json").write_text(json.dumps(rows[name]))
 
 
@@ -228,6 +235,38 @@ def tell_contents(rng: random.Random, scene: Scene) -> list[tuple[str, str]]:
     return [("What is at each place?", capitalise(", ".join(parts)) + ".")]
 
 
+def tell_numbers(rng: random.Random, scene: Scene) -> list[tuple[str, str]]:
+    """By shape and by colour: of the scene's questions one at most asks for a number."""
+    turns = []
+    for name in ("shape", "colour"):
+        counts = Counter(getattr(thing, name) for thing in scene.objects)
+        parts = [f"{value}: {number}" for value, number in sorted(counts.items())]
+        turns.append((f"How many objects of each {name} are there?", capitalise(", ".join(parts)) + "."))
+    rng.shuffle(turns)
+    return turns
+
+
+def ask_numbers(rng: random.Random, scene: Scene) -> list[tuple[str, str]]:
+    """
+    Short questions about up to three shapes or colours that several objects have, up to two that one has, and one that
+    none has.
+    """
+    groups = list(GROUPS)
+    rng.shuffle(groups)
+    by_number = defaultdict(list)
+    for group in groups:
+        by_number[min(len(scene.members(group)), 2)].append(group)
+    asked = by_number[2][:3] + by_number[1][:2] + by_number[0][:1]
+    rng.shuffle(asked)
+    facts = [open_count(rng, scene, group) for group in asked]
+    return with_hint([(fact.question, fact.answer) for fact in facts])
+
+
+def with_hint(turns: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    """That asks for short answers, after the first question."""
+    return [(f"{turns[0][0]}\n{SHORT_HINT}", turns[0][1]), *turns[1:]]
+
+
 def find_pairs(rng: random.Random, scene: Scene) -> list[tuple[SceneObject, SceneObject]]:
     """Of each object with another one that is clearly in one direction from it, as far as there is one."""
     pairs = []
@@ -248,8 +287,8 @@ def tell_directions(rng: random.Random, scene: Scene) -> list[tuple[str, str]]:
 
 def ask_objects(rng: random.Random, scene: Scene) -> list[tuple[str, str]]:
     """
-    Short questions in random order: of up to five objects one fact each, so that none gives away another's answer, and
-    up to two directions.
+    Short questions in random order: of up to five objects one fact each, none of which gives away another, and up to
+    two directions.
     """
     things = rng.sample(scene.objects, len(scene.objects))
     asks = rng.sample((open_colour, open_shape, open_content, open_place, open_place), 5)
@@ -258,8 +297,7 @@ def ask_objects(rng: random.Random, scene: Scene) -> list[tuple[str, str]]:
     for first, second in rng.sample(pairs, min(len(pairs), 2)):
         facts.append(ask_direction(rng, Scene(scene.background, [first, second]), None))
     rng.shuffle(facts)
-    turns = [(fact.question, fact.answer) for fact in facts]
-    return [(f"{turns[0][0]}\n{SHORT_HINT}", turns[0][1]), *turns[1:]]
+    return with_hint([(fact.question, fact.answer) for fact in facts])
 
 
 def open_place(rng: random.Random, thing: SceneObject) -> Fact:
@@ -273,10 +311,14 @@ def open_content(rng: random.Random, thing: SceneObject) -> Fact:
     return Fact(question, thing.name, f"There is {with_article(thing.name)} {thing.position}.", "spatial")
 
 
-TELLERS: dict[str, Callable[[random.Random, Scene], list[tuple[str, str]]]] = {
-    "colours": tell_colours,
-    "contents": tell_contents,
-    "directions": tell_directions,
-    "questions": ask_objects,
-    "places": tell_places,
+TELLERS: dict[str, dict[str, Callable[[random.Random, Scene], list[tuple[str, str]]]]] = {
+    "objects": {
+        "colours": tell_colours,
+        "contents": tell_contents,
+        "directions": tell_directions,
+        "questions": ask_objects,
+        "places": tell_places,
+    },
+    "questions": {"contents": tell_contents, "counts": ask_numbers, "numbers": tell_numbers},
+    "captions": {"counts": ask_numbers, "numbers": tell_numbers},
 }

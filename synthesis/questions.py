@@ -108,21 +108,9 @@ def yes_no_fact(question: str, truth: bool, sentence: str) -> Fact:
 def ask_count(rng: random.Random, scene: Scene, truth: bool | None) -> Fact:
     """Of the first group."""
     group = scene.groups[0]
-    members, name = scene.members(group), group_name(group)
-    number = len(members)
-    # Where they are makes the sentence worth reading, and nothing else asks for it.
-    where = join(sorted({thing.position for thing in members}))
-    there_are = f"there {'is' if number == 1 else 'are'} {counted(number, name)}"
     if truth is None:
-        question = rng.choice(
-            (
-                f"How many {plural(name)} are there in the picture?",
-                f"How many {plural(name)} can you see?",
-                f"Count the {plural(name)}. How many are there?",
-                f"What is the number of {plural(name)} in the image?",
-            )
-        )
-        return Fact(question, str(number), f"{capitalise(there_are)}: {where}.", "count", COUNTS)
+        return open_count(rng, scene, group)
+    name, number = group_name(group), len(scene.members(group))
     claimed = str(number) if truth else rng.choice([count for count in COUNTS if count != str(number)])
     question = rng.choice(
         (
@@ -130,16 +118,39 @@ def ask_count(rng: random.Random, scene: Scene, truth: bool | None) -> Fact:
             f"Does the picture show exactly {claimed} {name if claimed == '1' else plural(name)}?",
         )
     )
-    return yes_no_fact(question, truth, f"{there_are}: {where}.")
+    return yes_no_fact(question, truth, _say_count(scene, group))
+
+
+def _say_count(scene: Scene, group: dict[str, str]) -> str:
+    members = scene.members(group)
+    said = f"there {'is' if len(members) == 1 else 'are'} {counted(len(members), group_name(group))}"
+    # Where they are makes the sentence worth reading, and nothing else asks for it.
+    where = sorted({thing.position for thing in members})
+    return f"{said}: {join(where)}." if where else f"{said}."
+
+
+def open_count(rng: random.Random, scene: Scene, group: dict[str, str]) -> Fact:
+    """`group`: what those that are counted have in common; there may be none."""
+    name = group_name(group)
+    question = rng.choice(
+        (
+            f"How many {plural(name)} are there in the picture?",
+            f"How many {plural(name)} can you see?",
+            f"Count the {plural(name)}. How many are there?",
+            f"What is the number of {plural(name)} in the image?",
+        )
+    )
+    sentence = capitalise(_say_count(scene, group))
+    return Fact(question, str(len(scene.members(group))), sentence, "count", COUNTS)
 
 
 def _unnamed(scene: Scene, name: str, values: Sequence[str]) -> list[str]:
     """
-    Colours or shapes that no question of the scene names but as an answer. An object outside the groups never has one
-    that is named with another object, so what is claimed or offered in vain must not be one of those either: it would
-    give itself away.
+    Colours or shapes that no question of the scene names but as an answer: those of the groups and of the two objects
+    that are asked about name something. These two never have one that is named with another object, so what is claimed
+    or offered in vain must not be one of those either: it would give itself away.
     """
-    named = {getattr(thing, name) for thing in scene.others()} | {group.get(name) for group in scene.groups}
+    named = {getattr(thing, name) for thing in scene.others()[:2]} | {group.get(name) for group in scene.groups}
     return [value for value in values if value not in named]
 
 
@@ -398,7 +409,9 @@ def _long_conversation(sample: Sample, scenes: list[Scene], rng: random.Random) 
 
 
 def _converse(sample: Sample, scene: Scene, rng: random.Random, number: int, num_yes_no: int) -> list[Fact]:
-    topics = rng.sample(_topics(scene), number)
+    topics = _topics(scene)
+    number = min(number, len(topics))  # one less on a plain background
+    topics = rng.sample(topics, number)
     truths = [None] * number
     for index, name in zip(rng.sample(range(number), num_yes_no), ("yes_no", "other_yes_no"), strict=False):
         truths[index] = bool(draw_evenly(sample, name, 2))

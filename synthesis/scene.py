@@ -61,6 +61,7 @@ WORDS = tuple(WORD_LIST.split())
 DIRECTIONS = {"left": "to the left of", "right": "to the right of", "above": "above", "below": "below"}
 NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 MAX_COUNT = 6  # the highest that is asked for
+MAX_OTHERS = 6  # that a group lies among: two colours are left for it
 CHANGES = ("colour", "shape", "size", "position", "number", "background")  # what two images may differ in
 
 GRID = 3
@@ -338,9 +339,14 @@ def _text_scenes(sample: Sample, rng: random.Random, num_signs: int | None = Non
 
 
 def _conversation_scenes(sample: Sample, rng: random.Random) -> list[Scene]:
-    """A group to count and two objects that are unlike it and each other."""
-    groups = [(_draw_common(rng), _draw_count(sample))]
-    return [build_scene(rng, rng.choice(PLACES), groups, num_others=2, direction=_draw_direction(rng))]
+    """
+    A group to count, and objects that are unlike it and each other. Questions are about the first two of these; there
+    are more of them, so that the number of all objects does not tell that of the group.
+    """
+    number = _draw_count(sample)
+    num_others = rng.randint(2, min(MAX_OTHERS, GRID**2 - number))
+    groups = [(_draw_common(rng), number)]
+    return [build_scene(rng, _draw_background(rng), groups, num_others=num_others, direction=_draw_direction(rng))]
 
 
 def _multiple_choice_scenes(sample: Sample, rng: random.Random) -> list[Scene]:

@@ -10,7 +10,12 @@ def accuracy(import_script):
 
 def test_pairs_and_words_of_a_caption_count_once(accuracy):
     said = accuracy.named_in('The picture shows two red stars, a blue cross and a sign "EXIT".')
-    assert said == {"red star", "blue cross", "EXIT"}
+    assert said == {"red star", "2 red star", "blue cross", "EXIT"}
+
+
+def test_another_number_of_the_same_objects_is_another_fact(accuracy):
+    one, other = (accuracy.named_in(f"There are {number} objects: {number} red stars.") for number in ("two", "six"))
+    assert one & other == {"red star"} and one != other
 
 
 @pytest.mark.parametrize(

@@ -464,6 +464,15 @@ def test_language_alone_does_not_tell_the_answer(many_samples, with_context):
     assert max(gains.values()) <= 0.05, gains
 
 
+def test_number_of_all_objects_does_not_tell_that_of_the_group():
+    """The best guess from it alone; a sixth would be right by chance. Groups among two others each were told by it."""
+    numbers = defaultdict(Counter)
+    for index in range(1200):
+        scene = Scene.from_dict(make_scene_sample(index, "short_conversation", 0).scenes[0])
+        numbers[len(scene.objects)][len(scene.members(scene.groups[0]))] += 1
+    assert sum(max(each.values()) for each in numbers.values()) / 1200 <= 0.42
+
+
 def test_no_caption_or_sentence_or_word_is_common(many_samples):
     """Text alone does not tell them either: no answer is there to be guessed."""
     for type in ("caption", "text", "count", "colour", "shape", "spatial", "difference"):

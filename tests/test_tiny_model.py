@@ -136,7 +136,7 @@ def known_images() -> list[tuple[str, tuple[str, ...]]]:
 
 
 def test_looks_and_places_are_told_in_scenes_that_training_has_not_seen(import_script):
-    """Of one object among several; by guessing, a fifth to a third would be right."""
+    """Of one object among several; the commonest answers would be right in 0.13 to 0.27."""
     accuracy = import_script("accuracy")
     scores = accuracy.measure_objects(accuracy.Model(str(TINY), quantized=False), num_scenes=24)
     assert all(scores[name]["accuracy"] >= 0.9 for name in ("colour", "shape", "place", "direction")), scores

@@ -15,7 +15,7 @@ from transformers import AutoModelForImageTextToText, SiglipVisionConfig
 
 from fusion_vlm.modeling_fusion import FusionVisionModel
 from fusion_vlm.synthesis.render import draw_scene
-from fusion_vlm.synthesis.scene import COLOURS, Scene, SceneObject, direction_of, make_scene_sample
+from fusion_vlm.synthesis.scene import COLOURS, SHAPES, Scene, SceneObject, direction_of, make_scene_sample, plural
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +77,7 @@ def test_rows_about_objects_are_true_of_their_scene(tiny_data):
         if len(scene.objects) < 2:
             continue
         things = {name: thing for thing in scene.objects for name in (thing.shape, f"{thing.colour} object")}
-        for name, tell in tiny_data.TELLERS.items():
+        for name, tell in tiny_data.TELLERS["objects"].items():
             turns = tell(random.Random(index), scene)
             if name == "questions":
                 for question, answer in turns:
@@ -90,6 +90,30 @@ def test_rows_about_objects_are_true_of_their_scene(tiny_data):
                     told[check_part(part, things)] += 1
     kinds = ("colour", "place", "content", "direction", "asked place", "asked content", "shape")
     assert all(told[kind] > 20 for kind in kinds), told
+
+
+def test_numbers_and_contents_are_those_of_scenes_with_like_objects(tiny_data):
+    for index in range(40):
+        scene = Scene.from_dict(make_scene_sample(index, "short_conversation", 5).scenes[0])
+        for question, answer in tiny_data.tell_numbers(random.Random(index), scene):
+            name = "shape" if "shape" in question else "colour"
+            told = dict(part.split(": ") for part in answer.removesuffix(".").lower().split(", "))
+            assert {key: int(number) for key, number in told.items()} == Counter(
+                getattr(thing, name) for thing in scene.objects
+            )
+        asked = tiny_data.ask_numbers(random.Random(index), scene)
+        for question, answer in asked:
+            (group,) = [
+                {name: value}
+                for name, values in (("shape", SHAPES), ("colour", COLOURS))
+                for value in values
+                if re.search(rf"\b({plural(value)}|{value} objects)\b", question)
+            ]
+            assert int(answer) == len(scene.members(group))
+        assert 3 <= len(asked) <= 6 and "0" in dict(asked).values()
+        ((_, answer),) = tiny_data.tell_contents(random.Random(index), scene)
+        parts = answer.removesuffix(".").lower().split(", ")
+        assert sorted(parts) == sorted(f"{tiny_data.place_of(thing)}: {thing.name}" for thing in scene.objects)
 
 
 def check_part(part: str, things: dict[str, SceneObject]) -> str:
