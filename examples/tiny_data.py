@@ -202,7 +202,11 @@ def tell_objects(folder: Path):
 
 def tell_colours(rng: random.Random, scene: Scene) -> list[tuple[str, str]]:
     parts = [f"the {thing.shape} is {thing.colour}" for thing in in_order(scene, "shape")]
-    return [("What colour is each shape?", capitalise(", ".join(parts)) + ".")]
+    return [("What colour is each shape?", list_parts(parts))]
+
+
+def list_parts(parts: list[str]) -> str:
+    return capitalise(", ".join(parts)) + "."
 
 
 def in_order(scene: Scene, name: str) -> list[SceneObject]:
@@ -218,7 +222,7 @@ def tell_places(rng: random.Random, scene: Scene) -> list[tuple[str, str]]:
     turns = []
     for name in ("shape", "colour"):
         parts = [f"{getattr(thing, name)}: {place_of(thing)}" for thing in in_order(scene, name)]
-        turns.append((f"Where is each {name}?", capitalise(", ".join(parts)) + "."))
+        turns.append((f"Where is each {name}?", list_parts(parts)))
     rng.shuffle(turns)
     return turns
 
@@ -232,7 +236,7 @@ def tell_contents(rng: random.Random, scene: Scene) -> list[tuple[str, str]]:
     """Row by row."""
     things = sorted(scene.objects, key=lambda thing: (int(thing.y * GRID), thing.x))
     parts = [f"{place_of(thing)}: {thing.name}" for thing in things]
-    return [("What is at each place?", capitalise(", ".join(parts)) + ".")]
+    return [("What is at each place?", list_parts(parts))]
 
 
 def tell_numbers(rng: random.Random, scene: Scene) -> list[tuple[str, str]]:
@@ -241,7 +245,7 @@ def tell_numbers(rng: random.Random, scene: Scene) -> list[tuple[str, str]]:
     for name in ("shape", "colour"):
         counts = Counter(getattr(thing, name) for thing in scene.objects)
         parts = [f"{value}: {number}" for value, number in sorted(counts.items())]
-        turns.append((f"How many objects of each {name} are there?", capitalise(", ".join(parts)) + "."))
+        turns.append((f"How many objects of each {name} are there?", list_parts(parts)))
     rng.shuffle(turns)
     return turns
 
@@ -282,7 +286,7 @@ def tell_directions(rng: random.Random, scene: Scene) -> list[tuple[str, str]]:
         f"from the {second.colour} object the {first.shape} is {direction_of(first, second)}"
         for first, second in find_pairs(rng, scene)
     ]
-    return [("How do the objects lie to each other?", capitalise(", ".join(parts)) + ".")] if parts else []
+    return [("How do the objects lie to each other?", list_parts(parts))] if parts else []
 
 
 def ask_objects(rng: random.Random, scene: Scene) -> list[tuple[str, str]]:

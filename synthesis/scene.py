@@ -341,7 +341,7 @@ def _text_scenes(sample: Sample, rng: random.Random, num_signs: int | None = Non
 def _conversation_scenes(sample: Sample, rng: random.Random) -> list[Scene]:
     """
     A group to count, and objects that are unlike it and each other. Questions are about the first two of these; there
-    are more of them, so that the number of all objects does not tell that of the group.
+    may be more, so that the number of all objects does not tell that of the group.
     """
     number = _draw_count(sample)
     num_others = rng.randint(2, min(MAX_OTHERS, GRID**2 - number))

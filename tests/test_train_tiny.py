@@ -228,7 +228,10 @@ def test_whole_way_in_miniature_and_again(train_tiny, tiny_data, tmp_path, monke
     command = ["train_tiny.py", "--work-dir", str(work), "--output-dir", str(output), "training.max_steps=2"]
     command.append("training.logging_steps=1")
     monkeypatch.setattr(sys, "argv", command)
+    output.mkdir()
+    (output / "results.json").write_text("{}")
     train_tiny.main()
+    assert not (output / "results.json").exists()  # of other weights
     states = {path: path.stat().st_mtime_ns for path in work.rglob("trainer_state.json")}
     assert len(states) == 6  # of each stage, and of its checkpoint
     model = AutoModelForImageTextToText.from_pretrained(output, trust_remote_code=True)
