@@ -12,7 +12,8 @@ that training has not seen. Answers are generated greedily, each asked for with 
   their type.
 * objects: short questions about one of several objects of a scene, by what they ask for: the colour or the shape of an
   object, its place in the image ("Where is the star?"), what is at a place, the direction from one to another; and how
-  many there are of a shape or of a colour, in scenes with and without further objects, none among the answers.
+  many there are of a shape or of a colour, in scenes with and without further objects, none among the answers. All
+  on plain grounds, and with a place painted behind.
 * turns: two questions about one image, in both orders: how often a second answer is right, and how often it would
   answer the other question.
 """
@@ -27,6 +28,7 @@ import sys
 import tempfile
 import time
 from collections import Counter, defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 
 import easy_vqa
@@ -44,7 +46,17 @@ from fusion_vlm.synthesis.audit_text import Question, read_question, unify_answe
 from fusion_vlm.synthesis.questions import SHORT_HINT, Fact, ask_direction, open_colour, open_count, open_shape
 from fusion_vlm.synthesis.render import draw_scene
 from fusion_vlm.synthesis.sample import CAPTION_KINDS, INSTRUCTION_KINDS
-from fusion_vlm.synthesis.scene import COLOURS, DIRECTIONS, NUMBERS, SHAPES, Scene, make_scene_sample, plural
+from fusion_vlm.synthesis.scene import (
+    COLOURS,
+    DIRECTIONS,
+    NUMBERS,
+    PLACES,
+    PLAIN_BACKGROUNDS,
+    SHAPES,
+    Scene,
+    make_scene_sample,
+    plural,
+)
 
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -55,6 +67,7 @@ from tiny_data import GROUPS, find_pairs, open_content, open_place  # noqa: E402
 
 SECTIONS = ("easy-vqa", "scenes", "objects", "turns")
 IMAGE_SIZE = 144  # of a scene
+GROUNDS = {"objects": tuple(PLAIN_BACKGROUNDS), "objects, place behind": PLACES}
 # Training has the seeds 11 to 14.
 SCENE_SEED, OBJECT_SEED = 97, 197
 NUM_SCENES, NUM_ASKED = 400, 120  # of each kind: for the baselines, and for the model
@@ -168,8 +181,10 @@ def measure_turns(model: Model, num_images: int = 500) -> dict[str, float]:
     return scores
 
 
-def draw_one(index: int, kind: str) -> Scene:
-    return Scene.from_dict(make_scene_sample(index, kind, OBJECT_SEED).scenes[0])
+def draw_one(index: int, kind: str, grounds: Sequence[str]) -> tuple[Scene, Image.Image]:
+    scene = Scene.from_dict(make_scene_sample(index, kind, OBJECT_SEED).scenes[0])
+    scene.background = random.Random(index).choice(grounds)
+    return scene, draw_scene(scene, IMAGE_SIZE)
 
 
 def ask_objects(rng: random.Random, scene: Scene) -> dict[str, Fact]:
@@ -190,29 +205,33 @@ def ask_number(rng: random.Random, scene: Scene) -> Fact:
     return open_count(rng, scene, rng.choice(by_number[rng.choice(sorted(by_number))]))
 
 
-def measure_objects(model: Model, num_scenes: int = 400) -> dict[str, dict[str, float]]:
+def measure_objects(model: Model, num_scenes: int = 400) -> dict[str, dict[str, dict[str, float]]]:
+    scores = {name: measure_grounds(model, grounds, num_scenes) for name, grounds in GROUNDS.items()}
+    print_types(scores)
+    return scores
+
+
+def measure_grounds(model: Model, grounds: Sequence[str], num_scenes: int) -> dict[str, dict[str, float]]:
     asked, truths = defaultdict(list), defaultdict(list)
     rng = random.Random(0)
 
-    def add(scene: Scene, facts: dict[str, Fact]):
-        image = draw_scene(scene, IMAGE_SIZE)
+    def add(image: Image.Image, facts: dict[str, Fact]):
         for name, fact in facts.items():
             asked[name].append((image, [f"{fact.question}\n{SHORT_HINT}"]))
             truths[name].append(fact.answer)
 
     for index in range(num_scenes):
-        scene = draw_one(index, "caption_colour")
+        scene, image = draw_one(index, "caption_colour", grounds)
         if len(scene.objects) > 1:
-            add(scene, ask_objects(rng, scene))
+            add(image, ask_objects(rng, scene))
     for index in range(num_scenes):
-        scene = draw_one(index, rng.choice(("caption_count", "short_conversation")))
-        add(scene, {"number": ask_number(rng, scene)})
+        scene, image = draw_one(index, rng.choice(("caption_count", "short_conversation")), grounds)
+        add(image, {"number": ask_number(rng, scene)})
     scores = {}
     for name, own in truths.items():
         right = [answer == truth for answer, truth in zip(model.answer(asked[name], 8), own, strict=True)]
         majority = Counter(own).most_common(1)[0][1] / len(own)
         scores[name] = {"num": len(own), "accuracy": share(right), "majority": majority}
-    print_types({"objects": scores})
     return scores
 
 
