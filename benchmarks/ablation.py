@@ -6,11 +6,12 @@ one that leaves a part out takes more steps.
 The tasks: easy-VQA (one object, 64x64 pixels), and scenes of three to six objects, of which one is asked for that the
 question names by its colour: its shape (find) or its pattern, or how many there are (count). Shapes, colours and
 numbers show in the base image. Patterns do not: they vary from pixel to pixel, and those of a half as large image are
-one and the same colour, so only what reads the crops can tell them from each other. Captions that name all of it
-are learnt at the same time. `a*` is not at equal compute: it takes as many steps as `e`, to tell what the parts bring
-for each example from what they cost.
+one and the same colour, so only what reads the crops can tell them from each other. Captions that name all of it are
+learnt at the same time. `a*` is not at equal compute: it takes as many steps as `e`, to tell what the parts bring for
+each example from what they cost. `a1` and `b1` are `a` and `b` with one image token (of the four patches in the
+middle): into it a tower has to gather all objects, or, if it knows the question, one.
 
-    python benchmarks/ablation.py run [--seeds 0 1 2] [--variants a b c d e f h4 h36 h64 a*] [--teraflops 8]
+    python benchmarks/ablation.py run [--seeds 0 1 2] [--variants a b c d e f h4 h36 h64 a* a1 b1] [--teraflops 8]
     python benchmarks/ablation.py report [--plot FILE]
 
 A run is one line of `results.jsonl` in the work folder; what is there already is not run again. Several processes
@@ -87,6 +88,7 @@ class Variant:
     interaction: bool = False  # latents and interaction layers
     paper_mask: bool = False  # patches of the early layers do not see the question, as the paper says
     latent_grid_size: int = 4
+    image_grid_size: int = SIDE
 
 
 ALL = {"guided": True, "mapping": True, "interaction": True}
@@ -101,6 +103,8 @@ VARIANTS = {
     "h36": Variant("all, 36 latents", **ALL, latent_grid_size=6),
     "h64": Variant("all, 64 latents", **ALL, latent_grid_size=8),
     "a*": Variant("a with the steps of e"),
+    "a1": Variant("a, one image token", image_grid_size=1),
+    "b1": Variant("b, one image token", guided=True, image_grid_size=1),
 }
 
 
@@ -182,11 +186,10 @@ class Collator:
 
     Args:
         variant (`Variant`), config (`FusionConfig`)
-        image_grid_size (`int`)
     """
 
-    def __init__(self, variant: Variant, config: FusionConfig, image_grid_size: int = SIDE):
-        self.variant, self.config, self.image_grid_size = variant, config, image_grid_size
+    def __init__(self, variant: Variant, config: FusionConfig):
+        self.variant, self.config = variant, config
 
     def __call__(self, rows: list[tuple[Example, torch.Tensor]]) -> dict[str, torch.Tensor]:
         expanded = [self._expand(example) for example, _ in rows]
@@ -207,7 +210,7 @@ class Collator:
 
     def _expand(self, example: Example) -> tuple[np.ndarray, np.ndarray]:
         repeats = np.ones_like(example.ids)
-        repeats[example.ids == self.config.image_token_id] = self.image_grid_size**2
+        repeats[example.ids == self.config.image_token_id] = self.variant.image_grid_size**2
         latents = np.flatnonzero(example.ids == self.config.latent_token_id)
         repeats[latents] = self.variant.latent_grid_size**2
         if not self.variant.interaction:
@@ -490,7 +493,9 @@ def run(name: str, seed: int, work_dir: Path, teraflops: float) -> dict:
     }
     result["scores"] = evaluate(model, test, collate)
     if name == "e":
-        result["image grid 4"] = evaluate(model, test, Collator(variant, model.config, image_grid_size=4))
+        result["image grid 4"] = evaluate(
+            model, test, Collator(dataclasses.replace(variant, image_grid_size=4), model.config)
+        )
     return result
 
 
@@ -530,7 +535,7 @@ def _draw(by_variant: dict[str, list[dict]], path: Path):
             axis.bar(number, np.mean(values), color=f"C{number}")
             axis.plot([number] * len(values), values, "k.", markersize=4)
         axis.set(title=group, ylim=(0, 1.02))
-        axis.set_xticks(range(len(by_variant)), by_variant, fontsize=6)
+        axis.set_xticks(range(len(by_variant)), by_variant, fontsize=7, rotation=90)
     axes[0].set_ylabel("exact answers (dots: seeds)")
     figure.savefig(path, dpi=90)
 

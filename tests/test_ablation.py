@@ -66,6 +66,13 @@ def test_twin_has_no_latents_and_no_question_in_the_tower(ablation, rows, proces
     assert f"<vision_end>{question}<|end|>" in text
 
 
+def test_variant_of_one_image_token_has_one_and_the_question_but_no_crops(ablation, rows, processor, config):
+    data = ablation.prepare(rows, processor)
+    batch = ablation.Collator(ablation.VARIANTS["b1"], config)([data[index] for index in range(4)])
+    assert ((batch["input_ids"] == config.image_token_id).sum(dim=1) == 1).all()
+    assert "question_input_ids" in batch and "high_res_pixel_values" not in batch
+
+
 def test_paper_mask_hides_the_question_from_patches_of_early_layers_only(ablation):
     torch.manual_seed(0)
     config = SiglipVisionConfig(
