@@ -205,13 +205,13 @@ def ask_number(rng: random.Random, scene: Scene) -> Fact:
     return open_count(rng, scene, rng.choice(by_number[rng.choice(sorted(by_number))]))
 
 
-def measure_objects(model: Model, num_scenes: int = 400) -> dict[str, dict[str, dict[str, float]]]:
-    scores = {name: measure_grounds(model, grounds, num_scenes) for name, grounds in GROUNDS.items()}
+def measure_objects(model: Model) -> dict[str, dict[str, dict[str, float]]]:
+    scores = {name: measure_grounds(model, grounds) for name, grounds in GROUNDS.items()}
     print_types(scores)
     return scores
 
 
-def measure_grounds(model: Model, grounds: Sequence[str], num_scenes: int) -> dict[str, dict[str, float]]:
+def measure_grounds(model: Model, grounds: Sequence[str], num_scenes: int = 400) -> dict[str, dict[str, float]]:
     asked, truths = defaultdict(list), defaultdict(list)
     rng = random.Random(0)
 
