@@ -6,7 +6,13 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 export OMP_WAIT_POLICY = PASSIVE
 export HF_HUB_DISABLE_TELEMETRY = 1
 
-.PHONY: demo demo-convert demo-page test lint test-demo test-slow test-transformers
+# What has to hold on every release of transformers in the range; all but synthesis, cards, audits and cost.
+CORE_TESTS = $(addprefix tests/test_,$(addsuffix .py,backends commands commands_serve configuration_fusion \
+	convert_checkpoints handler loading modeling_fusion parity processing_fusion releases tiny_model \
+	training_collator training_trainer))
+PYTEST = HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(1)/bin/python -m pytest --numprocesses 2 --dist loadfile
+
+.PHONY: demo demo-convert demo-page test lint test-demo test-slow test-transformers test-versions test-newest
 
 demo: .venv/.ready
 	.venv/bin/python examples/quickstart.py
@@ -21,7 +27,24 @@ demo-page: .venv-demo/.ready
 
 # Two processes of one thread each are faster than one of two: much of the suite is not matrix products.
 test: .venv/.ready
-	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 .venv/bin/python -m pytest tests --numprocesses 2 --dist loadfile
+	$(call PYTEST,.venv) tests
+
+# The core tests on the lowest and the newest release of transformers, and folders of each release on all.
+test-versions: .venv-lowest/.ready .venv/.ready .venv-newest/.ready
+	rm -rf out/releases
+	for env in .venv-lowest .venv .venv-newest; do \
+		HF_HUB_OFFLINE=1 $$env/bin/python -m tests.write_folders out/releases || exit 1; done
+	$(call PYTEST,FUSION_FOLDERS=out/releases .venv) tests/test_releases.py
+	$(call PYTEST,FUSION_FOLDERS=out/releases .venv-lowest) $(CORE_TESTS)
+	$(call PYTEST,FUSION_FOLDERS=out/releases .venv-newest) $(CORE_TESTS)
+
+# What a newcomer gets: whatever the index has today, unpinned but for torch.
+test-newest:
+	$(PYTHON) -m venv --clear .venv-unpinned
+	.venv-unpinned/bin/python -m pip install --quiet "$$(grep '^torch==' constraints.txt)"
+	.venv-unpinned/bin/python -m pip install --quiet --editable ".[convert,test]"
+	.venv-unpinned/bin/python -m pip freeze --exclude-editable | grep -i '^\(transformers\|torch\|pillow\|peft\)=='
+	$(call PYTEST,.venv-unpinned) tests
 
 lint: .venv/.ready
 	.venv/bin/ruff check .
@@ -43,6 +66,12 @@ test-transformers: .venv/.ready
 	# First and alone, so that no other package pulls a build with CUDA where a CPU build is at hand.
 	.venv/bin/python -m pip install --quiet "$$(grep '^torch==' constraints.txt)"
 	.venv/bin/python -m pip install --quiet --constraint constraints.txt --editable ".[convert,test]"
+	touch $@
+
+.venv-%/.ready: constraints-%.txt setup.cfg pyproject.toml
+	$(PYTHON) -m venv .venv-$*
+	.venv-$*/bin/python -m pip install --quiet "$$(grep '^torch==' $<)"
+	.venv-$*/bin/python -m pip install --quiet --constraint $< --editable ".[convert,test-core]"
 	touch $@
 
 # Its own environment, because Gradio needs an older Pillow than the suite has.

@@ -1,15 +1,32 @@
 """Configuration of FUSION (arXiv 2504.09925): a SigLIP vision tower, a decoder, and the fields that FUSION adds."""
 
+import importlib.metadata
+
+from transformers.utils import logging
 from transformers.utils.versions import require_version
 
 
-require_version("transformers>=5.23.0", "FUSION needs transformers 5.23 or newer: pip install --upgrade transformers")
+# The lowest and the newest minor release of transformers that the tests run on (`make test-versions`). CONTRIBUTING.md
+# says how to widen the range.
+TESTED_RELEASES = ("5.20", "5.24")
+RANGE = f"FUSION is tested with transformers {TESTED_RELEASES[0]} to {TESTED_RELEASES[1]}"
 
-# What follows exists since transformers 5.20, so the check above must come first.
+# First, because what follows does not exist in older releases.
+require_version(f"transformers>={TESTED_RELEASES[0]}", f"{RANGE}: pip install --upgrade transformers")
+
 from huggingface_hub.dataclasses import strict  # noqa: E402
+from packaging.version import Version  # noqa: E402
 from transformers import AutoConfig, PreTrainedConfig  # noqa: E402
 from transformers.configuration_utils import SubConfigSpec  # noqa: E402
 
+
+_installed = importlib.metadata.version("transformers")
+if Version(_installed).release[:2] > Version(TESTED_RELEASES[1]).release:
+    # One logger for all copies of this file: each of a folder's Auto classes imports its own.
+    logging.get_logger("transformers.fusion_vl").warning_once(
+        f"{RANGE}, and {_installed} is newer. If anything fails or changes: update the files of FUSION"
+        f" beside the weights, or pip install 'transformers=={TESTED_RELEASES[1]}.*'."
+    )
 
 AUTO_MAP = {
     "AutoConfig": "configuration_fusion.FusionConfig",
@@ -71,7 +88,8 @@ class FusionConfig(PreTrainedConfig):
     model_type = "fusion_vl"
     # What `Trainer` leaves out of the predictions it collects, so that those are the logits.
     keys_to_ignore_at_inference = [
-        "past_key_values",
+        "cache",  # of transformers 5.24 and newer
+        "past_key_values",  # of older ones
         "image_hidden_states",
         "language_loss",
         "text_mapping_loss",

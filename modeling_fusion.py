@@ -27,14 +27,23 @@ from .configuration_fusion import FusionConfig  # isort: skip
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedModel, SiglipVisionConfig
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    GenerationMixin,
+    PreTrainedModel,
+    SiglipVisionConfig,
+)
 from transformers.activations import ACT2FN
 from transformers.cache_utils import Cache
-from transformers.generation import GenerationMixin
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling
-from transformers.modeling_utils import slice_logits_to_keep
+from transformers.modeling_outputs import (
+    BaseModelOutputWithPast,
+    BaseModelOutputWithPooling,
+    CausalLMOutputWithPast,
+)
 from transformers.models.siglip.modeling_siglip import (
     SiglipAttention,
     SiglipEncoder,
@@ -50,6 +59,38 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 
 logger = logging.get_logger(__name__)
+
+
+# Releases of transformers -------------------------------------------------------------------------------------------
+# All that differs between the releases of `TESTED_RELEASES`, each with the release that makes it unnecessary.
+
+# 5.24 renamed the cache from `past_key_values`, in arguments and in outputs. The decoder takes the cache from
+# `**kwargs`, by the names that its release knows; FUSION only looks at it there.
+CACHE_NAME = "cache" if "cache" in BaseModelOutputWithPast.__dataclass_fields__ else "past_key_values"
+
+
+def find_cache(kwargs: dict) -> Cache | None:
+    """Return the cache among keyword arguments, under its name of any release."""
+    cache = kwargs.get("cache")
+    return kwargs.get("past_key_values") if cache is None else cache
+
+
+# From 5.23 on, a checkpointed layer computes its `forward` again, without the hooks around it.
+CHECKPOINTS_HOOKS = not hasattr(PreTrainedModel, "activation_checkpointing_enable")
+
+try:
+    from transformers.modeling_utils import slice_logits_to_keep
+except ImportError:  # 5.21
+
+    def slice_logits_to_keep(hidden_states: torch.Tensor, logits_to_keep: int | torch.Tensor) -> torch.Tensor:
+        """Return the hidden states of the last `logits_to_keep` positions (0: all), or of the positions in a list."""
+        if isinstance(logits_to_keep, torch.Tensor) and logits_to_keep.ndim > 1:
+            raise ValueError("A `logits_to_keep` of two dimensions needs transformers 5.21 or newer.")
+        positions = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        return hidden_states[:, positions]
+
+
+# --------------------------------------------------------------------------------------------------------------------
 
 NUM_CROPS_PER_SIDE = 2
 
@@ -130,7 +171,7 @@ class FusionModelOutputWithPast(BaseModelOutputWithPast):
 
 
 @dataclass
-class FusionCausalLMOutputWithPast(ModelOutput):
+class FusionCausalLMOutputWithPast(CausalLMOutputWithPast):
     """
     Output of `FusionForConditionalGeneration`.
 
@@ -145,11 +186,6 @@ class FusionCausalLMOutputWithPast(ModelOutput):
             The parts of the loss.
     """
 
-    loss: torch.FloatTensor | None = None
-    logits: torch.FloatTensor | None = None
-    past_key_values: Cache | None = None
-    hidden_states: tuple[torch.FloatTensor, ...] | None = None
-    attentions: tuple[torch.FloatTensor, ...] | None = None
     image_hidden_states: torch.FloatTensor | None = None
     language_loss: torch.FloatTensor | None = None
     text_mapping_loss: torch.FloatTensor | None = None
@@ -190,8 +226,8 @@ def shift_right(mask: torch.BoolTensor, distance: int) -> torch.BoolTensor:
     return F.pad(mask, (distance, 0))[:, : mask.shape[1]]
 
 
-def num_cached_tokens(past_key_values: Cache | None) -> int:
-    return 0 if past_key_values is None else past_key_values.get_seq_length()
+def num_cached_tokens(cache: Cache | None) -> int:
+    return 0 if cache is None else cache.get_seq_length()
 
 
 def guess_question_ends(latent_mask: torch.BoolTensor) -> torch.BoolTensor:
@@ -508,13 +544,26 @@ class FusionPreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     _no_split_modules = ["FusionInteractionLayer"]
     # The interaction layers move what they need themselves; accelerate would copy the context at every layer.
-    _skip_keys_device_placement = ["past_key_values", "fusion_context"]
+    _skip_keys_device_placement = ["cache", "past_key_values", "fusion_context"]
 
     _supports_flash_attn = True
     _supports_sdpa = True
     _supports_flex_attn = True
     _supports_attention_backend = True
     _can_compile_fullgraph = True  # a decoding step, which is what `generate` compiles
+
+    if CHECKPOINTS_HOOKS:
+
+        def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict | None = None):
+            """
+            Turn on checkpointing; see `PreTrainedModel.gradient_checkpointing_enable`.
+
+            Raises:
+                ValueError: for reentrant checkpoints, whose backward would go through the context map twice.
+            """
+            if (gradient_checkpointing_kwargs or {}).get("use_reentrant"):
+                raise ValueError("`use_reentrant=True` needs transformers 5.23 or newer. Pass False, or leave it out.")
+            super().gradient_checkpointing_enable(gradient_checkpointing_kwargs)
 
 
 class FusionModel(FusionPreTrainedModel):
@@ -699,7 +748,7 @@ class FusionModel(FusionPreTrainedModel):
         input_ids: torch.LongTensor | None,
         inputs_embeds: torch.Tensor,
         pixel_values: torch.Tensor | None,
-        past_key_values: Cache | None,
+        num_cached: int,
     ) -> tuple[torch.BoolTensor, torch.BoolTensor]:
         """
         Masks of shape `(batch, sequence)` of the image tokens and of the latent tokens.
@@ -709,14 +758,13 @@ class FusionModel(FusionPreTrainedModel):
         """
         image_mask = self.find_token(self.config.image_token_id, input_ids, inputs_embeds)
         latent_mask = self.find_token(self.config.latent_token_id, input_ids, inputs_embeds)
-        num_cached = num_cached_tokens(past_key_values)
         num_placeholders = (image_mask | latent_mask).sum().item() if num_cached else 0
         if num_placeholders:
             raise ValueError(
                 f"{num_placeholders} image and latent tokens follow {num_cached} tokens that are in the cache already."
                 " A FUSION prompt has to be processed in one piece, because what comes first in it depends on the"
                 " questions that come last: no chunked prefill, no reuse of a prefix cache. For a new turn, pass the"
-                " whole conversation without `past_key_values`."
+                f" whole conversation without `{CACHE_NAME}`."
             )
         if input_ids is None and pixel_values is None:
             # The caller may have put image features in, with rows that are those of placeholders by chance.
@@ -915,7 +963,6 @@ class FusionModel(FusionPreTrainedModel):
         context_map: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.LongTensor | None = None,
-        past_key_values: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         has_generated_tokens: bool = False,
         output_mapping_losses: bool = False,
@@ -938,9 +985,10 @@ class FusionModel(FusionPreTrainedModel):
         image_outputs = image_hidden_states = None
         has_image = torch.zeros(len(inputs_embeds), dtype=torch.bool, device=inputs_embeds.device)
         # What the model generates is text, whatever its ids: a single token, or drafts of assisted generation.
-        is_decoding = inputs_embeds.shape[1] == 1 or (has_generated_tokens and num_cached_tokens(past_key_values) > 0)
+        num_cached = num_cached_tokens(find_cache(kwargs))
+        is_decoding = inputs_embeds.shape[1] == 1 or (has_generated_tokens and num_cached > 0)
         if not is_decoding or pixel_values is not None or output_mapping_losses:
-            image_mask, latent_mask = self.find_placeholders(input_ids, inputs_embeds, pixel_values, past_key_values)
+            image_mask, latent_mask = self.find_placeholders(input_ids, inputs_embeds, pixel_values, num_cached)
             has_image = image_mask.any(dim=1)
             image_outputs = self.encode_images(image_mask, pixel_values, question_input_ids, question_attention_mask)
             if image_outputs is not None:
@@ -961,23 +1009,19 @@ class FusionModel(FusionPreTrainedModel):
             # Nothing reads it, and layers that are computed again would fill it twice.
             kwargs.setdefault("use_cache", False)
         outputs = self.language_model(
-            inputs_embeds=inputs_embeds,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            past_key_values=past_key_values,
-            **kwargs,
+            inputs_embeds=inputs_embeds, attention_mask=attention_mask, position_ids=position_ids, **kwargs
         )
         losses = (None, None)
         if output_mapping_losses:
             losses = self.get_mapping_losses(image_outputs, has_image, question_input_ids, question_attention_mask)
         return FusionModelOutputWithPast(
             last_hidden_state=outputs.last_hidden_state,
-            past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
             image_hidden_states=image_hidden_states,
             text_mapping_loss=losses[0],
             vision_mapping_loss=losses[1],
+            **{CACHE_NAME: outputs.get(CACHE_NAME)},
         )
 
     def prepare_latents(
@@ -1108,7 +1152,6 @@ class FusionForConditionalGeneration(FusionPreTrainedModel, GenerationMixin):
         context_map: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.LongTensor | None = None,
-        past_key_values: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         labels: torch.LongTensor | None = None,
         logits_to_keep: int | torch.Tensor = 0,
@@ -1131,6 +1174,8 @@ class FusionForConditionalGeneration(FusionPreTrainedModel, GenerationMixin):
                 From `get_context_map`, instead of `high_res_pixel_values`; one row if all prompts are about one image.
             labels (`torch.LongTensor` of shape `(batch, sequence)`, *optional*):
                 Ids to predict, -100 where there is no loss.
+            kwargs:
+                Of the decoder; the cache among them, by its name in the installed transformers.
 
         Raises:
             ValueError: if images, image tokens, latent tokens and question ends do not match (naming the example and
@@ -1145,7 +1190,6 @@ class FusionForConditionalGeneration(FusionPreTrainedModel, GenerationMixin):
             context_map=context_map,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
             output_mapping_losses=labels is not None,
             **kwargs,
@@ -1158,11 +1202,11 @@ class FusionForConditionalGeneration(FusionPreTrainedModel, GenerationMixin):
         return FusionCausalLMOutputWithPast(
             loss=loss,
             logits=logits,
-            past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
             image_hidden_states=outputs.image_hidden_states,
             **parts,
+            **{CACHE_NAME: outputs.get(CACHE_NAME)},
         )
 
     def compute_loss(
@@ -1205,6 +1249,7 @@ class FusionForConditionalGeneration(FusionPreTrainedModel, GenerationMixin):
     def prepare_inputs_for_generation(
         self,
         input_ids,
+        cache=None,
         past_key_values=None,
         inputs_embeds=None,
         is_first_iteration=False,
@@ -1212,19 +1257,32 @@ class FusionForConditionalGeneration(FusionPreTrainedModel, GenerationMixin):
         next_sequence_length=None,
         **kwargs,
     ):
-        """Drops what belongs to the prompt once it is in the cache."""
+        """
+        Drop what belongs to the prompt once the prompt is in the cache.
+
+        Raises:
+            ValueError: if there are two caches, or if `generate` splits the prompt (`prefill_chunk_size`).
+        """
+        if cache is not None and past_key_values is not None:
+            raise ValueError(f"Got two caches, `cache` and `past_key_values`: pass only `{CACHE_NAME}`.")
+        cache = past_key_values if cache is None else cache
         # The prompt of an assistant model comes as if it were not the first.
         is_prompt = is_first_iteration or next_sequence_length == input_ids.shape[1] > 1
+        if use_cache and self._splits_prompt(input_ids, is_prompt, num_cached_tokens(cache), next_sequence_length):
+            raise ValueError(
+                "`generate` passes the prompt in pieces, but FUSION has to process a prompt in one piece: its latent"
+                " tokens depend on the question that follows them. Leave out `prefill_chunk_size`."
+            )
         needs_prompt = is_prompt or not use_cache
-        if not is_prompt and self._leaves_short_context(input_ids.shape[1], past_key_values):
-            past_key_values, next_sequence_length, needs_prompt = None, None, True
+        if not is_prompt and self._leaves_short_context(input_ids.shape[1], cache):
+            cache, next_sequence_length, needs_prompt = None, None, True
         model_inputs = super().prepare_inputs_for_generation(
             input_ids,
-            past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
             is_first_iteration=is_prompt or (needs_prompt and use_cache),
             use_cache=use_cache,
             next_sequence_length=next_sequence_length,
+            **{CACHE_NAME: cache},
             **kwargs,
         )
         if not is_prompt:
@@ -1235,13 +1293,25 @@ class FusionForConditionalGeneration(FusionPreTrainedModel, GenerationMixin):
                 model_inputs.pop(name, None)
         return model_inputs
 
-    def _leaves_short_context(self, length: int, past_key_values: Cache | None) -> bool:
+    def _splits_prompt(
+        self, input_ids: torch.LongTensor, is_prompt: bool, num_cached: int, next_sequence_length: int | None
+    ) -> bool:
         """
-        Whether this step takes a decoder with LongRoPE (Phi-3) past its original context, where its position factors
-        change and everything in the cache is to be computed again, as `Phi3ForCausalLM` does.
+        Tell whether `generate` passes the prompt in chunks. Below transformers 5.23 none of them counts as the prompt;
+        later, all of them do. In a chunk of one token, the model itself would take a placeholder for generated text.
+        """
+        if not is_prompt or num_cached == 0:
+            return not is_prompt and num_cached == 0
+        chunk = input_ids[:, -(next_sequence_length or input_ids.shape[1]) :]
+        return bool(((chunk == self.config.image_token_id) | (chunk == self.config.latent_token_id)).any())
+
+    def _leaves_short_context(self, length: int, cache: Cache | None) -> bool:
+        """
+        Tell whether this step takes a decoder with LongRoPE (Phi-3) past its original context. Its position factors
+        change there, and everything in the cache is to be computed again, as `Phi3ForCausalLM` does.
         """
         limit = getattr(self.config.text_config, "original_max_position_embeddings", None)
-        return limit is not None and length > limit and 0 < num_cached_tokens(past_key_values) <= limit
+        return limit is not None and length > limit and 0 < num_cached_tokens(cache) <= limit
 
 
 FusionForConditionalGeneration.register_for_auto_class("AutoModelForImageTextToText")

@@ -1,28 +1,45 @@
 """Processor of FUSION: pixels of the base image and its crops (Pillow), prompts with placeholders, questions."""
 
+import base64
+import binascii
+import inspect
+import io
 import os
 import re
+import time
+import urllib.error
+import urllib.request
+from http.client import HTTPException
+from pathlib import Path
+from urllib.parse import unquote_to_bytes, urlsplit
 
-from transformers.utils.versions import require_version
 
+# First, because it checks the version of transformers.
+from .configuration_fusion import TESTED_RELEASES  # noqa: F401  # isort: skip
 
-require_version("transformers>=5.23.0", "FUSION needs transformers 5.23 or newer: pip install --upgrade transformers")
-
-# What follows may not exist in older versions, so the check above must come first.
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
-from PIL import Image, ImageOps, UnidentifiedImageError  # noqa: E402
-from transformers import AddedToken, BatchFeature, ImagesKwargs, ProcessingKwargs, ProcessorMixin  # noqa: E402
-from transformers.image_processing_backends import PilBackend  # noqa: E402
-from transformers.image_utils import ImageInput, PILImageResampling, SizeDict, load_image  # noqa: E402
-from transformers.processing_utils import Unpack  # noqa: E402
-from transformers.utils import logging  # noqa: E402
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from transformers import AddedToken, BatchFeature, ImagesKwargs, ProcessingKwargs, ProcessorMixin
+from transformers.image_processing_backends import PilBackend
+from transformers.image_utils import ImageInput, PILImageResampling, SizeDict
+from transformers.processing_utils import Unpack
+from transformers.utils import logging
 
 
 logger = logging.get_logger(__name__)
 
+# Limits of `read_image`: of what is fetched or sent as text, of what is decoded, and of one fetch.
+MAX_IMAGE_BYTES = 50 * 2**20
+MAX_IMAGE_PIXELS = 100_000_000
+FETCH_SECONDS = 10
+
 # What transformers puts before each control token in the messages of users, see `unmarked`.
 CONTROL_TOKEN_MARK = "\U000f0000"
+
+# All that differs between the releases of `TESTED_RELEASES`: below 5.23, transformers ignores
+# `sanitize_control_tokens=True`, and a user's `<|assistant|>` would begin a turn.
+CAN_SANITIZE = "sanitize_control_tokens" in inspect.signature(ProcessorMixin.apply_chat_template).parameters
 
 
 class FusionImageProcessorKwargs(ImagesKwargs, total=False):
@@ -43,16 +60,14 @@ class FusionImageProcessor(PilBackend):
     Makes the base image and four high-resolution crops of each image.
 
     The image is resized, without keeping its aspect ratio, to `size` for the base image, and to twice `size` for the
-    crops, which are its quarters, row-major. Every kind of image becomes 8-bit RGB first: EXIF orientation is applied,
-    transparency is composited onto white, palettes are expanded, CMYK is converted as Pillow does, 16-bit values are
-    divided by 257, floats are taken as 0 to 1.
+    crops, which are its quarters, row-major. `read_image` says what an image may be.
 
     Returns:
         `pixel_values` `(images, 3, height, width)` and `high_res_pixel_values` `(images, 4, 3, height, width)`,
-        float32, normalised to -1 to 1.
+        float32, normalized to -1 to 1.
 
     Raises:
-        ValueError: for what is not an image or cannot be opened as one, an image without pixels, NaN in an array.
+        ValueError: for what `read_image` refuses, and for `do_rescale=False` with anything but floats from 0 to 1.
     """
 
     model_input_names = ["pixel_values", "high_res_pixel_values"]
@@ -70,43 +85,58 @@ class FusionImageProcessor(PilBackend):
     latent_grid_size = 8
 
     def fetch_images(self, image_url_or_urls):
-        """Opens paths, URLs and base64 strings; leaves images alone."""
-        if not isinstance(image_url_or_urls, str):
-            return super().fetch_images(image_url_or_urls)
-        try:
-            # `load_image` would clip 16-bit files to white.
-            if os.path.isfile(image_url_or_urls):
-                image = Image.open(image_url_or_urls)
-                image.load()
-                return image
-            if (
-                "://" not in image_url_or_urls
-                and os.path.splitext(image_url_or_urls)[1] in Image.registered_extensions()
-            ):
-                raise FileNotFoundError("there is no such file")
-            return load_image(image_url_or_urls)
-        except (UnidentifiedImageError, OSError, ValueError) as error:
-            source = image_url_or_urls if len(image_url_or_urls) < 200 else image_url_or_urls[:200] + "..."
-            raise ValueError(f"Cannot read an image from {source!r}: {error}. Is it an image file?") from error
+        """Return an 8-bit RGB image for each source, in lists as the sources are."""
+        if isinstance(image_url_or_urls, (list, tuple)):
+            return [self.fetch_images(source) for source in image_url_or_urls]
+        return read_image(image_url_or_urls)
 
-    def process_image(self, image, do_convert_rgb=None, input_data_format=None, **kwargs) -> np.ndarray:
-        """One image of any accepted kind to a `uint8` array of shape `(channels, height, width)`."""
-        if isinstance(image, Image.Image):
-            image = ImageOps.exif_transpose(image)
-            if image.mode.startswith("I"):  # 16 bits, for which Pillow has a 32-bit mode too
-                image = to_uint8(np.asarray(image).clip(0, 2**16 - 1).astype(np.uint16))
-            elif image.mode == "F":
-                image = to_uint8(np.asarray(image))
-        elif isinstance(image, (np.ndarray, torch.Tensor)):
-            image = to_uint8(image.cpu().numpy() if isinstance(image, torch.Tensor) else image)
-        shape = image.size if isinstance(image, Image.Image) else image.shape
-        if 0 in shape:
-            raise ValueError(f"The image has no pixels (its size is {tuple(shape)}).")
-        if isinstance(image, np.ndarray) and image.ndim == 2:
-            image, input_data_format = image[None], "channels_first"
-        return super().process_image(
-            image, do_convert_rgb=do_convert_rgb, input_data_format=input_data_format, **kwargs
-        )
+    def read_images(
+        self, images, *, input_data_format: str | None = None, do_rescale: bool | None = None
+    ) -> list[Image.Image]:
+        """
+        Return an 8-bit RGB image for each source of a nested list.
+
+        Args:
+            images:
+                One source, or nested lists of sources.
+            input_data_format (`str`, *optional*):
+                `"channels_first"` or `"channels_last"`, of arrays. Told from their shapes by default.
+            do_rescale (`bool`, *optional*):
+                False declares that all sources are floats from 0 to 1.
+
+        Raises:
+            ValueError: as `read_image`, and if `do_rescale` is False and a source is something else.
+        """
+        sources = [open_image(source) for source in flatten_images(images)]
+        if not (self.do_rescale if do_rescale is None else do_rescale):
+            for source in sources:
+                if isinstance(source, Image.Image) or source.dtype.kind != "f" or source.max(initial=0) > 1:
+                    raise ValueError(
+                        "`do_rescale=False` is for arrays of floats from 0 to 1, but an image is"
+                        f" {describe_image(source)}. Leave `do_rescale` out: images of every kind are scaled rightly."
+                    )
+        return [to_rgb(source, input_data_format) for source in sources]
+
+    def preprocess(self, images: ImageInput, *args, **kwargs) -> BatchFeature:
+        """Return the inputs of the model, see the class."""
+        options = {name: kwargs.get(name) for name in ("input_data_format", "do_rescale")}
+        # What is read has 8 bits, whatever it was.
+        kwargs = {**kwargs, "input_data_format": None, "do_rescale": True}
+        return super().preprocess(self.read_images(images, **options), *args, **kwargs)
+
+    def resize(self, image: np.ndarray, size: SizeDict, resample=None, **kwargs) -> np.ndarray:
+        """
+        Resize a `(channels, height, width)` array to a square, one side after the other.
+
+        The order of the two passes changes pixels by 1 or 2 of 255, since the result of the first one has 8 bits.
+        Pillow before 13 begins with the width. Pillow 13 begins with the height for most portraits, and so did the
+        reference's pixels that this package is tested with. Explicit passes give those on every release of Pillow.
+        """
+        height, width = image.shape[1:]
+        begins_with_height = height > size.height and height + size.height > 2 * width
+        first = (size.height, width) if begins_with_height else (height, size.width)
+        image = super().resize(image, SizeDict(height=first[0], width=first[1]), resample, **kwargs)
+        return super().resize(image, size, resample, **kwargs)
 
     def _preprocess(
         self,
@@ -141,6 +171,7 @@ class FusionImageProcessor(PilBackend):
 
 class FusionProcessorKwargs(ProcessingKwargs, total=False):
     images_kwargs: FusionImageProcessorKwargs
+    _defaults = {"text_kwargs": {"padding": True}}  # releases below 5.23 read no class attribute of the processor
 
 
 class FusionProcessor(ProcessorMixin):
@@ -166,7 +197,6 @@ class FusionProcessor(ProcessorMixin):
     """
 
     valid_processor_kwargs = FusionProcessorKwargs
-    text_kwargs = {"padding": True}
 
     def __init__(
         self,
@@ -255,7 +285,11 @@ class FusionProcessor(ProcessorMixin):
         if text is None:
             return super().__call__(images=images, **kwargs)
         prompts = [text] if isinstance(text, str) else list(text)
+        if kwargs.get("sanitize_control_tokens") and not CAN_SANITIZE:
+            raise ValueError("`sanitize_control_tokens=True` for a rendered prompt needs transformers 5.23 or newer.")
         self._check_prompts(prompts)
+        images = self._read_images(images, kwargs)
+        self._check_num_images(prompts, len(images))
         num_latents = self._get_grid_size("latent_grid_size", kwargs) ** 2
         sanitize = kwargs.get("sanitize_control_tokens", False)
         expanded = [expand_token(prompt, self.latent_token, num_latents) for prompt in prompts]
@@ -263,7 +297,7 @@ class FusionProcessor(ProcessorMixin):
         if has_bos and "add_special_tokens" not in {**kwargs, **kwargs.get("text_kwargs", {})}:
             # The template has rendered it already.
             kwargs["add_special_tokens"] = False
-        outputs = super().__call__(images=images, text=[prompt for prompt, _ in expanded], **kwargs)
+        outputs = super().__call__(images=images or None, text=[prompt for prompt, _ in expanded], **kwargs)
         if "text_replacement_offsets" in outputs:
             outputs["text_replacement_offsets"] = [
                 merge_replacements(latents, image)
@@ -288,8 +322,12 @@ class FusionProcessor(ProcessorMixin):
             ValueError: if a conversation has more than one image, or one outside its first user turn.
         """
         is_batched = bool(conversation) and isinstance(conversation[0], (list, tuple))
-        for index, messages in enumerate(conversation if is_batched else [conversation]):
+        conversations = conversation if is_batched else [conversation]
+        for index, messages in enumerate(conversations):
             check_images(messages, index)
+        if kwargs.get("sanitize_control_tokens") and not CAN_SANITIZE:
+            del kwargs["sanitize_control_tokens"]
+            self._refuse_control_tokens(conversations)
         return super().apply_chat_template(conversation, *args, **kwargs)
 
     def replace_image_token(self, image_inputs: dict, image_idx: int, **kwargs) -> str:
@@ -333,6 +371,46 @@ class FusionProcessor(ProcessorMixin):
             },
             tensor_type=tensor_type,
         )
+
+    def _read_images(self, images, kwargs: dict) -> list[Image.Image]:
+        """Return 8-bit RGB images; take the options of reading out of `kwargs`, where they would be used again."""
+        images_kwargs = kwargs["images_kwargs"] = {**kwargs.get("images_kwargs", {})}
+        options = {}
+        for name in ("input_data_format", "do_rescale"):
+            options[name] = images_kwargs.pop(name, kwargs.pop(name, None))
+        return self.image_processor.read_images(images, **options)
+
+    def _check_num_images(self, prompts: list[str], num_images: int):
+        num_places = sum(re.search(unmarked(self.image_token), prompt) is not None for prompt in prompts)
+        if num_places != num_images:
+            raise ValueError(
+                f"Got {num_images} images for {num_places} prompts with {self.image_token}, expected one for each."
+            )
+
+    def find_control_tokens(self, text: str) -> list[str]:
+        """
+        Return the control tokens that `text` spells out, in the order of the vocabulary.
+
+        Control tokens are the special tokens of the tokenizer and the added tokens that the chat template writes.
+        """
+        added_tokens = self.tokenizer.added_tokens_decoder.values()
+        template = self.chat_template or ""
+        return [
+            token.content
+            for token in added_tokens
+            if token.content in text and (token.special or (token.content in template and token.content.strip()))
+        ]
+
+    def _refuse_control_tokens(self, conversations: list[list[dict]]):
+        for index, messages in enumerate(conversations):
+            for turn, message in enumerate(messages):
+                parts = message.get("content")
+                parts = parts if isinstance(parts, (list, tuple)) else [{"text": parts}]
+                for token in self.find_control_tokens(" ".join(str(part.get("text", "")) for part in parts)):
+                    raise ValueError(
+                        f"Message {turn} of conversation {index} holds the control token {token!r} as text. That needs"
+                        " transformers 5.23 or newer; with older releases, take it out."
+                    )
 
     def _get_grid_size(self, name: str, kwargs: dict) -> int:
         grid_size = {**kwargs.get("images_kwargs", {}), **kwargs}.get(name, getattr(self.image_processor, name))
@@ -381,21 +459,229 @@ def split_crops(image: np.ndarray) -> list[np.ndarray]:
     return [crop for row in np.split(image, 2, axis=1) for crop in np.split(row, 2, axis=2)]
 
 
-def to_uint8(image: np.ndarray) -> np.ndarray:
-    """Pixels of any dtype to 0 to 255: 16-bit values are divided by 257, floats up to 1 multiplied by 255."""
-    if image.dtype == np.uint8 or image.size == 0:
+# Images -------------------------------------------------------------------------------------------------------------
+
+
+def read_image(source, input_data_format: str | None = None) -> Image.Image:
+    """
+    Return the 8-bit RGB image of any source.
+
+    EXIF orientation is applied, transparency is composited onto white, palettes are expanded, CMYK is converted as
+    Pillow does, 16-bit values are divided by 257, and floats are taken as 0 to 1 if none is larger.
+
+    Args:
+        source (`str`, `Path`, `bytes`, file object, `dict`, `PIL.Image.Image`, `np.ndarray` or `torch.Tensor`):
+            A path, an http(s), file or data URI, base64, the content of a file, a dict of `datasets`
+            (`{"bytes": ..., "path": ...}`), or pixels of shape `(height, width)` or with 1 to 4 channels first or
+            last; two channels are grey and alpha.
+        input_data_format (`str`, *optional*):
+            `"channels_first"` or `"channels_last"`, of pixels. Told from the shape by default.
+
+    Raises:
+        ValueError: naming the source and the cause: not found, not an image, HTTP status, time-out, too large
+            (`MAX_IMAGE_BYTES`, `MAX_IMAGE_PIXELS`), no pixels, a wrong shape, or values that are no colors.
+    """
+    return to_rgb(open_image(source), input_data_format)
+
+
+def open_image(source) -> Image.Image | np.ndarray:
+    """Return the decoded image of a source, with its pixels as they are; see `read_image`."""
+    if isinstance(source, dict) and {"bytes", "path"} & set(source):
+        source = source["bytes"] if source.get("bytes") is not None else source.get("path")
+    if isinstance(source, torch.Tensor):
+        source = source.detach().cpu()
+        source = (source.float() if source.dtype == torch.bfloat16 else source).numpy()
+    if isinstance(source, np.ndarray):
+        return source[0] if source.ndim == 4 and len(source) == 1 else source
+    try:
+        image = source if isinstance(source, Image.Image) else Image.open(open_source(source))
+        if image.width * image.height > MAX_IMAGE_PIXELS and image is not source:
+            raise ValueError(f"it has {image.width} x {image.height} pixels, expected at most {MAX_IMAGE_PIXELS}")
+        image.load()
         return image
-    if image.dtype == np.uint16:
-        return np.round(image / 257).astype(np.uint8)
-    if not np.isfinite(image).all():
-        raise ValueError("The image holds NaN or infinity.")
-    if image.min() < 0 or image.max() > 255:
+    except UnidentifiedImageError:
+        reason = "it is not an image that Pillow reads"
+    except FileNotFoundError:
+        reason = "there is no such file"
+    except IsADirectoryError:
+        reason = "it is a folder"
+    except urllib.error.HTTPError as error:
+        reason = f"HTTP status {error.code} ({error.reason})"
+    except TimeoutError:
+        reason = f"no answer within {FETCH_SECONDS} seconds"
+    except Exception as error:  # decoders raise errors of all kinds
+        reason = str(getattr(error, "reason", error)) or type(error).__name__
+    raise ValueError(f"Cannot read an image from {describe_image(source)}: {reason}.")
+
+
+def open_source(source) -> io.BytesIO | Path:
+    """Return what `Image.open` takes: a path, or the content of anything else."""
+    if isinstance(source, str):
+        scheme = source[:8].partition(":")[0].lower() if ":" in source[:8] else ""
+        if scheme in ("http", "https"):
+            return io.BytesIO(fetch(source))
+        if scheme == "data":
+            return io.BytesIO(decode_data_uri(source))
+        if scheme == "file":
+            source = urllib.request.url2pathname(urlsplit(source).path)
+        elif "://" in source[:16]:
+            raise ValueError("expected an address that begins with http://, https://, file:// or data:")
+        elif not os.path.exists(os.path.expanduser(source)) and (content := decode_base64(source)):
+            return io.BytesIO(content)
+        source = Path(source)
+    if isinstance(source, Path):
+        path = source.expanduser()
+        if path.is_dir():
+            raise IsADirectoryError
+        return path
+    if hasattr(source, "read"):
+        if source.seekable():
+            source.seek(0)  # it may have been read before
+        source = source.read()
+    if not isinstance(source, (bytes, bytearray, memoryview)):
+        raise ValueError("expected a path, an address, base64, the content of a file, a PIL image, or an array")
+    if not source:
+        raise ValueError("it is empty")
+    return io.BytesIO(source)
+
+
+def fetch(address: str) -> bytes:
+    """
+    Return what is at an http(s) address.
+
+    Raises:
+        OSError, HTTPException: if the address does not answer with status 200.
+        ValueError: if the answer has more than `MAX_IMAGE_BYTES`.
+    """
+    deadline = time.monotonic() + FETCH_SECONDS
+    # Some hosts refuse Python's own name.
+    request = urllib.request.Request(address, headers={"User-Agent": "fusion-vlm", "Accept": "image/*"})
+    content = bytearray()
+    with urllib.request.urlopen(request, timeout=FETCH_SECONDS) as response:
+        while chunk := response.read1(2**20):
+            content += chunk
+            if len(content) > MAX_IMAGE_BYTES:
+                raise ValueError(f"it has more than {MAX_IMAGE_BYTES} bytes")
+            if time.monotonic() > deadline:  # the time-out of the request is that of each read
+                raise TimeoutError
+        if response.length:
+            raise HTTPException(f"the answer ends {response.length} bytes early")
+    return bytes(content)
+
+
+def decode_data_uri(uri: str) -> bytes:
+    """Return the content of `data:[type][;parameters][;base64],content` (RFC 2397)."""
+    head, comma, data = uri.partition(",")
+    if not comma:
+        raise ValueError("a data URI has a comma before its content")
+    if not head.lower().endswith(";base64"):
+        return unquote_to_bytes(data)
+    content = decode_base64(data)
+    if content is None:
+        raise ValueError("its content is not base64")
+    return content
+
+
+def decode_base64(text: str) -> bytes | None:
+    """Return the bytes of base64 text, with or without line ends and padding; None for other text."""
+    if len(text) > MAX_IMAGE_BYTES * 4 / 3 + 4:
+        raise ValueError(f"it has more than {MAX_IMAGE_BYTES} bytes")
+    text = re.sub(r"\s+|=+\s*$", "", text.replace("-", "+").replace("_", "/"))
+    try:
+        return base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
+    except (binascii.Error, ValueError):
+        return None
+
+
+def describe_image(source) -> str:
+    """Return a short name of an image's source for messages."""
+    if isinstance(source, (str, Path)):
+        return repr(str(source)) if len(str(source)) <= 100 else repr(str(source)[:97] + "...")
+    if isinstance(source, np.ndarray):
+        return f"an array of {source.dtype} and shape {source.shape}"
+    if isinstance(source, Image.Image):
+        return f"a PIL image of mode {source.mode}"
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        return f"{len(source)} bytes"
+    return f"a file ({source.name})" if isinstance(getattr(source, "name", None), str) else type(source).__name__
+
+
+def flatten_images(images) -> list:
+    """Return the sources in nested lists and in batches of pixels; none for `None`."""
+    if isinstance(images, (list, tuple)):
+        return [image for item in images for image in flatten_images(item)]
+    if isinstance(images, (np.ndarray, torch.Tensor)) and images.ndim == 4:
+        return list(images)
+    return [] if images is None else [images]
+
+
+def to_rgb(image: Image.Image | np.ndarray, input_data_format: str | None = None) -> Image.Image:
+    """Return an 8-bit RGB image of decoded pixels; see `read_image`."""
+    if isinstance(image, np.ndarray):
+        image = from_array(image, input_data_format)
+    if 0 in image.size:
+        raise ValueError(f"The image has no pixels: its size is {image.width} x {image.height}.")
+    if image.mode == "RGB" and not image.getexif() and "transparency" not in image.info:
+        return image
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I"):
+        pixels = np.asarray(image)
+        # Pillow before 11 opens 16-bit files in mode I, too. What comes from an array has no format.
+        if image.mode != "I" or image.format is not None or pixels.max() > 255:
+            pixels = pixels.clip(0, 2**16 - 1).astype(np.uint16)
+        image = Image.fromarray(to_uint8(pixels))
+    elif image.mode == "F":
+        image = Image.fromarray(to_uint8(np.asarray(image)))
+    if image.mode in ("La", "RGBa"):  # premultiplied
+        image = image.convert(image.mode.upper())
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    return image.convert("RGB")
+
+
+def from_array(pixels: np.ndarray, input_data_format: str | None) -> Image.Image:
+    """Return a Pillow image of an array of pixels."""
+    if 0 in pixels.shape:
+        raise ValueError(f"The image has no pixels: its shape is {pixels.shape}.")
+    pixels = pixels[..., None] if pixels.ndim == 2 else pixels
+    is_first, is_last = (pixels.ndim == 3 and pixels.shape[axis] <= 4 for axis in (0, 2))
+    if input_data_format is not None:
+        is_first, is_last = input_data_format == "channels_first", input_data_format == "channels_last"
+    if not (is_first or is_last) or pixels.ndim != 3:
         raise ValueError(
-            f"The image has values from {image.min()} to {image.max()}, expected 0 to 255 (or 0 to 1 in floats). Has"
-            " it been normalised already?"
+            f"The image has shape {pixels.shape}, expected (height, width) or 1 to 4 channels before or after these."
         )
-    scale = 255 if image.dtype == bool or (np.issubdtype(image.dtype, np.floating) and image.max() <= 1) else 1
-    return np.round(image * scale).astype(np.uint8)
+    if is_first and is_last and pixels.shape[0] != pixels.shape[2]:
+        raise ValueError(
+            f"An image of shape {pixels.shape} may have its channels first or last: pass `input_data_format`."
+        )
+    pixels = pixels.transpose(1, 2, 0) if is_first else pixels
+    mode = ("L", "LA", "RGB", "RGBA")[pixels.shape[2] - 1]
+    pixels = np.ascontiguousarray(to_uint8(pixels))
+    return Image.frombytes(mode, (pixels.shape[1], pixels.shape[0]), pixels.tobytes())
+
+
+def to_uint8(pixels: np.ndarray) -> np.ndarray:
+    """Return pixels of any dtype as 0 to 255: 16-bit values divided by 257, floats up to 1 multiplied by 255."""
+    if pixels.dtype == np.uint8:
+        return pixels
+    if pixels.dtype == np.uint16:
+        return np.round(pixels / 257).astype(np.uint8)
+    if pixels.dtype.kind not in "biuf":
+        raise ValueError(f"The image has values of dtype {pixels.dtype}, expected numbers.")
+    if not np.isfinite(pixels).all():
+        raise ValueError("The image holds NaN or infinity.")
+    if pixels.min() < 0 or pixels.max() > 255:
+        raise ValueError(
+            f"The image has values from {pixels.min()} to {pixels.max()}, expected 0 to 255 (or 0 to 1 in floats). Has"
+            " it been normalized already?"
+        )
+    scale = 255 if pixels.dtype == bool or (pixels.dtype.kind == "f" and pixels.max() <= 1) else 1
+    return np.round(pixels * scale).astype(np.uint8)
+
+
+# Prompts ------------------------------------------------------------------------------------------------------------
 
 
 def expand_token(text: str, token: str, count: int) -> tuple[str, list[dict]]:

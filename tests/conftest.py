@@ -17,7 +17,8 @@ from safetensors import safe_open
 from transformers import AutoProcessor, SiglipVisionConfig
 
 from fusion_vlm.convert_checkpoints import convert
-from fusion_vlm.modeling_fusion import FusionForConditionalGeneration
+from fusion_vlm.modeling_fusion import CHECKPOINTS_HOOKS, FusionForConditionalGeneration
+from fusion_vlm.processing_fusion import CAN_SANITIZE
 
 from .tiny import VISION_CONFIG, random_image, tiny_config, tiny_model, tiny_processor
 
@@ -44,6 +45,18 @@ def import_script() -> Callable[[str], ModuleType]:
     yield importlib.import_module
     for folder in folders:
         sys.path.remove(folder)
+
+
+# tests/test_releases.py shows that older releases refuse in words.
+needs_sanitizing = pytest.mark.skipif(not CAN_SANITIZE, reason="control tokens stay text from transformers 5.23 on")
+needs_reentrant = pytest.param(True, marks=pytest.mark.skipif(CHECKPOINTS_HOOKS, reason="refused below 5.23"))
+needs_recipes = pytest.mark.skipif(CHECKPOINTS_HOOKS, reason="recipes need transformers 5.23")
+
+
+def enable_checkpointing(model, use_reentrant: bool = False):
+    """Turn on activation checkpointing, under its name in the installed transformers (5.23 renamed it)."""
+    enable = model.gradient_checkpointing_enable if CHECKPOINTS_HOOKS else model.activation_checkpointing_enable
+    enable({"use_reentrant": use_reentrant})
 
 
 class Golden:

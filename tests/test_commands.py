@@ -21,7 +21,7 @@ from fusion_vlm.commands.main import build_parser, main
 from fusion_vlm.commands.model import load
 from fusion_vlm.hub.card import write_card
 
-from .conftest import GOLDEN_DIR, LLAMA, make_messages, process
+from .conftest import GOLDEN_DIR, LLAMA, make_messages, needs_sanitizing, process
 from .tiny import random_image
 
 
@@ -122,6 +122,7 @@ def test_ask_takes_sizes_and_text_alone(folder, loaded, image_file, capsys):
     assert capsys.readouterr().out == f"{expect(loaded, ['Hello!'])}\n{expect(loaded, ['Goodbye!'])}\n"
 
 
+@needs_sanitizing
 def test_ask_takes_placeholders_in_a_question_as_text(folder, image_file, capsys):
     assert main(["ask", str(folder), str(image_file), "Where is <image> and <latent>?", *FEW]) == 0
     assert capsys.readouterr().out.strip()

@@ -40,6 +40,7 @@ inputs = processor.apply_chat_template(
 )
 with torch.no_grad():
     logits = model(**inputs).logits[:, -1]
+model.generate(**inputs, max_new_tokens=3, num_beams=2)
 save_file({"logits": logits}, output)
 if len(sys.argv) > 4:
     model.save_pretrained(sys.argv[4])
@@ -120,9 +121,21 @@ import fusion_vlm.{module}
 """
     result = run(code, cwd=tmp_path)
     assert result.returncode != 0
-    assert "ImportError: transformers>=5.23.0 is required" in result.stderr
+    assert "ImportError: transformers>=5.20 is required" in result.stderr
     assert "found transformers==5.16.1" in result.stderr
-    assert "FUSION needs transformers 5.23 or newer: pip install --upgrade transformers" in result.stderr
+    assert "FUSION is tested with transformers 5.20 to 5.24: pip install --upgrade transformers" in result.stderr
+
+
+def test_newer_transformers_warns_once_and_runs(converted, image_file, tmp_path):
+    newer = """
+import importlib.metadata
+version = importlib.metadata.version
+importlib.metadata.version = lambda name: "5.99.0" if name == "transformers" else version(name)
+"""
+    result = run(newer + ASK, converted[PHI], image_file, tmp_path / "logits", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert result.stderr.count("FUSION is tested with transformers 5.20 to 5.24, and 5.99.0 is newer.") == 1
+    assert "pip install 'transformers==5.24.*'" in result.stderr
 
 
 def test_pipeline_answers_as_generate_does(converted, image_file, processors, models):

@@ -14,7 +14,7 @@ from transformers import AutoProcessor
 from fusion_vlm import processing_fusion
 from fusion_vlm.processing_fusion import FusionProcessor, expand_token, merge_replacements, split_crops
 
-from .conftest import LLAMA, PHI, VARIANTS, make_messages, process
+from .conftest import LLAMA, PHI, VARIANTS, make_messages, needs_sanitizing, process
 
 
 @pytest.fixture
@@ -176,6 +176,7 @@ def test_end_of_turn_is_read_from_the_template(variant, end, processors, image):
         built.read_question("<latent><vision_end>What?")
 
 
+@needs_sanitizing
 @pytest.mark.parametrize("text", ["Is this <|eot_id|> or <image>?", "<latent> it is", "<vision_end>"])
 def test_control_tokens_of_users_are_text_when_sanitized(text, processor, image):
     """In the prompt and for the tower; what the template wrote keeps its meaning."""
@@ -281,7 +282,7 @@ def test_image_of_one_pixel(processor):
 
 
 def test_image_without_pixels(processor):
-    with pytest.raises(ValueError, match=r"no pixels \(its size is \(0, 5\)\)"):
+    with pytest.raises(ValueError, match="no pixels: its size is 0 x 5"):
         processor.image_processor(Image.new("RGB", (0, 5)))
     with pytest.raises(ValueError, match="no pixels"):
         processor.image_processor(np.zeros((3, 0, 4), dtype=np.uint8))
@@ -289,7 +290,7 @@ def test_image_without_pixels(processor):
 
 def test_file_that_is_no_image(processor, image, tmp_path):
     (tmp_path / "notes.png").write_text("not an image")
-    with pytest.raises(ValueError, match="Cannot read an image from .*notes.png.*Is it an image file"):
+    with pytest.raises(ValueError, match="Cannot read an image from .*notes.png': it is not an image"):
         process(processor, make_messages(["What?"], str(tmp_path / "notes.png")))
     buffer = io.BytesIO()
     image.save(buffer, "png")
@@ -302,9 +303,9 @@ def test_file_that_is_no_image(processor, image, tmp_path):
 
 def test_nan_and_normalised_arrays(processor):
     with pytest.raises(ValueError, match="NaN"):
-        processor.image_processor(np.full((4, 4, 3), np.nan, dtype=np.float32))
+        processor.image_processor(np.full((5, 5, 3), np.nan, dtype=np.float32))
     with pytest.raises(ValueError, match="values from -1.0 to 1.0, expected 0 to 255"):
-        processor.image_processor(np.linspace(-1, 1, 48, dtype=np.float32).reshape(4, 4, 3))
+        processor.image_processor(np.linspace(-1, 1, 75, dtype=np.float32).reshape(5, 5, 3))
 
 
 def test_resizing_cannot_be_switched_off(processor, image):
@@ -333,11 +334,11 @@ def test_image_in_a_later_turn(turn, processor, image):
 
 
 def test_placeholder_without_image_and_reverse(processor, image):
-    with pytest.raises(ValueError, match="1 <image> tokens in the text but no images"):
+    with pytest.raises(ValueError, match="Got 0 images for 1 prompts with <image>"):
         processor(text="<image>")
-    with pytest.raises(ValueError, match="Found total 0 <image> tokens and 1 images"):
+    with pytest.raises(ValueError, match="Got 1 images for 0 prompts with <image>"):
         processor(text="no placeholder", images=image)
-    with pytest.raises(ValueError, match="1 <image> tokens in the text but no images"):
+    with pytest.raises(ValueError, match="Got 0 images for 1 prompts with <image>"):
         processor(text=processor.apply_chat_template(make_messages(["What?"], image)))
 
 

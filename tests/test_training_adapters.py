@@ -25,7 +25,7 @@ from fusion_vlm.modeling_fusion import SKIPPED_IN_4BIT, FusionForConditionalGene
 from fusion_vlm.training.collator import FusionDataCollator
 from fusion_vlm.training.lora import lora_config
 
-from .conftest import LLAMA, make_messages, process, relative_error
+from .conftest import LLAMA, enable_checkpointing, make_messages, process, relative_error
 from .tiny import last_logits, random_image, tiny_model
 
 
@@ -250,7 +250,7 @@ def test_checkpointing_of_a_mixed_batch(adapted, use_reentrant, processor, rows)
             module.register_forward_pre_hook(lambda module, args, part=part: calls.update([part]))
     expected, first_calls = gradients(model, inputs), calls.copy()
     assert first_calls.keys() == {"vision_tower", "language_model", "interaction_layers.0", "interaction_layers.1"}
-    base.activation_checkpointing_enable({"use_reentrant": use_reentrant})
+    enable_checkpointing(base, use_reentrant)
     base.enable_input_require_grads()
     calls.clear()
     assert_same(gradients(model, inputs), expected)

@@ -22,7 +22,7 @@ from fusion_vlm.training.collator import FusionDataCollator
 from fusion_vlm.training.train import main
 from fusion_vlm.training.trainer import LOSS_PARTS, FusionTrainer, FusionTrainingArguments, ModalityLengthSampler
 
-from .conftest import make_messages
+from .conftest import make_messages, needs_recipes
 from .tiny import VISION_CONFIG, random_image, tiny_config
 
 
@@ -307,6 +307,7 @@ def test_grouping_needs_lengths(model, processor, tmp_path):
 # Recipes ------------------------------------------------------------------------------------------------------------
 
 
+@needs_recipes
 @pytest.mark.parametrize(
     "stage, batch_size, rate, vision_rate, length",
     [("stage1", 256, 2e-5, 2e-5, 2048), ("stage1_5", 128, 2e-5, 2e-6, 4096), ("stage2", 128, 1e-5, 1e-6, 4096)],
@@ -322,6 +323,7 @@ def test_recipes_are_the_papers(stage, batch_size, rate, vision_rate, length):
     assert yaml.safe_load((RECIPES / f"{stage}.yaml").read_text())["training"]["bf16"] is True
 
 
+@needs_recipes
 @pytest.mark.parametrize(
     "override, message",
     [
@@ -391,6 +393,7 @@ def write_recipe(folder: Path, parts: dict[str, str]) -> Path:
     return path
 
 
+@needs_recipes
 def test_training_command(parts, tmp_path):
     """From two pretrained parts to a folder that loads, and on from there; a second start goes on where it was."""
     recipe = write_recipe(tmp_path, parts)
@@ -417,6 +420,7 @@ def test_training_command(parts, tmp_path):
     assert 0 < (weights[0] - weights[1]).abs().max() < 0.01
 
 
+@needs_recipes
 def test_finished_run_is_left_alone_and_another_recipe_is_refused(parts, tmp_path, capsys):
     recipe = write_recipe(tmp_path, parts)
     main([str(recipe), "training.max_steps=2"])
@@ -430,6 +434,7 @@ def test_finished_run_is_left_alone_and_another_recipe_is_refused(parts, tmp_pat
         main([str(recipe), "model.vision=null", f"training.output_dir={tmp_path}/other"])
 
 
+@needs_recipes
 def test_recipe_starts_from_what_is_there(parts, tmp_path, converted):
     recipe = load_recipe(write_recipe(tmp_path, parts))
     config = build_config(recipe)

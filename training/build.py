@@ -41,6 +41,10 @@ def load_recipe(path: str | Path, overrides: list[str] = ()) -> dict:
     _check_names(recipe["model"], MODEL_KEYS, "`model`")
     _check_names(recipe["model"].get("config") or {}, set(FusionConfig.__dataclass_fields__), "`model.config`")
     arguments = {field.name for field in dataclasses.fields(FusionTrainingArguments)}
+    if "activation_checkpointing" not in arguments:
+        raise ValueError(
+            "Recipes need transformers 5.23 or newer. `Trainer` and `FusionTrainer` take older ones, too."
+        )
     _check_names(recipe["training"], arguments, "`training`")
     return recipe
 
