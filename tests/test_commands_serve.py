@@ -25,6 +25,7 @@ from PIL import Image
 
 from fusion_vlm.commands.main import main
 from fusion_vlm.commands.serve import MAX_BODY_BYTES, ChatServer, build_uvicorn, listen
+from fusion_vlm.handler import read_image
 from fusion_vlm.modeling_fusion import FusionForConditionalGeneration
 from fusion_vlm.processing_fusion import FusionProcessor
 
@@ -281,7 +282,7 @@ WRONG = {
     "unknown role": (
         {"messages": [{"role": "tool", "content": "3"}]},
         400,
-        "'system', 'user' or 'assistant', got 'tool'",
+        "'system', 'developer', 'user' or 'assistant', got 'tool'",
     ),
     "unknown part": ({"messages": [{"role": "user", "content": [{"type": "input_audio"}]}]}, 400, "'input_audio'"),
     "two users": (
@@ -315,8 +316,12 @@ WRONG = {
     "seed": ({"seed": 2**70}, 400, "seed"),
     "stop": ({"stop": [""]}, 400, "stop.0"),
     "stream": ({"stream": "yes"}, 400, "stream: Input should be a valid boolean"),
-    "two choices": ({"n": 2}, 400, "n: "),
-    "tools": ({"tools": [{"type": "function"}]}, 400, "tools: this server does not know that field"),
+    "unknown field": ({"max_token": 8}, 400, "max_token: this server does not know that field"),
+    "unknown field of a message": (
+        {"messages": [{**USER, "text": "x"}]},
+        400,
+        "messages.0.text: this server does not",
+    ),
     "engine's own field": ({"generation_config": "{}"}, 400, "generation_config: this server does not know"),
     "latents": ({"latent_grid_size": 99}, 400, "latent_grid_size is 99, expected 1 to 16"),
     "image tokens": ({"image_grid_size": 0}, 400, "image_grid_size is 0, expected 1 to 8"),
@@ -337,6 +342,118 @@ def test_wrong_request_is_told_what_is_wrong(case, served):
     body = {"model": NAME, "messages": [USER], "max_tokens": 1, **changes}
     actual_status, answer = served.send(json.dumps(body).encode())
     assert (actual_status, words in json.loads(answer)["error"]["message"]) == (status, True), answer
+
+
+# Fields that are not implemented: values that change nothing, and values that would.
+NOT_IMPLEMENTED = {
+    "n": ([1, 1.0], [2, 0, True, "1"]),
+    "frequency_penalty": ([0, 0.0, -0.0], [0.1, False, float("nan")]),
+    "presence_penalty": ([0], [-2]),
+    "logit_bias": ([{}], [{"50256": -100}, []]),
+    "logprobs": ([False], [True, 0]),
+    "top_logprobs": ([0], [5]),
+    "response_format": (
+        [{"type": "text"}, {"type": "text", "json_schema": None}],
+        [{"type": "json_object"}, {"type": "json_schema", "json_schema": {"name": "x", "schema": {}}}, {}, "text"],
+    ),
+    "modalities": ([["text"]], [["text", "audio"], []]),
+    "tools": ([[]], [[{"type": "function", "function": {"name": "f"}}], {}]),
+    "tool_choice": (["none", "auto"], ["required", {"type": "function", "function": {"name": "f"}}]),
+    "functions": ([[]], [[{"name": "f"}]]),
+    "function_call": (["none", "auto"], [{"name": "f"}]),
+    "reasoning_effort": (["none"], ["high"]),
+    "verbosity": (["medium"], ["low"]),
+    "best_of": ([1], [3]),
+    "use_beam_search": ([False], [True]),
+    "min_tokens": ([0], [5]),
+    "ignore_eos": ([False], [True]),
+    "stop_token_ids": ([[]], [[2]]),
+    "skip_special_tokens": ([True], [False]),
+    "echo": ([False], [True]),
+    "chat_template_kwargs": ([{}], [{"enable_thinking": False}]),
+    "audio": ([], [{"voice": "alloy", "format": "wav"}]),
+    "web_search_options": ([], [{}]),
+    "stream_options": ([{}, {"include_obfuscation": False}], [{"include_obfuscation": True}]),
+}
+# Notes to a service, which take no part in an answer.
+HINTS = {
+    "user": "u-1",
+    "metadata": {"key": "value"},
+    "store": True,
+    "service_tier": "flex",
+    "safety_identifier": "hash",
+    "prompt_cache_key": "key",
+    "prompt_cache_retention": "24h",
+    "prediction": {"type": "content", "content": "A guess."},
+    "parallel_tool_calls": False,
+}
+
+
+@pytest.mark.parametrize("field", NOT_IMPLEMENTED)
+def test_field_that_is_not_implemented_is_accepted_if_it_changes_nothing(field, served):
+    neutral, others = NOT_IMPLEMENTED[field]
+    sound = {"model": NAME, "messages": [USER], "max_tokens": 1, "temperature": 0}
+    expected = served.ask([USER], max_tokens=1)
+    for value in [None, *neutral]:
+        status, answer = served.send(json.dumps({**sound, field: value}).encode())
+        assert status == 200, (value, answer)
+        assert json.loads(answer)["choices"][0]["message"]["content"] == expected
+    for value in others:
+        status, answer = served.send(json.dumps({**sound, field: value}).encode())
+        error = json.loads(answer)["error"]
+        assert status == 400, value
+        assert error["param"].startswith(field)
+        assert re.match(rf"{field}[\w.]*: this server (supports only|does not know)", error["message"])
+
+
+def test_hints_and_nulls_are_accepted(served):
+    expected = served.ask([USER])
+    assert served.ask([USER], extra_body=HINTS) == expected
+    # Whatever field a client has, null is the same as none.
+    fields = openai.types.chat.completion_create_params.CompletionCreateParamsBase.__annotations__
+    nulls = dict.fromkeys({*fields, "stream", "latent_grid_size", "not_yet_invented"} - {"model", "messages"})
+    parts = [{"type": "text", "text": USER["content"], "image_url": None, "cache_control": {"type": "ephemeral"}}]
+    message = {"role": "user", "content": parts, "name": None, "tool_calls": None}
+    body = {"model": NAME, "messages": [message], **nulls, "max_completion_tokens": 8}
+    status, answer = served.send(json.dumps(body).encode())
+    assert (status, json.loads(answer)["choices"][0]["message"]["content"]) == (200, expected)
+
+
+@pytest.mark.parametrize("form", ["object", "dict"])
+def test_an_answer_can_be_sent_back_as_it_came(form, served):
+    reply = served.client.chat.completions.create(model=NAME, messages=[USER], max_tokens=8).choices[0].message
+    turn = {"role": "assistant", "content": reply.content}
+    # What other servers add to their answers.
+    extras = {"refusal": None, "annotations": [], "tool_calls": [], "function_call": None, "reasoning_content": ""}
+    message = reply if form == "object" else {**reply.model_dump(), **extras}
+    assert served.ask([USER, message, USER]) == served.ask([USER, turn, USER])
+
+
+def test_developer_is_a_system_role(served):
+    first = {"role": "system", "content": "Answer in one word."}
+    expected = served.ask([first, USER])
+    assert served.ask([{**first, "role": "developer"}, USER]) == expected != served.ask([USER])
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        "data:image/png;charset=utf-8;base64",
+        "data:image/png;name=a.png;charset=UTF-8;base64",
+        "DATA:IMAGE/PNG;BASE64",
+        "data:;base64",
+        'data:image/svg+xml;x="a b";base64',
+    ],
+)
+def test_data_uris_have_parameters(header, served):
+    encoded = data_uri(random_image(0)).split(",")[1]
+    lines = "\r\n".join(encoded[start : start + 76] for start in range(0, len(encoded), 76))
+    urls = [f"{header},{encoded}", f"{header},{lines}"]
+    text = {"type": "text", "text": "What is it?"}
+    expected = served.ask([to_user("What is it?", random_image(0))])
+    for url in urls:
+        assert served.ask([{"role": "user", "content": [to_part(url), text]}]) == expected
+        assert read_image(url).size == random_image(0).size  # the handler's reader
 
 
 @pytest.mark.parametrize(
