@@ -6,7 +6,9 @@ The command `fusion-vlm`: convert released checkpoints, ask and chat on the comm
 
 import argparse
 import os
+import signal
 import sys
+import threading
 
 
 # Nothing here imports torch, so that help texts and wrong usage answer at once; each command imports it when it runs.
@@ -192,9 +194,16 @@ def run_command(argv: list[str]):
         print(f"Wrote {write_card(**options)}")
 
 
+def accept_interrupts():
+    """Make Ctrl-C and SIGINT end the process, also if a shell started it in the background, where they are ignored."""
+    is_main = threading.current_thread() is threading.main_thread()  # others may not set handlers
+    if is_main and signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def main(argv: list[str] | None = None) -> int:
     """
-    Runs one command.
+    Run one command.
 
     Args:
         argv (`list[str]`, *optional*): arguments of the command line; defaults to those of the process.
@@ -202,6 +211,7 @@ def main(argv: list[str] | None = None) -> int:
     Returns:
         `int`: the exit code. Wrong usage raises `SystemExit` with code 2, as `argparse` does.
     """
+    accept_interrupts()
     try:
         run_command(sys.argv[1:] if argv is None else argv)
         sys.stdout.flush()
