@@ -239,6 +239,7 @@ def test_interrupt_ends_a_command_that_a_shell_started_in_the_background(tmp_pat
         ["ask", "model", "image", "a", "--max-new-tokens", "0"],
         ["ask", "model", "image", "a", "--dtype", "int3"],
         ["serve", "model", "--port", "http"],
+        ["serve", "model", "--cors", "localhost"],
     ],
 )
 def test_wrong_usage_is_code_2(arguments, capsys):
