@@ -1,17 +1,20 @@
 """
-What a client may send to `/v1/chat/completions`, and what that means for FUSION.
+Requests to `/v1/chat/completions`: which fields are served, accepted or refused, and errors in OpenAI's form.
 
-A request that passes holds decoded images only: nothing behind this file sees an address or a path.
+A field that could change the answer is either served or refused. Unknown fields are refused, because a misspelled
+field would change nothing without a word. Null means the same as no field, at every level.
+
+The image of a parsed request is decoded: nothing behind this file sees an address or a path.
 """
 
 import base64
 import io
-import re
+import json
 import reprlib
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from PIL import Image
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 
 # Of an image: 64 megapixels. Formats are those whose decoders are Pillow's own (EPS would start Ghostscript).
@@ -27,22 +30,46 @@ class RequestError(ValueError):
         self.param, self.status = param, status
 
 
+def error_body(message: str, kind: str = "invalid_request_error", param: str | None = None, code=None) -> dict:
+    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+
+
+def drop_nulls(value):
+    return {name: item for name, item in value.items() if item is not None} if isinstance(value, dict) else value
+
+
+# The type of a field that cannot change an answer, whatever its value: hints and notes for OpenAI's own service.
+Hint = Any
+
+
+def only(*neutral_values):
+    """Return the type of a field that this server does not implement: only values that change nothing are accepted."""
+
+    def check(value):
+        value = drop_nulls(value)
+        for neutral in neutral_values:
+            # True == 1 in Python, but not in JSON.
+            if value == neutral and isinstance(value, bool) == isinstance(neutral, bool):
+                return value
+        raise ValueError(f"this server supports only {' or '.join(map(json.dumps, neutral_values))} here")
+
+    return Annotated[Any, AfterValidator(check)]
+
+
 class Strict(BaseModel):
-    """Knows its fields and converts nothing; null is the same as leaving a field out."""
+    """A JSON object without unknown fields; values are not converted, and nulls are dropped."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    @model_validator(mode="before")
-    @classmethod
-    def drop_nulls(cls, values):
-        if not isinstance(values, dict):
-            return values
-        return {name: value for name, value in values.items() if value is not None}
+    _drop_nulls = model_validator(mode="before")(drop_nulls)
 
 
 class TextPart(Strict):
     type: Literal["text"]
     text: str
+    annotations: only([]) = None
+    cache_control: Hint = None
+    prompt_cache_breakpoint: Hint = None
 
 
 class ImageUrl(Strict):
@@ -53,6 +80,8 @@ class ImageUrl(Strict):
 class ImagePart(Strict):
     type: Literal["image_url"]
     image_url: ImageUrl
+    cache_control: Hint = None
+    prompt_cache_breakpoint: Hint = None
 
 
 def as_parts(content):
@@ -61,25 +90,34 @@ def as_parts(content):
     return [{"type": "text", "text": content}] if isinstance(content, str) else content
 
 
+def as_system(role: str) -> str:
+    """Return the role that chat templates have: OpenAI's newer name of a system message is `developer`."""
+    return "system" if role == "developer" else role
+
+
 class Message(Strict):
-    role: Literal["system", "user", "assistant"]
+    role: Annotated[Literal["system", "developer", "user", "assistant"], AfterValidator(as_system)]
     content: Annotated[list[Annotated[TextPart | ImagePart, Field(discriminator="type")]], BeforeValidator(as_parts)]
     name: str | None = None  # chat templates have no place for it
+    # Fields of an answer, which clients send back as part of the conversation.
+    refusal: only("") = None
+    annotations: only([]) = None
+    tool_calls: only([]) = None
+    reasoning: only("") = None
+    reasoning_content: only("") = None
 
 
 class StreamOptions(Strict):
     include_usage: bool = False
+    include_obfuscation: only(False) = None
 
 
 def as_list(value):
     return [value] if isinstance(value, str) else value
 
 
-Zero = Annotated[float, Field(ge=0, le=0)]
-
-
 class ChatCompletionRequest(Strict):
-    """The fields of OpenAI's API that are served, and FUSION's grid sizes."""
+    """The fields that are served: OpenAI's, and FUSION's grid sizes. Below them, those that are only accepted."""
 
     model: str
     messages: Annotated[list[Message], Field(min_length=1)]
@@ -95,24 +133,54 @@ class ChatCompletionRequest(Strict):
     ] = []
     latent_grid_size: int | None = None
     image_grid_size: int | None = None
-    # Taken with the values that change nothing, because clients send them.
-    n: Annotated[int, Field(ge=1, le=1)] = 1
-    frequency_penalty: Zero = 0
-    presence_penalty: Zero = 0
-    logprobs: Literal[False] = False
-    user: str | None = None
-    metadata: dict | None = None
-    store: bool | None = None
-    service_tier: str | None = None
+    # Not implemented, and sent by many clients at the value that changes nothing.
+    n: only(1) = None
+    frequency_penalty: only(0) = None
+    presence_penalty: only(0) = None
+    logit_bias: only({}) = None
+    logprobs: only(False) = None
+    top_logprobs: only(0) = None
+    response_format: only({"type": "text"}) = None
+    modalities: only(["text"]) = None
+    tools: only([]) = None
+    tool_choice: only("none", "auto") = None
+    functions: only([]) = None
+    function_call: only("none", "auto") = None
+    reasoning_effort: only("none") = None
+    verbosity: only("medium") = None
+    # The same, of vLLM's API.
+    best_of: only(1) = None
+    use_beam_search: only(False) = None
+    min_tokens: only(0) = None
+    ignore_eos: only(False) = None
+    stop_token_ids: only([]) = None
+    skip_special_tokens: only(True) = None
+    echo: only(False) = None
+    add_generation_prompt: only(True) = None
+    continue_final_message: only(False) = None
+    chat_template_kwargs: only({}) = None
+    # For OpenAI's own service.
+    user: Hint = None
+    metadata: Hint = None
+    store: Hint = None
+    service_tier: Hint = None
+    safety_identifier: Hint = None
+    prompt_cache_key: Hint = None
+    prompt_cache_options: Hint = None
+    prompt_cache_retention: Hint = None
+    prediction: Hint = None  # a guess of the answer, which makes generation faster
+    parallel_tool_calls: Hint = None  # there are no tools
 
 
 def parse_request(body: bytes) -> tuple[ChatCompletionRequest, list[dict]]:
     """
-    Reads the JSON of a request: its fields, and its messages as FUSION's processor takes them, the image (if any)
-    decoded.
+    Read the JSON of a request.
+
+    Returns:
+        `tuple[ChatCompletionRequest, list[dict]]`: the fields, and the messages as FUSION's processor expects them.
 
     Raises:
-        RequestError: saying which field is wrong, and how.
+        RequestError: names the field that is wrong, and its value.
     """
     try:
         request = ChatCompletionRequest.model_validate_json(body)
@@ -122,17 +190,18 @@ def parse_request(body: bytes) -> tuple[ChatCompletionRequest, list[dict]]:
 
 
 def describe(error: ValidationError) -> RequestError:
-    """The first thing that is wrong, with what was found there."""
+    """Return an error about the first field that is wrong, with its value."""
     first = error.errors(include_url=False)[0]
     place = ".".join(map(str, first["loc"]))
     if first["type"] == "extra_forbidden":
         return RequestError(f"{place}: this server does not know that field", param=place)
     found = "" if first["type"] in ("json_invalid", "missing") else f", got {reprlib.repr(first['input'])}"
-    return RequestError(f"{place or 'request body'}: {first['msg']}{found}", param=place or None)
+    message = first["msg"].removeprefix("Value error, ")
+    return RequestError(f"{place or 'request body'}: {message}{found}", param=place or None)
 
 
 def read_messages(messages: list[Message]) -> list[dict]:
-    """Checks the order of roles and the place of the image, and decodes it."""
+    """Check the order of roles and the place of the image, and decode the image."""
     system = messages[:1] if messages[0].role == "system" else []
     turns = messages[len(system) :]
     expected = ["user", "assistant"] * len(turns)
@@ -163,20 +232,22 @@ def read_part(part: TextPart | ImagePart) -> dict:
 
 def decode_image(url: str) -> Image.Image:
     """
-    The image of a data URI.
+    Decode the image of a data URI.
 
     Raises:
-        RequestError: for every other address, and for what is no image or too large a one.
+        RequestError: for every other address, and for an image that is too large or cannot be read.
     """
-    header = re.match(r"data:[\w.+/-]*;base64,", url)
-    if header is None:
+    # RFC 2397 allows parameters before ";base64", and letters of any case. The handler reads data URIs alike.
+    header, _, encoded = url.partition(",")
+    if not (header[:5].lower() == "data:" and header.lower().endswith(";base64")):
         raise RequestError(
             f"image_url: the address {reprlib.repr(url)} is no data URI with base64 data; this server opens no other"
             " addresses and no files. Send the image as data:image/jpeg;base64,...",
             param="messages",
         )
     try:
-        image = Image.open(io.BytesIO(base64.b64decode(url[header.end() :], validate=True)), formats=IMAGE_FORMATS)
+        content = base64.b64decode("".join(encoded.split()), validate=True)
+        image = Image.open(io.BytesIO(content), formats=IMAGE_FORMATS)
         if image.width * image.height > MAX_PIXELS:
             raise ValueError(
                 f"it has {image.width}x{image.height} pixels, expected at most {MAX_PIXELS / 1e6:.0f} million"

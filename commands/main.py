@@ -6,7 +6,10 @@ The command `fusion-vlm`: convert released checkpoints, ask and chat on the comm
 
 import argparse
 import os
+import re
+import signal
 import sys
+import threading
 
 
 # Nothing here imports torch, so that help texts and wrong usage answer at once; each command imports it when it runs.
@@ -57,8 +60,11 @@ the first user message. The request fields `latent_grid_size` and `image_grid_si
 
 What it does not do: it answers one request at a time, the others wait (no continuous batching, no prefix cache: the
 latent tokens at the start of a FUSION prompt depend on its end); it fetches no addresses and reads no files for a
-request; no tools, JSON schemas, log probabilities or more than one choice; no keys and no TLS: put a proxy in front
-of it if others can reach it."""
+request; no tools, JSON schemas, log probabilities or more than one choice. A field of a request that asks for one of
+these is refused; the values that change nothing ("tools": [], "n": 1, ...) are accepted.
+
+Each request is one line on stderr: client, method, path, status, seconds, tokens of prompt and answer. Status 499 is a
+client that left. GET /health, /metrics (Prometheus), /version. No TLS: put a proxy in front if others can reach it."""
 
 CARD = """\
 Write the model card of a folder: README.md as the Hub reads it, with images for the widget. `convert` does so by
@@ -101,7 +107,20 @@ def build_parser() -> argparse.ArgumentParser:
     serve.add_argument("--port", type=int, default=8000, help="0 takes any that is free (default: 8000)")
     serve.add_argument("--name", help="what requests call the model (default: the folder's name, or the Hub id)")
     serve.add_argument(
-        "--max-new-tokens", type=positive, default=1024, help="longest answer that may be asked for (default: 1024)"
+        "--max-new-tokens", type=positive, default=1024, help="longest answer, whatever is asked for (default: 1024)"
+    )
+    serve.add_argument(
+        "--api-key",
+        metavar="KEY",
+        help="clients have to send it, except to /health; better set in the environment variable FUSION_VLM_API_KEY,"
+        " because others on the machine can see command lines",
+    )
+    serve.add_argument(
+        "--cors",
+        type=origin,
+        nargs="+",
+        metavar="ORIGIN",
+        help="web pages that may use the server from a browser, such as http://localhost:3000; '*' is all of them",
     )
     add_model_options(serve)
 
@@ -113,6 +132,13 @@ def positive(text: str) -> int:
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"expected 1 or more, got {value}")
+    return value
+
+
+def origin(text: str) -> str:
+    value = text.rstrip("/").lower()  # as browsers send an origin
+    if not re.fullmatch(r"\*|null|[a-z][a-z0-9+.-]*://[^/\s]+", value):
+        raise argparse.ArgumentTypeError(f"expected an origin such as http://localhost:3000, or '*', got {text!r}")
     return value
 
 
@@ -192,9 +218,16 @@ def run_command(argv: list[str]):
         print(f"Wrote {write_card(**options)}")
 
 
+def accept_interrupts():
+    """Make Ctrl-C and SIGINT end the process, also if a shell started it in the background, where they are ignored."""
+    is_main = threading.current_thread() is threading.main_thread()  # others may not set handlers
+    if is_main and signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def main(argv: list[str] | None = None) -> int:
     """
-    Runs one command.
+    Run one command.
 
     Args:
         argv (`list[str]`, *optional*): arguments of the command line; defaults to those of the process.
@@ -202,6 +235,7 @@ def main(argv: list[str] | None = None) -> int:
     Returns:
         `int`: the exit code. Wrong usage raises `SystemExit` with code 2, as `argparse` does.
     """
+    accept_interrupts()
     try:
         run_command(sys.argv[1:] if argv is None else argv)
         sys.stdout.flush()

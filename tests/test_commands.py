@@ -4,9 +4,11 @@ import argparse
 import inspect
 import io
 import runpy
+import signal
 import subprocess
 import sys
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -209,6 +211,25 @@ def test_empty_stdin_is_told(folder, monkeypatch, capsys):
     assert "Cannot read an image from stdin" in capsys.readouterr().err
 
 
+def test_interrupt_ends_a_command_that_a_shell_started_in_the_background(tmp_path):
+    """A shell without job control starts such commands with SIGINT ignored."""
+    command = [sys.executable, "-m", "fusion_vlm.commands.main", "ask", "model", "-", "What is it?"]
+
+    def ignore_interrupts():
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, cwd=tmp_path, preexec_fn=ignore_interrupts
+    ) as process:
+        end = time.monotonic() + 30
+        while process.poll() is None and time.monotonic() < end:  # a signal before `main` begins is ignored
+            process.send_signal(signal.SIGINT)
+            time.sleep(0.1)
+        process.kill()
+        assert process.stderr.read() == b""
+    assert process.returncode == 130
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -219,6 +240,7 @@ def test_empty_stdin_is_told(folder, monkeypatch, capsys):
         ["ask", "model", "image", "a", "--max-new-tokens", "0"],
         ["ask", "model", "image", "a", "--dtype", "int3"],
         ["serve", "model", "--port", "http"],
+        ["serve", "model", "--cors", "localhost"],
     ],
 )
 def test_wrong_usage_is_code_2(arguments, capsys):
