@@ -7,9 +7,9 @@ The command `fusion-vlm`: convert released checkpoints, ask and chat on the comm
 import argparse
 import os
 import re
-import signal
 import sys
-import threading
+
+from fusion_vlm.commands.interrupts import accept_interrupts
 
 
 # Nothing here imports torch, so that help texts and wrong usage answer at once; each command imports it when it runs.
@@ -216,13 +216,6 @@ def run_command(argv: list[str]):
 
         options = {name: value for name, value in vars(args).items() if name != "command"}
         print(f"Wrote {write_card(**options)}")
-
-
-def accept_interrupts():
-    """Make Ctrl-C and SIGINT end the process, also if a shell started it in the background, where they are ignored."""
-    is_main = threading.current_thread() is threading.main_thread()  # others may not set handlers
-    if is_main and signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -21,7 +21,7 @@ from huggingface_hub import (
     hf_hub_url,
 )
 
-from ..configuration_fusion import FusionConfig
+from ..configuration_fusion import TESTED_RELEASES, FusionConfig
 
 
 HUB_DIR = Path(__file__).resolve().parent
@@ -300,6 +300,7 @@ def describe(folder: Path, config: FusionConfig, architecture: Architecture | No
     text = {
         "weights": (f"{size / 1e9:.1f} GB" if size > 1e9 else f"{size / 1e6:.1f} MB") if size else None,
         "dtype": str(config.dtype).removeprefix("torch.") if config.dtype else None,
+        "releases": TESTED_RELEASES,
         "image_size": config.vision_config.image_size,
         "handler": (folder / "handler.py").is_file(),
         "question": json.dumps(data.widget[0]["messages"][0]["content"][1]["text"]),

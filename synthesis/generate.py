@@ -19,6 +19,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from fusion_vlm.commands.interrupts import accept_interrupts
 from fusion_vlm.synthesis.engine import Engine, RunError, RunFolder, finish
 from fusion_vlm.synthesis.pipeline import (
     IMAGE_DIR,
@@ -227,6 +228,7 @@ def options_of(arguments: argparse.Namespace) -> Options:
 
 
 def main(argv: list[str] | None = None) -> int:
+    accept_interrupts()
     arguments = parse_arguments(argv)
     prices = Prices(arguments.price_in, arguments.price_out, arguments.price_image)
     images = None if arguments.images in ("pillow", "flux") else arguments.images

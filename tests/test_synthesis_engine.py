@@ -268,8 +268,14 @@ def test_one_process_at_a_time(tmp_path):
     assert second.returncode == 1 and "Another process" in errors
 
 
-def test_ctrl_c_ends_a_run_that_goes_on_later(tmp_path):
-    process = start(tmp_path, "--num", 300, "--num-workers", 1, start_new_session=True)
+@pytest.mark.parametrize("is_ignored", [False, True], ids=["foreground", "background"])
+def test_ctrl_c_ends_a_run_that_goes_on_later(is_ignored, tmp_path):
+    """In the background of a shell, SIGINT is ignored, and what is started there inherits that."""
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN if is_ignored else signal.default_int_handler)
+    try:
+        process = start(tmp_path, "--num", 300, "--num-workers", 1, start_new_session=True)
+    finally:
+        signal.signal(signal.SIGINT, handler)
     while not any((tmp_path / "images").glob("*")) and process.poll() is None:
         time.sleep(0.02)
     os.killpg(process.pid, signal.SIGINT)
