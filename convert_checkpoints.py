@@ -39,6 +39,7 @@ from .configuration_fusion import FusionConfig  # isort: skip
 import torch
 import transformers
 from huggingface_hub import HfApi, snapshot_download, split_torch_state_dict_into_shards
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
@@ -132,6 +133,7 @@ EMBEDDING = "model.language_model.embed_tokens.weight"
 
 PLACEHOLDER_TOKENS = ("<image>", "<latent>")
 FRAME_TOKENS = ("<vision_start>", "<vision_end>")
+VOCABULARIES = ("tokenizer.json", "tokenizer.model")
 DEFAULT_LATENT_GRID_SIZE = 8
 
 # Fields of the released recipes that a config may lack: what they say in all four released models.
@@ -407,8 +409,8 @@ def refuse_quantized(stored: dict[str, torch.Tensor]):
     ]
     if quantized:
         raise ConversionError(
-            f"The checkpoint is quantized: {abbreviate(quantized)}. Convert the original weights, of dtype bfloat16,"
-            " float16 or float32; --quantize nf4 quantizes the result."
+            f"The checkpoint is quantized, not in floats: {abbreviate(quantized)}. Convert the original weights, of"
+            " dtype bfloat16, float16 or float32; --quantize nf4 quantizes the result."
         )
 
 
@@ -445,7 +447,7 @@ def unwrap_names(stored: Iterable[str]) -> dict[str, str]:
 def read_json(path: Path) -> dict:
     try:
         content = json.loads(path.read_text())
-    except FileNotFoundError as error:
+    except OSError as error:
         raise ConversionError(f"{path.parent} has no {path.name}, which a FUSION checkpoint has.") from error
     except ValueError as error:
         raise ConversionError(f"{path} is not valid JSON: {find_problem(path) or f'{error}.'}") from error
@@ -516,10 +518,16 @@ def build_vision_config(tower_name: str | None, shapes: dict[str, torch.Tensor])
             f" {(image_size // patch_size) ** 2} patches of {patch_size}, but the checkpoint has {len(positions)}"
             " position embeddings."
         )
+    depth = NUM_VISION_LAYERS[variant]
+    if num_layers not in (depth - 1, depth):
+        raise ConversionError(
+            f"`mm_vision_tower` is {tower_name!r}, of which FUSION uses {depth - 1} of {depth} layers, but the"
+            f" checkpoint has {num_layers} layers of a tower. If it is another tower, name it with --vision-tower."
+        )
     return SiglipVisionConfig(
         hidden_size=len(pixels),
         intermediate_size=len(mlp),
-        num_hidden_layers=min(num_layers, NUM_VISION_LAYERS[variant] - 1),
+        num_hidden_layers=depth - 1,
         num_attention_heads=NUM_VISION_HEADS[variant],
         image_size=image_size,
         patch_size=patch_size,
@@ -659,6 +667,10 @@ def fill_config(released: dict, shapes: dict[str, torch.Tensor]) -> dict:
     # An unscaled long context is possible, but then the config has to say so.
     if filled.get("max_position_embeddings", 0) > MAX_UNSCALED_POSITIONS and "rope_parameters" not in filled:
         wanted.append("rope_scaling")
+    counts = ("window_size", "num_of_vision_sampler_layers", "stride_of_vision_sampler_layers")
+    for key in counts:
+        if key in filled and (not isinstance(filled[key], int) or filled[key] < 1):
+            raise ConversionError(f"`{key}` is {filled[key]!r}, expected a positive integer.")
     missing = [key for key in wanted if key not in filled]
     if missing:
         raise ConversionError(
@@ -708,7 +720,7 @@ def build_config(released: dict, shapes: dict[str, torch.Tensor]) -> FusionConfi
         )
     except ConversionError:
         raise
-    except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
+    except (KeyError, TypeError, ValueError, ZeroDivisionError, StrictDataclassError) as error:
         raise ConversionError(f"The released config.json cannot be used: {' '.join(str(error).split())}") from error
 
 
@@ -797,8 +809,12 @@ def load_tokenizer(folder: Path, num_rows: int) -> PreTrainedTokenizerBase:
     Raises:
         ConversionError: if it cannot be read, or has more tokens than the embedding of `num_rows`.
     """
-    for path in (folder / "tokenizer.model", folder / "tokenizer.json"):
-        if path.is_file() and (problem := find_problem(path)):
+    vocabularies = [path for name in VOCABULARIES if (path := folder / name).is_file()]
+    if not vocabularies:
+        # Some classes would make an empty one, and go on.
+        raise ConversionError(f"{folder} has no vocabulary: expected {' or '.join(VOCABULARIES)}.")
+    for path in vocabularies:
+        if problem := find_problem(path):
             raise ConversionError(f"Cannot read {path}: {problem}")
     # By the class that it names: `AutoTokenizer` needs a config that transformers knows, and would choose by that.
     class_name = read_json(folder / "tokenizer_config.json").get("tokenizer_class")
@@ -827,6 +843,8 @@ def load_tokenizer(folder: Path, num_rows: int) -> PreTrainedTokenizerBase:
             f"The tokenizer has {len(tokenizer)} tokens, but the embedding has {num_rows} rows: they are not of one"
             " model."
         )
+    if len(tokenizer) < num_rows:
+        logger.warning("notice: the tokenizer has %d tokens for %d rows of the embedding", len(tokenizer), num_rows)
     return tokenizer
 
 

@@ -676,6 +676,50 @@ def test_tower_of_another_name_is_told_by_its_tensors(name, source, assert_uncha
     assert_unchanged(None if named else "by its 26 layers and 729 patches of 14, took it for siglip so400m")
 
 
+@pytest.mark.parametrize("last", [24, 28])
+def test_tower_of_another_depth_is_refused(last, source, tmp_path):
+    def edit(tensors):
+        for name in list(tensors):
+            if f"{TOWER}encoder.layers.25." in name:
+                for index in range(26, last):
+                    tensors[name.replace("layers.25", f"layers.{index}")] = tensors[name].clone()
+                if last == 24:
+                    del tensors[name]
+
+    edit_tensors(source, edit)
+    number = 25 if last == 24 else last
+    with pytest.raises(ConversionError, match=f"FUSION uses 26 of 27 layers, but the checkpoint has {number} layers"):
+        convert(source, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("window_size", 0),
+        ("window_size", "3"),
+        ("num_of_vision_sampler_layers", "2"),
+        ("rope_scaling", {"type": "linear", "factor": 2.0}),
+        ("num_attention_heads", 5),
+        ("query_len", "many"),
+        ("stride_of_vision_sampler_layers", 30),
+    ],
+)
+def test_values_that_cannot_be_meant_are_named(field, value, source, tmp_path):
+    edit_config(source, **{field: value})
+    words = {"rope_scaling": "rope_parameters", "num_attention_heads": "rope_parameters", "query_len": "many"}
+    words["stride_of_vision_sampler_layers"] = "interaction_layer_indices"
+    with pytest.raises(ConversionError, match=words.get(field, f"`{field}` is {value!r}")) as error:
+        convert(source, tmp_path / "out")
+    assert "\n" not in str(error.value)
+
+
+def test_missing_vocabulary(source, tmp_path):
+    (source / "tokenizer.model").unlink()
+    with pytest.raises(ConversionError, match="has no vocabulary: expected tokenizer.json or tokenizer.model"):
+        convert(source, tmp_path / "out")
+
+
 def test_tower_is_named_by_an_option(source, tmp_path, assert_unchanged):
     edit_config(source, mm_vision_tower="my-clip-like-tower")
     with pytest.raises(ConversionError, match="my-clip-like-tower.*--vision-tower"):
@@ -847,7 +891,9 @@ QUANTIZED = {
 @pytest.mark.parametrize("kind", QUANTIZED)
 def test_quantized_weights_are_refused(kind, source, tmp_path):
     edit_tensors(source, lambda tensors: tensors.update(QUANTIZED[kind]))
-    with pytest.raises(ConversionError, match=r"checkpoint is quantized: model\.layers\.1\.mlp\.down_proj"):
+    with pytest.raises(
+        ConversionError, match=r"checkpoint is quantized, not in floats: model\.layers\.1\.mlp\.down_proj"
+    ):
         convert(source, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
