@@ -1,5 +1,6 @@
 """
-The command `fusion-vlm`: convert released checkpoints, ask and chat on the command line, serve a model, write a card.
+The command `fusion-vlm`: convert released checkpoints, ask and chat on the command line, serve a model, write a card,
+check a folder.
 
     fusion-vlm --help
 """
@@ -73,6 +74,14 @@ itself; this is for folders that were trained, or moved. Only what is given here
 example:
   fusion-vlm card out/my-model --repo-id me/my-model --base-model starriver030515/FUSION-Phi3.5-3B --license mit"""
 
+VERIFY = """\
+Check a converted folder: the numbers in its tensors, how well its matrices fit each other, and its answers to
+questions about bundled pictures, under several conditions. Prints a report to paste into an issue, and ends with PASS
+(exit code 0) or with FAIL and the damaged part (exit code 1). docs/verify.md says what the check can see.
+
+example:
+  fusion-vlm verify out/fusion-phi3.5-3b"""
+
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
@@ -123,6 +132,22 @@ def build_parser() -> argparse.ArgumentParser:
         help="web pages that may use the server from a browser, such as http://localhost:3000; '*' is all of them",
     )
     add_model_options(serve)
+
+    verify = add("verify", VERIFY, "check a converted folder")
+    verify.add_argument("folder", metavar="FOLDER", help="a converted folder")
+    verify.add_argument(
+        "--device", default="auto", help="such as cpu or cuda:1 (default: auto, a GPU if there is one)"
+    )
+    verify.add_argument(
+        "--trust-remote-code", action="store_true", help="load with the folder's own code, through the Auto classes"
+    )
+    verify.add_argument(
+        "--time-limit",
+        type=float,
+        default=60,
+        metavar="SECONDS",
+        help="begin no further optional check after this time (default: 60)",
+    )
 
     add_card_options(add("card", CARD, "write the model card of a folder"))
     return parser
@@ -185,12 +210,14 @@ def add_card_options(parser: argparse.ArgumentParser):
     )
 
 
-def run_command(argv: list[str]):
+def run_command(argv: list[str]) -> int:
+    """Run one command and return its exit code."""
     if argv[:1] == ["convert"]:  # its options are its own
         from ..convert_checkpoints import main as convert
 
         sys.argv[0] = "fusion-vlm convert"  # the name in its usage
-        return convert(argv[1:])
+        convert(argv[1:])
+        return 0
     parser = build_parser()
     args = parser.parse_args(argv)
     if args.command == "ask":
@@ -211,11 +238,16 @@ def run_command(argv: list[str]):
         except ImportError as error:
             raise ImportError(f'{error}. What the server needs comes with: pip install "fusion-vlm[serve]"') from error
         serve(args)
+    elif args.command == "verify":
+        from .verify import verify
+
+        return verify(args)
     elif args.command == "card":
         from ..hub.card import write_card
 
         options = {name: value for name, value in vars(args).items() if name != "command"}
         print(f"Wrote {write_card(**options)}")
+    return 0
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -230,7 +262,7 @@ def main(argv: list[str] | None = None) -> int:
     """
     accept_interrupts()
     try:
-        run_command(sys.argv[1:] if argv is None else argv)
+        code = run_command(sys.argv[1:] if argv is None else argv)
         sys.stdout.flush()
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
@@ -241,7 +273,7 @@ def main(argv: list[str] | None = None) -> int:
     except (ValueError, OSError, ImportError, RuntimeError) as error:
         print(f"error: {' '.join(str(error).split()) or type(error).__name__}", file=sys.stderr)
         return EXIT_ERROR
-    return 0
+    return code
 
 
 if __name__ == "__main__":

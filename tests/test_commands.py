@@ -28,7 +28,7 @@ from .tiny import random_image
 
 
 ROOT = Path(__file__).parents[1]
-COMMANDS = ("convert", "ask", "chat", "serve", "card")
+COMMANDS = ("convert", "ask", "chat", "serve", "verify", "card")
 CHECKPOINT = GOLDEN_DIR / LLAMA / "checkpoint"
 TINY = ROOT / "examples" / "tiny"  # a small trained model
 FEW = ("--max-new-tokens", "8")
@@ -64,7 +64,7 @@ def give_stdin(monkeypatch, content: bytes):
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content), encoding="utf-8"))
 
 
-@pytest.mark.parametrize("command", ["", "ask", "chat", "serve", "card"])
+@pytest.mark.parametrize("command", ["", "ask", "chat", "serve", "verify", "card"])
 def test_help_has_an_example_and_does_not_wait_for_torch(command, tmp_path):
     code = f"""
 import sys

@@ -69,6 +69,19 @@ def edit_config(source: Path, **changes):
     (source / "config.json").write_text(json.dumps(config))
 
 
+def remove_fields(source: Path, *fields: str, file: str = "config.json"):
+    config = json.loads((source / file).read_text())
+    for field in fields:
+        del config[field]
+    (source / file).write_text(json.dumps(config))
+
+
+def write_bin(source: Path, content):
+    """Replace the weights by a file of `torch.save`."""
+    (source / "model.safetensors").unlink()
+    torch.save(content, source / "pytorch_model.bin")
+
+
 def edit_tensors(source: Path, edit):
     tensors = load_file(source / "model.safetensors")
     edit(tensors)
@@ -385,8 +398,10 @@ def test_missing_weights(source, tmp_path):
 
 
 def test_missing_tensors_are_listed(source, tmp_path):
-    edit_tensors(source, lambda tensors: [tensors.pop("lm_head.weight"), tensors.pop("model.norm.weight")])
-    with pytest.raises(ConversionError, match=r"missing: lm_head.weight, model.language_model.norm.weight"):
+    down = "model.layers.2.mlp.down_proj.weight"
+    edit_tensors(source, lambda tensors: [tensors.pop(down), tensors.pop("model.norm.weight")])
+    missing = r"missing: model.language_model.layers.2.mlp.down_proj.weight, model.language_model.norm.weight"
+    with pytest.raises(ConversionError, match=missing):
         convert(source, tmp_path / "out")
 
 
@@ -453,3 +468,565 @@ def test_tower_and_decoder_pairs_are_read_from_the_tensors(variant, converted):
     assert config.latent_grid_sizes == [2, 4, 6, 8, 12]
     assert config.latent_grid_size == 8
     assert config.interaction_layer_indices == ([1, 4] if variant == PHI else [0, 2, 4])
+
+
+# Unexpected, but harmless: each changed copy converts to the same model as the unchanged checkpoint.
+
+TOWER = "model.vision_tower.vision_tower.vision_model."
+
+
+@pytest.fixture
+def assert_unchanged(source, tmp_path, converted, reference_tensors, caplog):
+    """Convert `source`, compare tensors and configs with those of the unchanged copy, and look for a notice."""
+
+    def check(notice: str | None, **options):
+        output_dir = convert(source, tmp_path / "out", **options)
+        assert_same_tensors(read_folder(output_dir), reference_tensors)
+        for file in ("config.json", "generation_config.json", "tokenizer.json", "processor_config.json"):
+            assert (output_dir / file).read_text() == (converted[PHI] / file).read_text(), file
+        notices = [record.getMessage() for record in caplog.records if record.getMessage().startswith("notice: ")]
+        assert any(notice in text for text in notices) if notice else not notices, notices
+
+    return check
+
+
+def test_known_checkpoint_needs_no_notice(assert_unchanged):
+    assert_unchanged(None)
+
+
+BUFFERS = {
+    f"{TOWER}embeddings.position_ids": torch.arange(729)[None],
+    "model.rotary_emb.inv_freq": torch.ones(4),
+    "model.layers.3.self_attn.rotary_emb.inv_freq": torch.ones(4, dtype=torch.bfloat16),
+    "model.layers.0.self_attn.rotary_emb.long_inv_freq": torch.ones(4, dtype=torch.float64),
+    "model.layers.0.self_attn.rotary_emb.cos_cached": torch.ones(4, 4, dtype=torch.float16),
+    "model.layers.0.self_attn.bias": torch.ones(1, 1, 4, 4, dtype=torch.bool),
+    "model.vision_sampler_layers.0.layers.0.num_updates": torch.tensor(3, dtype=torch.int32),
+    "model.causal_mask": torch.ones(2, 2, dtype=torch.uint8),
+}
+
+
+@pytest.mark.parametrize("extension", ["safetensors", "bin"])
+def test_buffers_are_dropped_and_listed(extension, source, assert_unchanged):
+    edit_tensors(source, lambda tensors: tensors.update(BUFFERS))
+    if extension == "bin":
+        write_bin(source, load_file(source / "model.safetensors"))
+    assert_unchanged(f"dropped {len(BUFFERS)} buffers: {', '.join(sorted(BUFFERS))}")
+
+
+def test_unused_parts_of_the_tower_are_dropped(source, assert_unchanged):
+    """What a whole SigLIP checkpoint has: its head, text model and scales, and the last layer."""
+
+    def edit(tensors):
+        for name in list(tensors):
+            if f"{TOWER}encoder.layers.25." in name:
+                tensors[name.replace("layers.25", "layers.26")] = torch.full_like(tensors[name], 7.0)
+        tensors[f"{TOWER}head.attention.in_proj_weight"] = torch.ones(96, 32)
+        tensors[f"{TOWER}head.probe"] = torch.ones(1, 1, 32)
+        tensors["model.vision_tower.vision_tower.text_model.embeddings.token_embedding.weight"] = torch.ones(9, 32)
+        tensors["model.vision_tower.vision_tower.logit_scale"] = torch.ones(1)
+
+    edit_tensors(source, edit)
+    assert_unchanged("dropped the tower's layers from 26 on")
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda name: f"module.{name}",
+        lambda name: f"base_model.model.{name}",
+        lambda name: f"_orig_mod.{name}",
+        lambda name: f"policy.net.{name}",
+        lambda name: name.replace("layers.", "layers._orig_mod.", 1),
+        lambda name: name.replace("model.", "model.model.", 1),
+        lambda name: name.removeprefix("model."),
+        lambda name: name.replace("vision_tower.vision_tower.vision_model.", "vision_tower.vision_tower."),
+        lambda name: name.replace("vision_tower.vision_tower.", "vision_tower.module."),
+    ],
+)
+def test_wrappers_of_names_are_removed(wrap, source, assert_unchanged):
+    def edit(tensors):
+        renamed = {wrap(name): tensor for name, tensor in tensors.items()}
+        assert renamed.keys() != tensors.keys()
+        tensors.clear()
+        tensors.update(renamed)
+
+    edit_tensors(source, edit)
+    towers = "vision_model" not in wrap(f"{TOWER}x") and "module" not in wrap(f"{TOWER}x")
+    assert_unchanged(None if towers else "removed wrappers from")
+
+
+def test_two_tensors_for_one_parameter_are_refused(source, tmp_path):
+    edit_tensors(source, lambda tensors: tensors.update({"module.model.norm.weight": torch.zeros(32)}))
+    with pytest.raises(ConversionError, match="two tensors for model.norm.weight: "):
+        convert(source, tmp_path / "out")
+
+
+def test_files_of_training_beside_the_weights_do_not_matter(source, assert_unchanged):
+    for name in ("training_args.bin", "mm_projector.bin", "trainer_state.json", "optimizer.pt", "rng_state_0.pth"):
+        (source / name).write_bytes(b"not read")
+    (source / "global_step10").mkdir()
+    (source / "checkpoint-100").mkdir()
+    shutil.copy(source / "model.safetensors", source / "checkpoint-100")
+    assert_unchanged(None)
+
+
+def test_weights_in_both_forms(source, assert_unchanged):
+    torch.save({"other": torch.zeros(2)}, source / "pytorch_model.bin")
+    assert_unchanged("took the .safetensors files, not the .bin files")
+
+
+def test_shards_without_an_index(source, assert_unchanged, tmp_path):
+    tensors = load_file(source / "model.safetensors")
+    (source / "model.safetensors").unlink()
+    names = sorted(tensors)
+    for index in range(2):
+        save_file(
+            {name: tensors[name] for name in names[index::2]}, source / f"model-0000{index + 1}-of-00002.safetensors"
+        )
+    assert_unchanged("the shards have no index; took all 2")
+    (source / "model-00002-of-00002.safetensors").unlink()
+    with pytest.raises(ConversionError, match="has 1 of 2 shards .* Is the download complete"):
+        convert(source, tmp_path / "other")
+
+
+@pytest.mark.parametrize("form", ["nested", "old format", "parameters", "other entries"])
+def test_forms_of_bin_files(form, source, assert_unchanged):
+    tensors = load_file(source / "model.safetensors")
+    if form == "parameters":
+        tensors = {name: torch.nn.Parameter(tensor) for name, tensor in tensors.items()}
+        name = "model.aux_projector.2.weight"
+        tensors[name] = torch.nn.Parameter(tensors[name].T.contiguous().T)  # not contiguous
+    if form == "other entries":
+        tensors["step"] = 3
+    write_bin(source, {"state_dict": tensors, "epoch": 1} if form == "nested" else tensors)
+    if form == "old format":
+        torch.save(tensors, source / "pytorch_model.bin", _use_new_zipfile_serialization=False)
+    assert_unchanged("dropped what is no tensor in pytorch_model.bin: step" if form == "other entries" else None)
+
+
+@pytest.mark.parametrize("are_null", [False, True])
+def test_missing_fields_with_one_sensible_value(are_null, source, assert_unchanged, caplog):
+    layers = ("num_of_vision_sampler_layers", "num_hidden_layers")
+    fields = (
+        "query_len",
+        "window_size",
+        "vocab_size",
+        "hidden_size",
+        "intermediate_size",
+        "num_key_value_heads",
+        *layers,
+    )
+    if are_null:
+        edit_config(source, **dict.fromkeys(fields))
+    else:
+        remove_fields(source, *fields)
+    assert_unchanged("config.json has no query_len; took ")
+    assert all(f"config.json has no {field}; took " in caplog.text for field in fields)
+
+
+def test_config_without_a_model_type(source, assert_unchanged):
+    remove_fields(source, "model_type")
+    assert_unchanged("took fusion_phi by its architectures")
+
+
+@pytest.mark.parametrize("field", ["rope_theta", "rms_norm_eps", "rope_scaling", "num_attention_heads"])
+def test_missing_field_that_changes_numbers_is_asked_for(field, source, assert_unchanged, tmp_path):
+    value = json.loads((source / "config.json").read_text())[field]
+    remove_fields(source, field)
+    with pytest.raises(ConversionError, match=f"lacks {field}, which changes what the model computes.*--set"):
+        convert(source, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    assert_unchanged(None, overrides={field: value})
+
+
+def test_interaction_layers_are_guessed_for_the_released_depth_only(source, assert_unchanged, tmp_path, caplog):
+    remove_fields(source, "start_of_vision_sampler_layers", "stride_of_vision_sampler_layers")
+    with pytest.raises(ConversionError, match="lacks start_of_vision_sampler_layers, stride_of"):
+        convert(source, tmp_path / "out")
+    shapes = {name: torch.empty(shape, device="meta") for name, shape in RELEASED["FUSION-Phi3.5-3B"].items()}
+    released = {
+        **json.loads((source / "config.json").read_text()),
+        "num_attention_heads": 32,
+        "num_key_value_heads": 32,
+    }
+    for field in ("hidden_size", "num_hidden_layers", "num_of_vision_sampler_layers"):
+        del released[field]
+    filled = convert_checkpoints.fill_config(released, shapes)
+    assert (filled["start_of_vision_sampler_layers"], filled["stride_of_vision_sampler_layers"]) == (0, 3)
+    caplog.clear()
+    overrides = {"start_of_vision_sampler_layers": 1, "stride_of_vision_sampler_layers": 3}
+    assert_unchanged(None, overrides=overrides)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "/data/siglip_so400m",
+        "./checkpoints/vision-tower/checkpoint-1200",
+        "/home/eclipse/tower",
+        None,
+        "/mnt/models--google--siglip-so400m-patch14-384/snapshots/9fd5/",
+        "google/siglip-so400m-patch14-384-finetuned",
+    ],
+)
+def test_tower_of_another_name_is_told_by_its_tensors(name, source, assert_unchanged):
+    edit_config(source, mm_vision_tower=name)
+    named = name is not None and "patch14-384" in name
+    assert_unchanged(None if named else "by its 26 layers and 729 patches of 14, took it for siglip so400m")
+
+
+@pytest.mark.parametrize("last", [24, 28])
+def test_tower_of_another_depth_is_refused(last, source, tmp_path):
+    def edit(tensors):
+        for name in list(tensors):
+            if f"{TOWER}encoder.layers.25." in name:
+                for index in range(26, last):
+                    tensors[name.replace("layers.25", f"layers.{index}")] = tensors[name].clone()
+                if last == 24:
+                    del tensors[name]
+
+    edit_tensors(source, edit)
+    number = 25 if last == 24 else last
+    with pytest.raises(ConversionError, match=f"FUSION uses 26 of 27 layers, but the checkpoint has {number} layers"):
+        convert(source, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("window_size", 0),
+        ("window_size", "3"),
+        ("num_of_vision_sampler_layers", "2"),
+        ("rope_scaling", {"type": "linear", "factor": 2.0}),
+        ("num_attention_heads", 5),
+        ("query_len", "many"),
+        ("stride_of_vision_sampler_layers", 30),
+    ],
+)
+def test_values_that_cannot_be_meant_are_named(field, value, source, tmp_path):
+    edit_config(source, **{field: value})
+    words = {"rope_scaling": "rope_parameters", "num_attention_heads": "rope_parameters", "query_len": "many"}
+    words["stride_of_vision_sampler_layers"] = "interaction_layer_indices"
+    with pytest.raises(ConversionError, match=words.get(field, f"`{field}` is {value!r}")) as error:
+        convert(source, tmp_path / "out")
+    assert "\n" not in str(error.value)
+
+
+def test_missing_vocabulary(source, tmp_path):
+    (source / "tokenizer.model").unlink()
+    with pytest.raises(ConversionError, match="has no vocabulary: expected tokenizer.json or tokenizer.model"):
+        convert(source, tmp_path / "out")
+
+
+def test_tower_is_named_by_an_option(source, tmp_path, assert_unchanged):
+    edit_config(source, mm_vision_tower="my-clip-like-tower")
+    with pytest.raises(ConversionError, match="my-clip-like-tower.*--vision-tower"):
+        convert(source, tmp_path / "out")
+    assert_unchanged(None, vision_tower="google/siglip-so400m-patch14-384")
+
+
+def test_options_of_the_command_line(source, tmp_path, converted, capsys):
+    edit_config(source, mm_vision_tower="the-clip", window_size=5)
+    remove_fields(source, "rope_theta")
+    tower = ["--vision-tower", "google/siglip-so400m-patch14-384"]
+    main([str(source), str(tmp_path / "out"), *tower, "--set", "window_size=3", "rope_theta=10000.0"])
+    assert (tmp_path / "out" / "config.json").read_text() == (converted[PHI] / "config.json").read_text()
+    remove_fields(source, "query_len")
+    main([str(source), str(tmp_path / "second"), *tower, "--set", "window_size=3", "--set", "rope_theta=10000.0"])
+    assert "notice: config.json has no query_len; took " in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main([str(source), str(tmp_path / "third"), "--set", "window_size"])
+    assert "expected KEY=VALUE, got 'window_size'" in capsys.readouterr().err
+
+
+def test_override_of_no_field_is_refused(source, tmp_path):
+    with pytest.raises(ConversionError, match="No field of the config has the name windowsize"):
+        convert(source, tmp_path / "out", overrides={"windowsize": 3})
+
+
+def test_vocabulary_is_that_of_the_embedding(source, assert_unchanged):
+    edit_config(source, vocab_size=32064)
+    assert_unchanged("config.json says vocab_size 32064; took the 525 rows of the embedding")
+
+
+@pytest.mark.parametrize("query_len", ["4,16,36,64,144", [4, 16, 36, 64, 144]])
+def test_forms_of_latent_counts(query_len, source, assert_unchanged):
+    edit_config(source, query_len=query_len)
+    assert_unchanged(None)
+
+
+def test_latent_counts_have_to_be_squares(source, tmp_path):
+    edit_config(source, query_len="4,15")
+    with pytest.raises(ConversionError, match="`query_len` is '4,15', expected square numbers"):
+        convert(source, tmp_path / "out")
+
+
+@pytest.mark.parametrize("says_so", [False, True])
+def test_missing_head_is_tied(says_so, source, tmp_path, caplog):
+    """The model then computes what it does with a head that equals the embedding."""
+    embedding = load_file(source / "model.safetensors")["model.embed_tokens.weight"]
+    edit_tensors(source, lambda tensors: tensors.update({"lm_head.weight": embedding}))
+    expected = AutoModelForImageTextToText.from_pretrained(
+        convert(source, tmp_path / "untied"), trust_remote_code=True
+    )
+    edit_config(source, tie_word_embeddings=says_so)
+    edit_tensors(source, lambda tensors: tensors.pop("lm_head.weight"))
+    output_dir = convert(source, tmp_path / "tied")
+    tied = AutoModelForImageTextToText.from_pretrained(output_dir, trust_remote_code=True)
+    assert tied.config.tie_word_embeddings and tied.lm_head.weight is tied.get_input_embeddings().weight
+    assert torch.equal(tied.lm_head.weight, expected.lm_head.weight)
+    assert "lm_head.weight" not in read_folder(output_dir)
+    assert ("tied the head to the embedding" in caplog.text) == (not says_so)
+
+
+def test_missing_head_of_another_size_is_refused(source, tmp_path):
+    edit_config(source, vocab_size=600)
+    edit_tensors(source, lambda tensors: tensors.pop("lm_head.weight"))
+    with pytest.raises(ConversionError, match="no lm_head.weight, and its embedding of 525 rows .* vocab_size 600"):
+        convert(source, tmp_path / "out")
+
+
+def test_missing_embedding_is_listed(source, tmp_path):
+    edit_tensors(source, lambda tensors: tensors.pop("model.embed_tokens.weight"))
+    with pytest.raises(ConversionError, match="missing: model.language_model.embed_tokens.weight"):
+        convert(source, tmp_path / "out")
+
+
+def test_tied_head_that_differs_is_refused(source, tmp_path, assert_unchanged):
+    edit_config(source, tie_word_embeddings=True)
+    with pytest.raises(ConversionError, match="lm_head.weight and model.embed_tokens.weight differ"):
+        convert(source, tmp_path / "out")
+    assert_unchanged(None, overrides={"tie_word_embeddings": False})
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"do_sample": False, "temperature": 0.2, "top_p": 0.9},
+        {"do_sample": True, "temperature": 0.0},
+        {"temperature": None, "pad_token_id": None, "do_sample": None},
+    ],
+)
+def test_generation_config_that_does_not_validate(values, source, assert_unchanged):
+    config = json.loads((source / "generation_config.json").read_text())
+    (source / "generation_config.json").write_text(json.dumps(config | values))
+    assert_unchanged(None if None in values.values() else "of the generation config")
+
+
+def test_tensors_of_several_dtypes_are_kept(source, tmp_path, reference_tensors, caplog):
+    """As in a checkpoint in half precision whose projectors were trained in float32."""
+
+    def edit(tensors):
+        for name in tensors:
+            if "projector" not in name and "embed_tokens" not in name:
+                tensors[name] = tensors[name].to(torch.bfloat16)
+
+    edit_tensors(source, edit)
+    edit_config(source, torch_dtype="torch.bfloat16")
+    output_dir = convert(source, tmp_path / "out")
+    tensors = read_folder(output_dir)
+    assert json.loads((output_dir / "config.json").read_text())["dtype"] == "bfloat16"
+    for name, expected in reference_tensors.items():
+        kept = "projector" in name or "embed_tokens" in name
+        assert torch.equal(tensors[name], expected if kept else expected.to(torch.bfloat16)), name
+    assert "9 tensors are not of dtype bfloat16" in caplog.text
+    assert_same_tensors(
+        read_folder(convert(source, tmp_path / "even", dtype="torch.bfloat16")),
+        {name: tensor.to(torch.bfloat16) for name, tensor in reference_tensors.items()},
+    )
+
+
+def test_tokenizer_without_the_frame_tokens(tmp_path, converted, caplog):
+    """As the decoder's own tokenizer, which the reference adds two tokens to."""
+    source = Path(shutil.copytree(GOLDEN_DIR / LLAMA / "checkpoint", tmp_path / "source"))
+    tokenizer = json.loads((source / "tokenizer.json").read_text())
+    frames = ("<vision_start>", "<vision_end>")
+    tokenizer["added_tokens"] = [token for token in tokenizer["added_tokens"] if token["content"] not in frames]
+    (source / "tokenizer.json").write_text(json.dumps(tokenizer))
+    config = json.loads((source / "tokenizer_config.json").read_text())
+    decoder = config["added_tokens_decoder"]
+    config["added_tokens_decoder"] = {key: token for key, token in decoder.items() if token["content"] not in frames}
+    config.pop("additional_special_tokens", None)
+    (source / "tokenizer_config.json").write_text(json.dumps(config))
+    (source / "special_tokens_map.json").unlink()
+    output_dir = convert(source, tmp_path / "out")
+    assert "took the last two rows of the embedding" in caplog.text
+    processors = [
+        AutoProcessor.from_pretrained(folder, trust_remote_code=True) for folder in (output_dir, converted[LLAMA])
+    ]
+    vocabularies = [processor.tokenizer.get_vocab() for processor in processors]
+    assert vocabularies[0] == vocabularies[1]
+
+
+def test_tokenizer_of_another_model(source, tmp_path):
+    edit_config(source, vocab_size=520)
+    names = ("model.embed_tokens.weight", "lm_head.weight")
+    edit_tensors(source, lambda tensors: tensors.update({name: tensors[name][:520].clone() for name in names}))
+    with pytest.raises(ConversionError, match="tokenizer has 525 tokens, but the embedding has 520 rows"):
+        convert(source, tmp_path / "out")
+
+
+# What would change the model, or cannot be read, is refused in words that fit, and leaves no folder.
+
+QUANTIZED = {
+    "int8 weight": {"model.layers.1.mlp.down_proj.weight": torch.ones(32, 80, dtype=torch.int8)},
+    "packed 4 bits": {
+        "model.layers.1.mlp.down_proj.weight": torch.ones(1280, 1, dtype=torch.uint8),
+        "model.layers.1.mlp.down_proj.weight.absmax": torch.ones(40),
+        "model.layers.1.mlp.down_proj.weight.quant_state.bitsandbytes__nf4": torch.ones(80, dtype=torch.uint8),
+    },
+    "float8 with scales": {
+        "model.layers.1.mlp.down_proj.weight": torch.ones(32, 80).to(torch.float8_e4m3fn),
+        "model.layers.1.mlp.down_proj.weight_scale": torch.ones(1),
+    },
+    "gptq": {
+        "model.layers.1.mlp.down_proj.qweight": torch.ones(10, 32, dtype=torch.int32),
+        "model.layers.1.mlp.down_proj.scales": torch.ones(1, 32, dtype=torch.float16),
+    },
+}
+
+
+@pytest.mark.parametrize("kind", QUANTIZED)
+def test_quantized_weights_are_refused(kind, source, tmp_path):
+    edit_tensors(source, lambda tensors: tensors.update(QUANTIZED[kind]))
+    with pytest.raises(
+        ConversionError, match=r"checkpoint is quantized, not in floats: model\.layers\.1\.mlp\.down_proj"
+    ):
+        convert(source, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "base_model.model.model.layers.0.self_attn.o_proj.lora_A.default.weight",
+        "model.layers.0.self_attn.o_proj.lora_B.weight",
+        "model.layers.0.self_attn.o_proj.base_layer.weight",
+        "model.mm_projector.modules_to_save.default.0.weight",
+        "model.layers.0.mlp.down_proj.ia3_l",
+    ],
+)
+def test_adapters_are_refused(name, source, tmp_path):
+    edit_tensors(source, lambda tensors: tensors.update({name: torch.zeros(2, 2)}))
+    with pytest.raises(ConversionError, match="has adapter tensors: .* Merge them into the weights first"):
+        convert(source, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("beside", [True, False])
+def test_adapter_files_are_refused(beside, source, tmp_path):
+    (source / "adapter_config.json").write_text("{}")
+    if not beside:
+        (source / "model.safetensors").unlink()
+    with pytest.raises(ConversionError, match="(?i)adapter.*merge"):
+        convert(source, tmp_path / "out")
+
+
+@pytest.mark.parametrize("model_type", ["llava_llama", "phi3", "siglip_vision_model"])
+def test_config_of_another_architecture(model_type, source, tmp_path):
+    edit_config(source, model_type=model_type, architectures=["Other"])
+    match = f"Not a FUSION checkpoint: the model_type .* is '{model_type}' .architectures: Other., expected fusion_phi"
+    with pytest.raises(ConversionError, match=match):
+        convert(source, tmp_path / "out")
+
+
+def test_decoder_tensor_too_many(source, tmp_path):
+    edit_tensors(source, lambda tensors: tensors.update({"model.layers.0.self_attn.q_norm.weight": torch.ones(8)}))
+    with pytest.raises(ConversionError, match=r"unexpected: model\.layers\.0\.self_attn\.q_norm\.weight"):
+        convert(source, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 1539424\n"
+PAGE = b"<!DOCTYPE html><html><body>Sign in</body></html>"
+BROKEN_FILES = {
+    "pointer": ("model.safetensors", POINTER, "a git-lfs pointer.*git lfs pull"),
+    "pointer for the tokenizer": ("tokenizer.model", POINTER, "tokenizer.model: this is a git-lfs pointer"),
+    "pointer for the config": ("config.json", POINTER, "config.json is not valid JSON: this is a git-lfs pointer"),
+    "page": ("model.safetensors", PAGE, "a web page, not the file itself"),
+    "empty": ("model.safetensors", b"", "the file is empty. Is the download complete"),
+    "other content": ("model.safetensors", b"\xff" * 4096, "not a safetensors file, or its header is damaged"),
+    "wrong header": ("model.safetensors", (4).to_bytes(8, "little") + b"[12]" + b"0" * 99, "its header is damaged"),
+    "a list": ("config.json", b"[1, 2]", "config.json holds a list, expected an object"),
+}
+
+
+@pytest.mark.parametrize("kind", BROKEN_FILES)
+def test_file_is_something_else(kind, source, tmp_path):
+    file, content, words = BROKEN_FILES[kind]
+    (source / file).write_bytes(content)
+    with pytest.raises(ConversionError, match=words) as error:
+        convert(source, tmp_path / "out")
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_truncated_file_says_how_much_is_missing(source, tmp_path):
+    path = source / "model.safetensors"
+    size = path.stat().st_size
+    path.write_bytes(path.read_bytes()[:-1000])
+    with pytest.raises(
+        ConversionError, match=f"cut off, it has {size - 1000} of {size} bytes. Is the download complete"
+    ):
+        convert(source, tmp_path / "out")
+
+
+class Arguments:
+    """Like the training arguments that lie beside weights: an object of a class."""
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (Arguments(), "other Python objects than tensors"),
+        ([torch.zeros(2)], "no tensors by name, but a list"),
+        ({"optimizer": {"lr": 1.0}}, "no tensors by name, but a dict"),
+    ],
+)
+def test_bin_with_other_content(content, words, source, tmp_path):
+    write_bin(source, content)
+    with pytest.raises(ConversionError, match=words):
+        convert(source, tmp_path / "out")
+
+
+@pytest.mark.parametrize("extension", ["safetensors", "bin"])
+def test_files_with_the_wrong_extension(extension, source, tmp_path):
+    tensors = load_file(source / "model.safetensors")
+    if extension == "safetensors":
+        # Beside it first: the tensors are mapped from the file that would be overwritten.
+        torch.save(tensors, source / "weights")
+        (source / "weights").replace(source / "model.safetensors")
+    else:
+        (source / "model.safetensors").rename(source / "pytorch_model.bin")
+    with pytest.raises(ConversionError, match="Rename it to"):
+        convert(source, tmp_path / "out")
+
+
+def test_index_that_is_none(source, tmp_path):
+    (source / "model.safetensors.index.json").write_text("{}")
+    with pytest.raises(ConversionError, match="it has no weight_map"):
+        convert(source, tmp_path / "out")
+
+
+def test_index_that_lists_tensors_that_are_nowhere(source, tmp_path):
+    names = [*load_file(source / "model.safetensors"), "model.layers.9.mlp.weight"]
+    index = {"weight_map": dict.fromkeys(names, "model.safetensors")}
+    (source / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(ConversionError, match="lists tensors that its files lack: model.layers.9.mlp.weight"):
+        convert(source, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("mm_projector.bin", "holds the projector only"), ("checkpoint-500", "convert one of checkpoint-500")],
+)
+def test_folder_without_the_whole_model(name, words, source, tmp_path):
+    (source / "model.safetensors").unlink()
+    if "." in name:
+        torch.save({}, source / name)
+    else:
+        (source / name).mkdir()
+    with pytest.raises(ConversionError, match=words):
+        convert(source, tmp_path / "out")
