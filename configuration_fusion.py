@@ -1,6 +1,7 @@
 """Configuration of FUSION (arXiv 2504.09925): a SigLIP vision tower, a decoder, and the fields that FUSION adds."""
 
 import importlib.metadata
+from typing import TYPE_CHECKING
 
 from transformers.utils import logging
 from transformers.utils.versions import require_version
@@ -27,6 +28,11 @@ if Version(_installed).release[:2] > Version(TESTED_RELEASES[1]).release:
         f"{RANGE}, and {_installed} is newer. If anything fails or changes: update the files of FUSION"
         f" beside the weights, or pip install 'transformers=={TESTED_RELEASES[1]}.*'."
     )
+
+if TYPE_CHECKING:
+    # For transformers, which tells the code of two folders apart by this file and those that it imports. Without the
+    # line, a process that loads two revisions of a model would run the modeling code of the first for both.
+    from .modeling_fusion import FusionForConditionalGeneration  # noqa: F401
 
 AUTO_MAP = {
     "AutoConfig": "configuration_fusion.FusionConfig",

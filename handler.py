@@ -27,13 +27,14 @@ from urllib.parse import SplitResult, urljoin, urlsplit
 
 import torch
 from jinja2 import TemplateError
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 
 MAX_INPUTS = 16
-MAX_IMAGE_BYTES = 20 * 2**20
-MAX_IMAGE_PIXELS = 50_000_000  # checked before they are decoded
+# As in processing_fusion.py, whose reader opens files, too.
+MAX_IMAGE_BYTES = 50 * 2**20
+MAX_IMAGE_PIXELS = 100_000_000  # checked before they are decoded
 # Those that the toolkit takes as a body. Pillow knows more, and runs Ghostscript for one of them.
 IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 FETCH_SECONDS = 10
@@ -133,14 +134,10 @@ class EndpointHandler:
 
     def _read_conversation(self, item) -> list[dict]:
         """Messages of one input, with images opened."""
-        messages = read_item(item)
-        # Refuses what the template cannot take, and more than one image before any is opened.
-        self.processor.apply_chat_template(messages)
-        last = messages[-1]
-        if last["role"] != "user" or not any(part.get("text", "").strip() for part in last["content"]):
-            raise ValueError(f"The last message is {describe(last)}, expected a question of the role 'user'.")
+        # Before any image is opened.
+        messages = self.processor.check_messages(read_item(item), sanitize_control_tokens=True)
         for part in [part for message in messages for part in message["content"] if part["type"] == "image"]:
-            part["image"] = read_image(part["image"])
+            part["image"] = read_image(part.get("image"))
         return messages
 
     def _generate(self, conversations: list, options: dict, grid_sizes: dict, seed: int | None) -> tuple:
@@ -212,38 +209,12 @@ def read_item(item) -> list[dict]:
     images = item.get("image", item.get("images"))
     images = images if isinstance(images, list) else [] if images is None else [images]
     if isinstance(text, list) and len(item) == 1:
-        return [read_message(message) for message in text]
+        return text
     unknown = set(item) - {"image", "images", "question", "text"}
     if unknown or not isinstance(text, str) or not text.strip():
         raise ValueError(f"An input has {sorted(item)}, expected `image` and `question`, which is text and not empty.")
     parts = [{"type": "image", "image": image} for image in images]
     return [{"role": "user", "content": [*parts, {"type": "text", "text": text}]}]
-
-
-def read_message(message) -> dict:
-    if not isinstance(message, dict) or not isinstance(message.get("role"), str):
-        raise ValueError(f"A message is {describe(message)}, expected an object with `role` and `content`.")
-    content = message.get("content")
-    if isinstance(content, str):
-        content = [{"type": "text", "text": content}]
-    if not isinstance(content, list):
-        raise ValueError(f"The content of a message is {describe(content)}, expected text or a list of parts.")
-    return {"role": message["role"], "content": [read_part(part) for part in content]}
-
-
-def read_part(part) -> dict:
-    """A part in OpenAI's form or that of transformers."""
-    kind = part.get("type") if isinstance(part, dict) else None
-    if kind == "text" and isinstance(part.get("text"), str):
-        return {"type": "text", "text": part["text"]}
-    if kind in ("image", "image_url"):
-        sources = [part[name] for name in ("image_url", "image", "url", "base64") if name in part]
-        if len(sources) == 1:
-            return {"type": "image", "image": sources[0].get("url") if isinstance(sources[0], dict) else sources[0]}
-    raise ValueError(
-        f"A part of a message is {describe(part)}, expected"
-        ' {"type": "text", "text": ...} or {"type": "image_url", "image_url": {"url": ...}}. Paths are not read.'
-    )
 
 
 def describe(value) -> str:
@@ -274,9 +245,11 @@ def read_image(source) -> Image.Image:
             image.load()
             return image
     except Exception as error:  # decoders raise errors of all kinds
+        is_none = isinstance(error, UnidentifiedImageError)  # whose message names an object of Python
+        reason = "it is not an image" if is_none else error
         raise ValueError(
-            f"An image cannot be read: {error}. Expected the content of a file ({', '.join(IMAGE_FORMATS)}), for paths"
-            " are not read."
+            f"An image cannot be read: {reason}. Expected the content of a file ({', '.join(IMAGE_FORMATS)}), for"
+            " paths are not read."
         ) from error
     raise ValueError(f"An image has {image.width}x{image.height} pixels, expected {MAX_IMAGE_PIXELS} at most.")
 

@@ -230,11 +230,11 @@ def num_cached_tokens(cache: Cache | None) -> int:
     return 0 if cache is None else cache.get_seq_length()
 
 
-def guess_question_ends(latent_mask: torch.BoolTensor) -> torch.BoolTensor:
-    """Last position before each following latent group, and of the sequence, in the examples that have latents."""
+def guess_question_ends(latent_mask: torch.BoolTensor, num_prompt_tokens: int | None = None) -> torch.BoolTensor:
+    """Return the last position before each following latent group, and of the prompt, in examples with latents."""
     starts = latent_mask & ~shift_right(latent_mask, 1)
     ends = F.pad(starts, (0, 1))[:, 1:] & (starts.cumsum(dim=1) > 0)
-    ends[:, -1] = starts.any(dim=1)
+    ends[:, (num_prompt_tokens or latent_mask.shape[1]) - 1] = starts.any(dim=1)
     return ends
 
 
@@ -748,16 +748,20 @@ class FusionModel(FusionPreTrainedModel):
         input_ids: torch.LongTensor | None,
         inputs_embeds: torch.Tensor,
         pixel_values: torch.Tensor | None,
+        num_prompt_tokens: int | None,
         num_cached: int,
     ) -> tuple[torch.BoolTensor, torch.BoolTensor]:
         """
-        Masks of shape `(batch, sequence)` of the image tokens and of the latent tokens.
+        Return masks of shape `(batch, sequence)` of the image tokens and of the latent tokens of the prompt.
 
         Raises:
-            ValueError: if there are any although part of the prompt is in the cache already.
+            ValueError: if there are any although part of the prompt is in the cache already, or if the processor has
+                not expanded them.
         """
         image_mask = self.find_token(self.config.image_token_id, input_ids, inputs_embeds)
         latent_mask = self.find_token(self.config.latent_token_id, input_ids, inputs_embeds)
+        if num_prompt_tokens is not None:  # what follows was generated, and is text whatever its ids
+            image_mask[:, num_prompt_tokens:] = latent_mask[:, num_prompt_tokens:] = False
         num_placeholders = (image_mask | latent_mask).sum().item() if num_cached else 0
         if num_placeholders:
             raise ValueError(
@@ -769,19 +773,36 @@ class FusionModel(FusionPreTrainedModel):
         if input_ids is None and pixel_values is None:
             # The caller may have put image features in, with rows that are those of placeholders by chance.
             image_mask = torch.zeros_like(image_mask)
+        self._check_expansion(image_mask, latent_mask)
         return image_mask, latent_mask
+
+    def _check_expansion(self, image_mask: torch.BoolTensor, latent_mask: torch.BoolTensor):
+        """Refuse a prompt with one token for each placeholder, as a tokenizer makes it without the processor."""
+        num_groups = (latent_mask & ~shift_right(latent_mask, 1)).sum(dim=1)
+        num_latents, num_images = latent_mask.sum(dim=1), image_mask.sum(dim=1)
+        is_single = torch.where(num_groups > 0, num_latents == num_groups, num_images == 1)
+        if 1 in (self.config.latent_grid_size, *self.config.latent_grid_sizes):
+            is_single &= num_groups == 0
+        if self.config.image_grid_size == 1:
+            is_single &= num_groups > 0
+        for example in is_single.nonzero().squeeze(1).tolist():
+            raise ValueError(
+                f"Example {example} has {num_images[example].item()} image tokens and {num_latents[example].item()}"
+                f" latent tokens for {num_groups[example].item()} questions, expected"
+                f" {self.config.image_grid_size**2} and {self.config.latent_grid_size**2} for each: the placeholders"
+                " were not expanded. Make the inputs with the processor instead of its tokenizer."
+            )
 
     def find_question_ends(
         self,
         latent_mask: torch.BoolTensor,
         input_ids: torch.LongTensor | None,
         inputs_embeds: torch.Tensor,
-        has_generated_tokens: bool = False,
+        num_prompt_tokens: int | None = None,
         may_guess: bool = True,
     ) -> torch.BoolTensor:
         """
-        Mask of shape `(batch, sequence)` of the last token of each generation prompt. After the last latent group only
-        the first one counts if `has_generated_tokens`, since what follows it may be the model's own.
+        Return a mask of shape `(batch, sequence)` of the last token of each generation prompt, of the prompt's tokens.
 
         Raises:
             ValueError: if the config does not say how a question ends and this `may_guess` not, as in a prompt that
@@ -797,13 +818,12 @@ class FusionModel(FusionPreTrainedModel):
                 "`config.question_end_token_ids` is not set: taking the last token before the next latent group, or of"
                 " the sequence, for the end of a question. Set it to `processor.question_end_token_ids`."
             )
-            return guess_question_ends(latent_mask)
+            return guess_question_ends(latent_mask, num_prompt_tokens)
         ends = torch.ones_like(latent_mask)
         for distance, token_id in enumerate(reversed(self.config.question_end_token_ids)):
             ends &= shift_right(self.find_token(token_id, input_ids, inputs_embeds), distance)
-        if has_generated_tokens:
-            after_last_group = latent_mask.flip(1).cumsum(dim=1).flip(1) == 0
-            ends &= ~after_last_group | ((ends & after_last_group).cumsum(dim=1) == 1)
+        if num_prompt_tokens is not None:
+            ends[:, num_prompt_tokens:] = False
         # Before the first latents there is no question, only what the conversation may have begun with.
         return ends & (latent_mask.cumsum(dim=1) > 0)
 
@@ -964,7 +984,7 @@ class FusionModel(FusionPreTrainedModel):
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.LongTensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
-        has_generated_tokens: bool = False,
+        num_prompt_tokens: int | None = None,
         output_mapping_losses: bool = False,
         **kwargs: Unpack[TransformersKwargs],
     ) -> FusionModelOutputWithPast:
@@ -972,8 +992,9 @@ class FusionModel(FusionPreTrainedModel):
         Takes what `FusionForConditionalGeneration.forward` takes, and raises what it raises.
 
         Args:
-            has_generated_tokens (`bool`):
-                Set by `generate` after its first forward: the input is generated, or ends with what was.
+            num_prompt_tokens (`int`, *optional*):
+                How many of the first tokens are the prompt; those after them were generated, and are text whatever
+                their ids. Set by `generate`: 0 when it decodes with a cache. Defaults to all.
             output_mapping_losses (`bool`):
                 Whether to compute the terms of the mapping loss of each example.
         """
@@ -984,11 +1005,12 @@ class FusionModel(FusionPreTrainedModel):
 
         image_outputs = image_hidden_states = None
         has_image = torch.zeros(len(inputs_embeds), dtype=torch.bool, device=inputs_embeds.device)
-        # What the model generates is text, whatever its ids: a single token, or drafts of assisted generation.
-        num_cached = num_cached_tokens(find_cache(kwargs))
-        is_decoding = inputs_embeds.shape[1] == 1 or (has_generated_tokens and num_cached > 0)
+        is_decoding = inputs_embeds.shape[1] == 1 or num_prompt_tokens == 0
         if not is_decoding or pixel_values is not None or output_mapping_losses:
-            image_mask, latent_mask = self.find_placeholders(input_ids, inputs_embeds, pixel_values, num_cached)
+            num_cached = num_cached_tokens(find_cache(kwargs))
+            image_mask, latent_mask = self.find_placeholders(
+                input_ids, inputs_embeds, pixel_values, num_prompt_tokens, num_cached
+            )
             has_image = image_mask.any(dim=1)
             image_outputs = self.encode_images(image_mask, pixel_values, question_input_ids, question_attention_mask)
             if image_outputs is not None:
@@ -998,7 +1020,7 @@ class FusionModel(FusionPreTrainedModel):
                 image_outputs = self.encode_blank_image(inputs_embeds.device)
             if latent_mask.any():
                 end_mask = self.find_question_ends(
-                    latent_mask, input_ids, inputs_embeds, has_generated_tokens, may_guess=not output_mapping_losses
+                    latent_mask, input_ids, inputs_embeds, num_prompt_tokens, may_guess=not output_mapping_losses
                 )
                 context_map = self.encode_context(has_image, high_res_pixel_values, context_map)
                 inputs_embeds, kwargs["fusion_context"] = self.prepare_latents(
@@ -1138,8 +1160,23 @@ class FusionForConditionalGeneration(FusionPreTrainedModel, GenerationMixin):
         return self
 
     def get_context_map(self, high_res_pixel_values: torch.Tensor) -> torch.Tensor:
-        """See `FusionModel.get_context_map`."""
+        """Encode crops; see `FusionModel.get_context_map`."""
         return self.model.get_context_map(high_res_pixel_values)
+
+    def get_image_features(self, pixel_values: torch.Tensor, *args, **kwargs) -> FusionImageFeaturesOutput:
+        """Encode images with their questions; see `FusionModel.get_image_features`."""
+        return self.model.get_image_features(pixel_values, *args, **kwargs)
+
+    def generate(self, inputs: torch.Tensor | None = None, *args, **kwargs):
+        """Generate answers; see `GenerationMixin.generate`."""
+        candidates = (inputs, kwargs.get("input_ids"), kwargs.get("inputs_embeds"))
+        prompt = next((candidate for candidate in candidates if candidate is not None), None)
+        if prompt is not None:
+            # An assistant model gets that of the model that it assists.
+            kwargs.setdefault("num_prompt_tokens", prompt.shape[1])
+        if "tokenizer" in kwargs:  # of `stop_strings`, which want a tokenizer, and get a processor from some servers
+            kwargs["tokenizer"] = getattr(kwargs["tokenizer"], "tokenizer", kwargs["tokenizer"])
+        return super().generate(inputs, *args, **kwargs)
 
     @can_return_tuple
     def forward(
@@ -1255,6 +1292,8 @@ class FusionForConditionalGeneration(FusionPreTrainedModel, GenerationMixin):
         is_first_iteration=False,
         use_cache=True,
         next_sequence_length=None,
+        num_prompt_tokens=None,
+        context_map=None,
         **kwargs,
     ):
         """
@@ -1285,12 +1324,15 @@ class FusionForConditionalGeneration(FusionPreTrainedModel, GenerationMixin):
             **{CACHE_NAME: cache},
             **kwargs,
         )
-        if not is_prompt:
-            model_inputs["has_generated_tokens"] = True
+        model_inputs["num_prompt_tokens"] = num_prompt_tokens if needs_prompt else 0
         if not needs_prompt:
             # `pixel_values` and `high_res_pixel_values` are on the list that the base class drops.
-            for name in ("question_input_ids", "question_attention_mask", "context_map"):
+            for name in ("question_input_ids", "question_attention_mask"):
                 model_inputs.pop(name, None)
+        elif context_map is not None:
+            # `generate` repeats inputs for beams and samples, also the one map that all questions share.
+            is_shared = len(context_map) < len(input_ids) and bool((context_map == context_map[:1]).all())
+            model_inputs["context_map"] = context_map[:1] if is_shared else context_map
         return model_inputs
 
     def _splits_prompt(

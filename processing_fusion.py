@@ -9,6 +9,7 @@ import re
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Sequence
 from http.client import HTTPException
 from pathlib import Path
 from urllib.parse import unquote_to_bytes, urlsplit
@@ -20,7 +21,14 @@ from .configuration_fusion import TESTED_RELEASES  # noqa: F401  # isort: skip
 import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
-from transformers import AddedToken, BatchFeature, ImagesKwargs, ProcessingKwargs, ProcessorMixin
+from transformers import (
+    AddedToken,
+    BatchFeature,
+    ImagesKwargs,
+    PreTrainedConfig,
+    ProcessingKwargs,
+    ProcessorMixin,
+)
 from transformers.image_processing_backends import PilBackend
 from transformers.image_utils import ImageInput, PILImageResampling, SizeDict
 from transformers.processing_utils import Unpack
@@ -229,9 +237,12 @@ class FusionProcessor(ProcessorMixin):
         """The image processor of this file: the Auto class would look for it in the folder, as code to be trusted."""
         return [
             FusionImageProcessor.from_pretrained(pretrained_model_name_or_path, **kwargs),
-            # Tokenizers have no code of ours; without a word on it, users would be asked whether to trust it.
+            # Tokenizers have no code of ours; without a word on it, users would be asked whether to trust it. Without
+            # a config, that of the model would be read as one of another type, with a warning.
             cls._load_tokenizer_from_pretrained(
-                "tokenizer", pretrained_model_name_or_path, **{"trust_remote_code": False, **kwargs}
+                "tokenizer",
+                pretrained_model_name_or_path,
+                **{"trust_remote_code": False, "config": PreTrainedConfig(), **kwargs},
             ),
         ]
 
@@ -285,7 +296,7 @@ class FusionProcessor(ProcessorMixin):
         if text is None:
             return super().__call__(images=images, **kwargs)
         prompts = [text] if isinstance(text, str) else list(text)
-        if kwargs.get("sanitize_control_tokens") and not CAN_SANITIZE:
+        if kwargs.get("sanitize_control_tokens") and not CAN_SANITIZE:  # 5.23
             raise ValueError("`sanitize_control_tokens=True` for a rendered prompt needs transformers 5.23 or newer.")
         self._check_prompts(prompts)
         images = self._read_images(images, kwargs)
@@ -316,19 +327,72 @@ class FusionProcessor(ProcessorMixin):
 
     def apply_chat_template(self, conversation, *args, **kwargs):
         """
-        Renders conversations and, with `tokenize=True`, processes them; see `ProcessorMixin.apply_chat_template`.
+        Render conversations and, with `tokenize=True`, process them; see `ProcessorMixin.apply_chat_template`.
 
         Raises:
-            ValueError: if a conversation has more than one image, or one outside its first user turn.
+            ValueError: naming the message, as `check_messages`.
         """
-        is_batched = bool(conversation) and isinstance(conversation[0], (list, tuple))
-        conversations = conversation if is_batched else [conversation]
-        for index, messages in enumerate(conversations):
-            check_images(messages, index)
-        if kwargs.get("sanitize_control_tokens") and not CAN_SANITIZE:
-            del kwargs["sanitize_control_tokens"]
-            self._refuse_control_tokens(conversations)
-        return super().apply_chat_template(conversation, *args, **kwargs)
+        is_batched = isinstance(conversation, (list, tuple)) and isinstance(
+            next(iter(conversation), None), (list, tuple)
+        )
+        options = {
+            "is_prompt": kwargs.get("add_generation_prompt", False) and not kwargs.get("continue_final_message"),
+            "sanitize_control_tokens": kwargs.get("sanitize_control_tokens", False),
+        }
+        if not CAN_SANITIZE:
+            kwargs.pop("sanitize_control_tokens", None)
+        if not is_batched:
+            return super().apply_chat_template(self.check_messages(conversation, **options), *args, **kwargs)
+        conversations = []
+        for index, messages in enumerate(conversation):
+            try:
+                conversations.append(self.check_messages(messages, **options))
+            except ValueError as error:
+                raise ValueError(f"Conversation {index}: {error}") from error
+        return super().apply_chat_template(conversations, *args, **kwargs)
+
+    def check_messages(
+        self, messages: list[dict], *, is_prompt: bool = True, sanitize_control_tokens: bool = False
+    ) -> list[dict]:
+        """
+        Return messages in the form of `normalize_messages`, or say what is wrong with them.
+
+        Args:
+            messages (`list[dict]`):
+                A conversation.
+            is_prompt (`bool`):
+                Whether the model is to answer, so that the last message has to be a question.
+            sanitize_control_tokens (`bool`):
+                Whether control tokens in the texts are going to stay text.
+
+        Raises:
+            ValueError: naming the message: as `normalize_messages`, for control tokens in a text, and for a last
+                message that is no question.
+        """
+        turns = normalize_messages(messages)
+        if not (sanitize_control_tokens and CAN_SANITIZE):
+            self._refuse_control_tokens(messages, is_prompt, sanitize_control_tokens)
+        if is_prompt and turns[-1]["role"] != "user":
+            raise ValueError(
+                f"The last message ({len(messages) - 1}) is of the role {turns[-1]['role']!r}, expected a question of"
+                " the role 'user'. To go on with an answer, pass `continue_final_message=True`."
+            )
+        if is_prompt and not text_of(turns[-1]).strip():
+            raise ValueError(f"The last message ({len(messages) - 1}) holds no text, expected a question.")
+        return turns
+
+    def _refuse_control_tokens(self, messages: list[dict], is_prompt: bool, sanitize_control_tokens: bool):
+        texts = [text_of(message) for message in messages]
+        for token in self.find_control_tokens("\0".join(texts)):
+            index = next(index for index, text in enumerate(texts) if token in text)
+            advice = "Take it out."
+            if sanitize_control_tokens:
+                advice = "To keep it as text needs transformers 5.23 or newer; with older releases, take it out."
+            elif is_prompt:
+                advice = "Take it out, or pass `sanitize_control_tokens=True`, with which it stays text."
+            raise ValueError(
+                f"Message {index} ({messages[index]['role']}) holds the control token {token!r} as text. {advice}"
+            )
 
     def replace_image_token(self, image_inputs: dict, image_idx: int, **kwargs) -> str:
         return self.image_token * self._get_grid_size("image_grid_size", kwargs) ** 2
@@ -401,17 +465,6 @@ class FusionProcessor(ProcessorMixin):
             if token.content in text and (token.special or (token.content in template and token.content.strip()))
         ]
 
-    def _refuse_control_tokens(self, conversations: list[list[dict]]):
-        for index, messages in enumerate(conversations):
-            for turn, message in enumerate(messages):
-                parts = message.get("content")
-                parts = parts if isinstance(parts, (list, tuple)) else [{"text": parts}]
-                for token in self.find_control_tokens(" ".join(str(part.get("text", "")) for part in parts)):
-                    raise ValueError(
-                        f"Message {turn} of conversation {index} holds the control token {token!r} as text. That needs"
-                        " transformers 5.23 or newer; with older releases, take it out."
-                    )
-
     def _get_grid_size(self, name: str, kwargs: dict) -> int:
         grid_size = {**kwargs.get("images_kwargs", {}), **kwargs}.get(name, getattr(self.image_processor, name))
         if not isinstance(grid_size, int) or grid_size < 1:
@@ -440,9 +493,10 @@ class FusionProcessor(ProcessorMixin):
                     f" followed by {self.vision_end_token} and a question." + advice
                 )
             if images and not latents:
-                logger.warning_once(
-                    f"A prompt has an image but no {self.latent_token}: the vision tower reads no question, and"
-                    " nothing re-reads the image. Use `apply_chat_template`, which renders what it was trained with."
+                raise ValueError(
+                    f"Prompt {index} has an image but no {self.latent_token}: the vision tower would read no question,"
+                    " and nothing would read the image again. Render prompts with the chat template"
+                    " (`apply_chat_template`; harnesses have a switch for it)."
                 )
 
     def _check_special_mm_tokens(self, text, text_inputs, modalities):
@@ -462,7 +516,7 @@ def split_crops(image: np.ndarray) -> list[np.ndarray]:
 # Images -------------------------------------------------------------------------------------------------------------
 
 
-def read_image(source, input_data_format: str | None = None) -> Image.Image:
+def read_image(source, input_data_format: str | None = None, name: str | None = None) -> Image.Image:
     """
     Return the 8-bit RGB image of any source.
 
@@ -476,16 +530,24 @@ def read_image(source, input_data_format: str | None = None) -> Image.Image:
             last; two channels are grey and alpha.
         input_data_format (`str`, *optional*):
             `"channels_first"` or `"channels_last"`, of pixels. Told from the shape by default.
+        name (`str`, *optional*):
+            What messages call the source. Defaults to a description of it.
 
     Raises:
         ValueError: naming the source and the cause: not found, not an image, HTTP status, time-out, too large
             (`MAX_IMAGE_BYTES`, `MAX_IMAGE_PIXELS`), no pixels, a wrong shape, or values that are no colors.
     """
-    return to_rgb(open_image(source), input_data_format)
+    return to_rgb(open_image(source, name=name), input_data_format)
 
 
-def open_image(source) -> Image.Image | np.ndarray:
-    """Return the decoded image of a source, with its pixels as they are; see `read_image`."""
+def open_image(source, formats: Sequence[str] | None = None, name: str | None = None) -> Image.Image | np.ndarray:
+    """
+    Return the decoded image of a source, with its pixels as they are; see `read_image`.
+
+    Args:
+        source, name: see `read_image`.
+        formats (`Sequence[str]`, *optional*): Pillow's names of the formats to read. Defaults to all.
+    """
     if isinstance(source, dict) and {"bytes", "path"} & set(source):
         source = source["bytes"] if source.get("bytes") is not None else source.get("path")
     if isinstance(source, torch.Tensor):
@@ -494,7 +556,7 @@ def open_image(source) -> Image.Image | np.ndarray:
     if isinstance(source, np.ndarray):
         return source[0] if source.ndim == 4 and len(source) == 1 else source
     try:
-        image = source if isinstance(source, Image.Image) else Image.open(open_source(source))
+        image = source if isinstance(source, Image.Image) else Image.open(open_source(source), formats=formats)
         if image.width * image.height > MAX_IMAGE_PIXELS and image is not source:
             raise ValueError(f"it has {image.width} x {image.height} pixels, expected at most {MAX_IMAGE_PIXELS}")
         image.load()
@@ -511,7 +573,7 @@ def open_image(source) -> Image.Image | np.ndarray:
         reason = f"no answer within {FETCH_SECONDS} seconds"
     except Exception as error:  # decoders raise errors of all kinds
         reason = str(getattr(error, "reason", error)) or type(error).__name__
-    raise ValueError(f"Cannot read an image from {describe_image(source)}: {reason}.")
+    raise ValueError(f"Cannot read an image from {name or describe_image(source)}: {reason}.")
 
 
 def open_source(source) -> io.BytesIO | Path:
@@ -526,8 +588,10 @@ def open_source(source) -> io.BytesIO | Path:
             source = urllib.request.url2pathname(urlsplit(source).path)
         elif "://" in source[:16]:
             raise ValueError("expected an address that begins with http://, https://, file:// or data:")
-        elif not os.path.exists(os.path.expanduser(source)) and (content := decode_base64(source)):
-            return io.BytesIO(content)
+        elif not os.path.exists(os.path.expanduser(source)):
+            content = decode_base64(source) or b""
+            if can_be_image(content):  # many names of files are base64, too
+                return io.BytesIO(content)
         source = Path(source)
     if isinstance(source, Path):
         path = source.expanduser()
@@ -593,6 +657,15 @@ def decode_base64(text: str) -> bytes | None:
         return None
 
 
+def can_be_image(content: bytes) -> bool:
+    """Tell whether content begins as the files of some image format do."""
+    try:
+        Image.open(io.BytesIO(content))
+    except Exception as error:
+        return not isinstance(error, UnidentifiedImageError)
+    return True
+
+
 def describe_image(source) -> str:
     """Return a short name of an image's source for messages."""
     if isinstance(source, (str, Path)):
@@ -603,7 +676,8 @@ def describe_image(source) -> str:
         return f"a PIL image of mode {source.mode}"
     if isinstance(source, (bytes, bytearray, memoryview)):
         return f"{len(source)} bytes"
-    return f"a file ({source.name})" if isinstance(getattr(source, "name", None), str) else type(source).__name__
+    name = getattr(source, "name", None)
+    return f"a file ({name})" if isinstance(name, str) else f"a {type(source).__name__}"
 
 
 def flatten_images(images) -> list:
@@ -681,6 +755,120 @@ def to_uint8(pixels: np.ndarray) -> np.ndarray:
     return np.round(pixels * scale).astype(np.uint8)
 
 
+# Messages -----------------------------------------------------------------------------------------------------------
+
+ROLES = ("system", "user", "assistant")
+IMAGE_SOURCES = ("image", "image_url", "url", "path", "base64")  # keys of a part of type image or image_url
+
+
+def normalize_messages(messages: list[dict]) -> list[dict]:
+    """
+    Return the messages of a conversation in one form.
+
+    Content is a list of at most one image part, `{"type": "image", "image": source}`, and one text part. Messages of a
+    user that follow each other become one, since chat clients send an image and the question about it apart. Parts of
+    text are joined with a space where an image stood between them, and with a line break elsewhere.
+
+    Args:
+        messages (`list[dict]`):
+            Each with a `role` (system at the beginning, then user and assistant) and `content`: a text, or a list of
+            parts `{"type": "text", "text": ...}` and `{"type": "image", "image": ...}`. An image part may also be of
+            OpenAI's type `image_url`, name its source `url`, `path` or `base64`, or have none.
+
+    Raises:
+        ValueError: naming the message by its place: for a wrong form, role or order of roles, and for more than one
+            image or one that is not the first user's.
+    """
+    if isinstance(messages, dict):
+        raise ValueError("A conversation is one message, expected a list of messages: put it in a list.")
+    if not isinstance(messages, (list, tuple)) or not messages:
+        raise ValueError(f"A conversation is {shorten(messages)}, expected a list of messages.")
+    turns, places = [], []
+    for index, message in enumerate(messages):
+        role, parts = read_message(message, index)
+        places += [index] * sum(part["type"] == "image" for part in parts)
+        if role == "system" and index > 0:
+            raise ValueError(f"Message {index} is of the role 'system', expected it at the beginning only.")
+        if not turns or role != turns[-1]["role"]:
+            turns.append({**message, "content": parts})
+        elif role == "user":
+            turns[-1]["content"] = turns[-1]["content"] + parts
+        else:
+            raise ValueError(f"Messages {index - 1} and {index} are both of the role {role!r}, expected them in turn.")
+    if len(places) > 1:
+        raise ValueError(
+            f"Messages hold {len(places)} images ({', '.join(map(str, places))}), expected at most 1: FUSION reads one"
+            " image in a conversation. Ask about each image in a conversation of its own."
+        )
+    users = [turn for turn in turns if turn["role"] == "user"]
+    if places and not (users and any(part["type"] == "image" for part in users[0]["content"])):
+        raise ValueError(f"Message {places[0]} has the image, expected it in the first message of the role 'user'.")
+    return [{**turn, "content": join_texts(turn["content"])} for turn in turns]
+
+
+def read_message(message: dict, index: int) -> tuple[str, list[dict]]:
+    """Return role and parts of one message."""
+    if not isinstance(message, dict) or "role" not in message:
+        raise ValueError(f"Message {index} is {shorten(message)}, expected a dict with `role` and `content`.")
+    if message["role"] not in ROLES:
+        raise ValueError(f"Message {index} is of the role {message['role']!r}, expected one of {', '.join(ROLES)}.")
+    content = message.get("content")
+    if isinstance(content, str):
+        content = [{"type": "text", "text": content}]
+    if not isinstance(content, (list, tuple)):
+        hint = " Put the part in a list." if isinstance(content, dict) else ""
+        raise ValueError(
+            f"Message {index} has the content {shorten(content)}, expected a text or a list of parts.{hint}"
+        )
+    return message["role"], [read_part(part, index) for part in content]
+
+
+def read_part(part: dict, index: int) -> dict:
+    """Return one part of message `index` as a text part or an image part."""
+    kind = part.get("type") if isinstance(part, dict) else None
+    if kind == "text":
+        if not isinstance(part.get("text"), str):
+            raise ValueError(f"Message {index} has the text part {shorten(part)}, expected a text under `text`.")
+        if re.search("[\ud800-\udfff]", part["text"]):  # JSON can hold one, tokenizers stop at it
+            raise ValueError(f"Message {index} holds half of a surrogate pair, which is no character.")
+        return {"type": "text", "text": part["text"]}
+    if kind not in ("image", "image_url"):
+        raise ValueError(f"Message {index} has the part {shorten(part)}, expected a dict of type text or image.")
+    # `datasets` fills all parts up with the keys of all, so a key may have no value.
+    sources = [part[key] for key in IMAGE_SOURCES if part.get(key) is not None]
+    if len(sources) > 1:
+        raise ValueError(f"Message {index} has an image part with {len(sources)} sources, expected one.")
+    source = sources[0] if sources else None
+    if isinstance(source, dict) and "url" in source:
+        source = source["url"]
+    return {"type": "image", "image": source} if sources else {"type": "image"}
+
+
+def join_texts(parts: list[dict]) -> list[dict]:
+    """Return the image parts and one text part of all texts, as a person would read them."""
+    text, follows_image = "", False
+    for part in parts:
+        if part["type"] == "image":
+            follows_image = True
+            continue
+        is_separated = not text or not part["text"] or text[-1].isspace() or part["text"][0].isspace()
+        text += ("" if is_separated else " " if follows_image else "\n") + part["text"]
+        follows_image = False
+    images = [part for part in parts if part["type"] == "image"]
+    return [*images, {"type": "text", "text": text}]
+
+
+def text_of(message: dict) -> str:
+    """Return all text of a message, of any form that `normalize_messages` takes."""
+    return "\n".join(part["text"] for part in read_message(message, 0)[1] if part["type"] == "text")
+
+
+def shorten(value) -> str:
+    """Return how `value` is written, cut for a message."""
+    text = repr(value)
+    return text if len(text) <= 100 else text[:97] + "..."
+
+
 # Prompts ------------------------------------------------------------------------------------------------------------
 
 
@@ -725,38 +913,6 @@ def fill_rows(values, has_image: list[bool], shape: tuple[int, ...], like):
         return torch.stack([next(rows) if image else torch.from_numpy(blank) for image in has_image])
     filled = [next(rows) if image else blank for image in has_image]
     return np.stack(filled) if isinstance(like, np.ndarray) else filled
-
-
-def check_images(messages: list[dict], conversation: int):
-    """Checks that a conversation has messages, of text and at most one image, which is in its first user turn."""
-    if not messages or not all(isinstance(message, dict) and "role" in message for message in messages):
-        raise ValueError(
-            f"Conversation {conversation} is {messages!r}, expected a list of messages, each a dict with `role` and"
-            " `content`."
-        )
-    places = []
-    for turn, message in enumerate(messages):
-        parts = message.get("content")
-        for part in parts if isinstance(parts, (list, tuple)) else []:
-            kind = part.get("type") if isinstance(part, dict) else part
-            if kind not in ("text", "image", "image_url"):
-                raise ValueError(
-                    f"Conversation {conversation} has a part of type {kind!r} in message {turn}, expected a dict of"
-                    " type text or image."
-                )
-            if kind != "text":
-                places.append((turn, message["role"]))
-    if len(places) > 1:
-        raise ValueError(
-            f"Conversation {conversation} has {len(places)} images, expected at most 1: FUSION reads one image in a"
-            " conversation. Ask about each image in a conversation of its own."
-        )
-    first_user_turn = next((turn for turn, message in enumerate(messages) if message["role"] == "user"), None)
-    if places and places[0][0] != first_user_turn:
-        raise ValueError(
-            f"Conversation {conversation} has its image in message {places[0][0]} ({places[0][1]}), expected it in"
-            f" the first user message, {first_user_turn}."
-        )
 
 
 FusionImageProcessor.register_for_auto_class("AutoImageProcessor")

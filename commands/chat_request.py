@@ -7,8 +7,6 @@ field would change nothing without a word. Null means the same as no field, at e
 The image of a parsed request is decoded: nothing behind this file sees an address or a path.
 """
 
-import base64
-import io
 import json
 import reprlib
 from typing import Annotated, Any, Literal
@@ -16,9 +14,10 @@ from typing import Annotated, Any, Literal
 from PIL import Image
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
+from fusion_vlm.processing_fusion import open_image
 
-# Of an image: 64 megapixels. Formats are those whose decoders are Pillow's own (EPS would start Ghostscript).
-MAX_PIXELS = 64_000_000
+
+# Formats whose decoders are Pillow's own (EPS would start Ghostscript). processing_fusion.py has the limits of size.
 IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 
 
@@ -201,26 +200,13 @@ def describe(error: ValidationError) -> RequestError:
 
 
 def read_messages(messages: list[Message]) -> list[dict]:
-    """Check the order of roles and the place of the image, and decode the image."""
-    system = messages[:1] if messages[0].role == "system" else []
-    turns = messages[len(system) :]
-    expected = ["user", "assistant"] * len(turns)
-    roles = [message.role for message in turns]
-    if roles != expected[: len(roles)] or len(roles) % 2 == 0:
-        found = reprlib.repr([message.role for message in messages])
-        raise RequestError(
-            f"messages: the roles are {found}, expected user and assistant in turn, the first and the last of them"
-            " user, after at most one system message",
-            param="messages",
-        )
-    images = [message for message in messages for part in message.content if part.type == "image_url"]
-    if len(images) > 1:
+    """Return messages for the processor, which checks them, with the image decoded."""
+    images = [part for message in messages for part in message.content if part.type == "image_url"]
+    if len(images) > 1:  # before any is decoded
         raise RequestError(
             f"messages: {len(images)} images, expected at most 1: FUSION reads one image in a conversation",
             param="messages",
         )
-    if images and images[0] is not turns[0]:
-        raise RequestError("messages: the image belongs to the first user message", param="messages")
     return [{"role": message.role, "content": [read_part(part) for part in message.content]} for message in messages]
 
 
@@ -246,16 +232,6 @@ def decode_image(url: str) -> Image.Image:
             param="messages",
         )
     try:
-        content = base64.b64decode("".join(encoded.split()), validate=True)
-        image = Image.open(io.BytesIO(content), formats=IMAGE_FORMATS)
-        if image.width * image.height > MAX_PIXELS:
-            raise ValueError(
-                f"it has {image.width}x{image.height} pixels, expected at most {MAX_PIXELS / 1e6:.0f} million"
-            )
-        image.load()
-    except Exception as error:  # decoders fail in many ways, and what fails is the sender's data
-        raise RequestError(
-            f"image_url: not an image of the formats {', '.join(IMAGE_FORMATS)} that can be read: {error}",
-            param="messages",
-        ) from error
-    return image
+        return open_image(url, IMAGE_FORMATS)
+    except ValueError as error:
+        raise RequestError(f"image_url: {error} Formats are {', '.join(IMAGE_FORMATS)}.", param="messages") from error

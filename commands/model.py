@@ -1,7 +1,6 @@
 """What the commands share: loading a model, reading an image, prompts that fit."""
 
 import argparse
-import io
 import os
 import re
 import sys
@@ -15,24 +14,16 @@ from PIL import Image
 
 def read_image(source: str) -> Image.Image:
     """
-    Opens a file, an http(s) address, or stdin (`"-"`).
+    Return the image of a file, an http(s) address, or stdin (`"-"`).
 
     Raises:
-        ValueError: if there is no image there.
+        ValueError: if there is no image there, with the reason.
     """
-    if source.startswith(("http://", "https://")):
-        from ..processing_fusion import FusionImageProcessor
+    if not (source == "-" or ":" in source[:8] or os.path.exists(os.path.expanduser(source))):
+        raise ValueError(f"Cannot read an image from {source!r}: there is no such file.")  # before torch is imported
+    from fusion_vlm.processing_fusion import read_image
 
-        return FusionImageProcessor().fetch_images(source)
-    if source != "-" and not os.path.isfile(source):
-        raise ValueError(f"There is no image file {source!r}.")
-    try:
-        image = Image.open(io.BytesIO(sys.stdin.buffer.read()) if source == "-" else source)
-        image.load()
-    except Exception as error:  # decoders fail in many ways
-        place = "stdin" if source == "-" else repr(source)
-        raise ValueError(f"Cannot read an image from {place}: {error}. Is it an image file?") from error
-    return image
+    return read_image(sys.stdin.buffer, name="stdin") if source == "-" else read_image(source)
 
 
 def load(args: argparse.Namespace):

@@ -272,10 +272,13 @@ class ChatServer:
         wanted = min(chat.max_completion_tokens or chat.max_tokens or self.max_new_tokens, self.max_new_tokens)
         try:
             grid_sizes = check_grid_sizes(self.model.config, chat.latent_grid_size, chat.image_grid_size)
+        except ValueError as error:
+            raise RequestError(str(error)) from error
+        try:
             inputs = process(self.processor, messages, grid_sizes)
             max_new_tokens = limit_new_tokens(self.model.config, inputs, wanted)
         except (ValueError, jinja2.TemplateError) as error:  # templates refuse roles, say
-            raise RequestError(str(error)) from error
+            raise RequestError(f"messages: {error}", param="messages") from error
         config = copy.deepcopy(self.model.generation_config)
         config.max_new_tokens = max_new_tokens
         if chat.temperature is not None:

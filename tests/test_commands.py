@@ -171,9 +171,15 @@ def test_ask_in_a_pipe_whose_reader_has_had_enough(folder, image_file, tmp_path)
 
 
 WRONG = {
-    "no such image": (["ask", "{folder}", "missing.png", "a"], "There is no image file 'missing.png'"),
-    "text as image": (["ask", "{folder}", __file__, "a"], "Is it an image file?"),
-    "chat image": (["chat", "{folder}", "missing.png"], "There is no image file 'missing.png'"),
+    "no such image": (
+        ["ask", "{folder}", "missing.png", "a"],
+        "Cannot read an image from 'missing.png': there is no such file",
+    ),
+    "text as image": (["ask", "{folder}", __file__, "a"], "it is not an image that Pillow reads"),
+    "chat image": (
+        ["chat", "{folder}", "missing.png"],
+        "Cannot read an image from 'missing.png': there is no such file",
+    ),
     "not converted": (["ask", str(CHECKPOINT), "{image}", "a"], "converted first: fusion-vlm convert"),
     "no model": (["ask", str(ROOT / "tests"), "{image}", "a"], "config.json"),
     "no folder": (["ask", "/no/such/folder", "{image}", "a"], "There is no folder /no/such/folder"),
@@ -310,7 +316,7 @@ def test_chat_prints_while_it_answers(folder, monkeypatch):
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ("/image missing.png", "There is no image file 'missing.png'"),
+        ("/image missing.png", "Cannot read an image from 'missing.png': there is no such file"),
         ("/paint a ball", "There is no command /paint"),
         ("a " * 2000, "Begin a new one with /reset"),
     ],

@@ -41,7 +41,7 @@ from fusion_vlm.commands.serve import (
 )
 from fusion_vlm.handler import read_image
 from fusion_vlm.modeling_fusion import FusionForConditionalGeneration
-from fusion_vlm.processing_fusion import FusionProcessor
+from fusion_vlm.processing_fusion import CAN_SANITIZE, FusionProcessor
 
 from .conftest import process
 from .tiny import random_image
@@ -295,7 +295,8 @@ ASSISTANT = {"role": "assistant", "content": "A ball."}
 
 
 def with_image(url) -> dict:
-    return {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": url}}]}]}
+    image = {"type": "image_url", "image_url": {"url": url}}
+    return {"messages": [{"role": "user", "content": [image, {"type": "text", "text": "What?"}]}]}
 
 
 def base64_uri(content: bytes) -> str:
@@ -317,13 +318,10 @@ WRONG = {
         "'system', 'developer', 'user' or 'assistant', got 'tool'",
     ),
     "unknown part": ({"messages": [{"role": "user", "content": [{"type": "input_audio"}]}]}, 400, "'input_audio'"),
-    "two users": (
-        {"messages": [USER, USER]},
-        400,
-        "the roles are ['user', 'user'], expected user and assistant in turn",
-    ),
-    "answer last": ({"messages": [USER, ASSISTANT]}, 400, "the first and the last of them user"),
-    "system late": ({"messages": [USER, {"role": "system", "content": "x"}, USER]}, 400, "at most one system message"),
+    "two answers": ({"messages": [USER, ASSISTANT, ASSISTANT, USER]}, 400, "Messages 1 and 2 are both of the role"),
+    "answer last": ({"messages": [USER, ASSISTANT]}, 400, "The last message (1) is of the role 'assistant'"),
+    "no question": ({"messages": [{"role": "user", "content": [to_part(IMAGE)]}]}, 400, "(0) holds no text"),
+    "system late": ({"messages": [USER, {"role": "system", "content": "x"}, USER]}, 400, "Message 1 is of the role"),
     "two images": (
         {"messages": [{"role": "user", "content": [to_part(IMAGE), to_part(IMAGE)]}]},
         400,
@@ -332,7 +330,7 @@ WRONG = {
     "image in a later turn": (
         {"messages": [USER, ASSISTANT, {"role": "user", "content": [to_part(IMAGE)]}]},
         400,
-        "the image belongs to the first user message",
+        "Message 2 has the image, expected it in the first message of the role 'user'",
     ),
     "unknown model": ({"model": "gpt-4"}, 404, "there is no model 'gpt-4' here, only 'small'"),
     "path as model": ({"model": "/etc"}, 404, "there is no model '/etc' here"),
@@ -357,7 +355,7 @@ WRONG = {
     "latents": ({"latent_grid_size": 99}, 400, "latent_grid_size is 99, expected 1 to 16"),
     "image tokens": ({"image_grid_size": 0}, 400, "image_grid_size is 0, expected 1 to 8"),
     "long prompt": ({"messages": [{"role": "user", "content": "a " * 3000}]}, 400, "the model takes 1023 at most"),
-    "base64": (with_image("data:image/png;base64,!!!"), 400, "not an image"),
+    "base64": (with_image("data:image/png;base64,!!!"), 400, "its content is not base64"),
     "no base64": (with_image("data:image/svg+xml,<svg/>"), 400, "no data URI with base64 data"),
     "empty image": (with_image("data:image/png;base64,"), 400, "not an image"),
     "text as image": (with_image(base64_uri(b"Hello!" * 99)), 400, "not an image"),
@@ -566,9 +564,26 @@ def test_requests_open_no_files_and_no_addresses(served, tmp_path):
         for url in [*files, *addresses, f" http://{address}", f"data:image/png;base64,http://{address}"]:
             status, answer = served.send(json.dumps({"model": NAME, **with_image(url)}).encode())
             assert status == 400
-            assert re.search("no data URI|not an image", json.loads(answer)["error"]["message"])
+            assert re.search("no data URI|not an image|not base64", json.loads(answer)["error"]["message"])
         with pytest.raises(BlockingIOError):
             listener.accept()
+
+
+def test_control_token_of_a_user_is_text_or_refused(served):
+    for token in ("<|eot_id|>", "<image>", "<latent>"):
+        status, answer = served.send(
+            json.dumps(
+                {"model": NAME, "max_tokens": 1, "messages": [{"role": "user", "content": f"a {token}?"}]}
+            ).encode()
+        )
+        assert status == (200 if CAN_SANITIZE else 400), answer
+        assert CAN_SANITIZE or f"control token '{token}' as text. To keep it as text needs" in answer.decode()
+
+
+def test_messages_of_a_user_in_a_row_are_one(served):
+    image, question = {"role": "user", "content": [to_part(IMAGE)]}, {"role": "user", "content": "What is it?"}
+    together = [{"role": "user", "content": [to_part(IMAGE), {"type": "text", "text": "What is it?"}]}]
+    assert served.ask([image, question]) == served.ask(together)
 
 
 def test_broken_requests_are_never_the_servers_fault(served):

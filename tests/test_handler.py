@@ -290,21 +290,30 @@ def test_default_folder_is_that_of_the_file(module, handler):
         ({"inputs": {"image": BASE64, "question": " "}}, "which is text and not empty"),
         ({"inputs": {"image": BASE64, "prompt": "Hi"}}, r"An input has \['image', 'prompt'\]"),
         ({"inputs": "Hi", "image": BASE64, "messages": chat(image_url(BASE64))}, "`messages` and inputs beside it"),
-        ({"messages": []}, r"Conversation 0 is \[\], expected a list of messages"),
-        ({"messages": ["Hi"]}, "A message is 'Hi', expected an object with `role` and `content`"),
-        ({"messages": [{"role": "user"}]}, "The content of a message is None"),
-        ({"messages": chat({"type": "video", "video": "x"})}, "A part of a message is {'type': 'video'"),
-        ({"messages": chat({"type": "text", "text": 5})}, "A part of a message is {'type': 'text', 'text': 5}"),
-        ({"messages": chat({"type": "image"})}, "A part of a message is {'type': 'image'}"),
+        ({"messages": []}, r"A conversation is \[\], expected a list of messages"),
+        ({"messages": ["Hi"]}, "Message 0 is 'Hi', expected a dict with `role` and `content`"),
+        ({"messages": [{"role": "user"}]}, "Message 0 has the content None, expected a text or a list"),
+        ({"messages": chat({"type": "video", "video": "x"})}, "Message 0 has the part {'type': 'video'"),
+        ({"messages": chat({"type": "text", "text": 5})}, "Message 0 has the text part {'type': 'text', 'text': 5}"),
+        ({"messages": chat({"type": "image"})}, "An image is None, expected base64"),
         (
             {"messages": [*chat(image_url(BASE64)), {"role": "assistant", "content": "A"}]},
-            "The last message is {'role': 'assistant'",
+            "The last message .1. is of the role 'assistant', expected a question",
         ),
-        ({"messages": [{"role": "user", "content": [image_url(BASE64)]}]}, "expected a question of the role 'user'"),
-        ({"messages": [{"role": "user", "content": " "}]}, "expected a question of the role 'user'"),
-        ({"messages": [{"role": "tool", "content": "A"}]}, "roles system .first message only., user and assistant"),
-        ({"inputs": {"images": [BASE64, BASE64], "text": "Hi"}}, "Conversation 0 has 2 images, expected at most 1"),
-        ({"messages": [*chat(image_url(BASE64)), *chat(image_url("not read"))]}, "has 2 images, expected at most 1"),
+        (
+            {"messages": [{"role": "user", "content": [image_url(BASE64)]}]},
+            "The last message .0. holds no text",
+        ),
+        ({"messages": [{"role": "user", "content": " "}]}, "The last message .0. holds no text"),
+        (
+            {"messages": [{"role": "tool", "content": "A"}]},
+            "Message 0 is of the role 'tool', expected one of system, user, assistant",
+        ),
+        ({"inputs": {"images": [BASE64, BASE64], "text": "Hi"}}, "Messages hold 2 images .0, 0., expected at most 1"),
+        (
+            {"messages": [*chat(image_url(BASE64)), *chat(image_url("not read"))]},
+            "Messages hold 2 images .0, 1., expected at most 1",
+        ),
         ({"inputs": "word " * 2000}, "The prompt has .* tokens and the answer up to 8, but the model takes 1024"),
         ({"inputs": "Hi", "stream": True}, "`stream` is true, but an endpoint with a handler answers in one piece"),
         ({"inputs": "Hi", "parameters": {"stream": True}}, "`stream` is true"),
@@ -358,19 +367,19 @@ def test_files_of_the_server_are_not_read(as_form, handler, tmp_path):
     for source in (str(path), path.as_uri(), f"data:{path}", f"ftp://{path}", "/var/lib/nonexistent", "../secret.png"):
         with pytest.raises(ValueError, match="paths are not read|an https URL: nothing else is fetched"):
             ask(handler, as_form(source))
-    with pytest.raises(ValueError, match="Paths are not read"):
+    with pytest.raises(ValueError, match="paths are not read"):
         ask(handler, {"inputs": chat({"type": "image", "path": str(path)})})
 
 
 def image_errors():
     postscript = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n"
     yield "base64 of nothing", "", "cannot be read"
-    yield "text", base64.b64encode(b"Hello!").decode(), "cannot be read: cannot identify image file"
+    yield "text", base64.b64encode(b"Hello!").decode(), "cannot be read: it is not an image"
     yield "truncated", base64.b64encode(to_bytes(IMAGE)[:900]).decode(), "cannot be read: .*truncated"
-    yield "postscript", base64.b64encode(postscript).decode(), "cannot be read: cannot identify"
-    yield "bomb", to_base64(Image.new("1", (10_000, 6_000))), "10000x6000 pixels, expected 50000000 at most"
+    yield "postscript", base64.b64encode(postscript).decode(), "cannot be read: it is not an image"
+    yield "bomb", to_base64(Image.new("1", (12_000, 10_000))), "12000x10000 pixels, expected 100000000 at most"
     yield "bomb that Pillow refuses", to_base64(Image.new("1", (15_000, 15_000))), "cannot be read: .*bomb"
-    yield "too many bytes", base64.b64encode(bytes(20 * 2**20 + 1)).decode(), "more than 20971520 bytes"
+    yield "too many bytes", base64.b64encode(bytes(50 * 2**20 + 1)).decode(), "more than 52428800 bytes"
     yield "data URI without base64", "data:image/svg+xml,<svg/>", "it has no ;base64"
     yield "number", 5, "An image is 5, expected base64"
     yield "null", None, "An image is None"
@@ -526,7 +535,7 @@ def test_answers_that_are_no_image_are_refused(internet, handler, module, monkey
     for path, message in {
         "/again": "more than 3 redirects",
         "/nowhere": "HTTP status 302",
-        "/page": "cannot be read: cannot identify",
+        "/page": "cannot be read: it is not an image",
         "/missing": "HTTP status 404",
         "/slow": "it takes longer than 0.5 s",
         "/a b": "cannot be fetched: URL can't contain control characters",
@@ -535,7 +544,7 @@ def test_answers_that_are_no_image_are_refused(internet, handler, module, monkey
         with pytest.raises(ValueError, match=message):
             ask_url(handler, f"https://images.test{path}")
     monkeypatch.setattr(module, "FETCH_SECONDS", 20)
-    with pytest.raises(ValueError, match="more than 20971520 bytes"):
+    with pytest.raises(ValueError, match="more than 52428800 bytes"):
         ask_url(handler, "https://images.test/large")
 
 

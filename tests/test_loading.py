@@ -1,6 +1,7 @@
 """What a user's own program does: load a folder with `trust_remote_code`, in a process that has only the folder."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -97,6 +98,24 @@ def test_loading_warns_of_nothing(variant, converted, image_file, tmp_path):
     result = run(ASK, converted[variant], image_file, tmp_path / "logits", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert [line for line in result.stderr.split("\n") if line.strip() and "Loading weights" not in line] == []
+
+
+def test_two_revisions_in_one_process_run_their_own_code(converted, tmp_path):
+    """Folders of one name, with equal configuration code and different modeling code."""
+    for name in ("old", "new"):
+        shutil.copytree(converted[PHI], tmp_path / name / "model")
+    with open(tmp_path / "new" / "model" / "modeling_fusion.py", "a") as file:
+        file.write("\n\nFusionForConditionalGeneration.revision = 'new'\n")
+    code = """
+import sys
+from transformers import AutoModel
+for folder in sys.argv[1:]:
+    model = AutoModel.from_pretrained(folder, trust_remote_code=True)
+    print(getattr(model, "revision", "old"), end=" ")
+"""
+    folders = [tmp_path / name / "model" for name in ("old", "new", "old")]
+    result = run(code, *folders, cwd=tmp_path)
+    assert result.stdout == "old new old ", result.stderr
 
 
 def test_missing_trust_remote_code_says_so(converted, tmp_path):

@@ -324,8 +324,10 @@ def test_generated_generation_prompt_is_no_question_end(model, processor, conver
     inputs["input_ids"] = ids
     with pytest.raises(ValueError, match="Example 0 has 2 groups of latent tokens but 3 question ends"):
         model(**inputs)
-    prepared = model.prepare_inputs_for_generation(use_cache=False, is_first_iteration=False, **inputs)
     length = ids.shape[1] - len(processor.question_end_token_ids)
+    prepared = model.prepare_inputs_for_generation(
+        use_cache=False, is_first_iteration=False, num_prompt_tokens=length, **inputs
+    )
     with torch.no_grad():
         logits = model(**prepared).logits[:, length - 1]
     torch.testing.assert_close(logits, last_logits(model, process(processor, conversations[1])))
@@ -581,6 +583,128 @@ def test_chunked_prefill_gives_the_same_answer_or_is_refused(size, has_image, mo
         assert "prefill" in str(error)
     else:
         assert torch.equal(answer, expected)
+
+
+OPTIONS = [
+    {},
+    {"num_beams": 3},
+    {"num_beams": 4, "num_return_sequences": 2},
+    {"do_sample": True, "num_return_sequences": 2},
+    {"num_beams": 2, "use_cache": False},
+    {"prompt_lookup_num_tokens": 2},
+]
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize("num_questions", [1, 2])
+def test_shared_context_map_with_several_sequences(num_questions, options, model, processor):
+    """`generate` repeats all inputs, also the one map that all questions share."""
+    if "prompt_lookup_num_tokens" in options and num_questions > 1:
+        pytest.skip("assisted generation takes one prompt")
+    image = random_image(0)
+    inputs = process(processor, [make_messages([question], image) for question in ("A?", "And B?")[:num_questions]])
+    options = {"max_new_tokens": 4, **options}
+    torch.manual_seed(0)
+    expected = model.generate(**inputs, **options)
+    inputs["context_map"] = model.get_context_map(inputs.pop("high_res_pixel_values")[:1])
+    torch.manual_seed(0)
+    assert torch.equal(model.generate(**inputs, **options), expected)
+
+
+def test_maps_of_other_questions_are_not_taken_for_a_shared_one(model, processor):
+    images = [random_image(seed) for seed in range(4)]
+    inputs = process(processor, [make_messages(["What?"], image) for image in images])
+    inputs["context_map"] = model.get_context_map(inputs.pop("high_res_pixel_values")[:2])
+    with pytest.raises(ValueError, match="`context_map` has 2 rows for 4 prompts"):
+        model.generate(**inputs, max_new_tokens=2)
+
+
+@pytest.mark.parametrize("has_image", [True, False])
+@pytest.mark.parametrize("padding_side", ["left", "right"])
+def test_placeholders_that_were_not_expanded(has_image, padding_side, model, processor):
+    """A tokenizer alone leaves one token of each; grids of side 1 would answer wrongly."""
+    content = [{"type": "image"}] * has_image + [{"type": "text", "text": "What?"}]
+    ids = processor.tokenizer.apply_chat_template(
+        [[{"role": "user", "content": content}], [{"role": "user", "content": [*content, {**content[-1]}]}]],
+        chat_template=processor.chat_template,
+        add_generation_prompt=True,
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
+        padding=True,
+        tokenizer_kwargs={"padding_side": padding_side},
+    )
+    pixels = processor.image_processor([random_image(0)] * 2, return_tensors="pt") if has_image else {}
+    with pytest.raises(
+        ValueError, match=f"Example 0 has {int(has_image)} image tokens and 1 latent tokens.*processor"
+    ):
+        model.generate(**ids, **pixels, max_new_tokens=2)
+
+
+def test_grids_of_one_token_are_allowed_where_the_config_has_them(processor):
+    model = tiny_model(processor, latent_grid_sizes=[1, 2], image_grid_size=1)
+    inputs = process(processor, make_messages(["What?"], random_image(0)), latent_grid_size=1, image_grid_size=1)
+    model.generate(**inputs, max_new_tokens=2)
+
+
+@pytest.mark.parametrize("token", ["<image>", "<latent>", "<vision_end>", "<|eot_id|>"])
+@pytest.mark.parametrize("options", [{"use_cache": False}, {"num_beams": 2}, {"num_beams": 2, "use_cache": False}, {}])
+def test_generated_control_token_is_text(token, options, model, processor):
+    """With and without a cache, alone and in a batch with a shorter prompt, by ids and by embeddings."""
+    messages = [make_messages(["What is it?"], random_image(0)), make_messages(["A longer question, is it?"])]
+    word, forced = processor.tokenizer.convert_tokens_to_ids(["it", token])
+    for conversations in (messages[:1], messages):
+        inputs = process(processor, conversations)
+        length = inputs["input_ids"].shape[1]
+        output = model.generate(
+            **inputs,
+            max_new_tokens=5,
+            eos_token_id=-1,
+            do_sample=False,
+            prefix_allowed_tokens_fn=lambda _, ids, length=length: [forced if len(ids) == length + 1 else word],
+            **options,
+        )
+        assert (output[:, length:] == torch.tensor([word, forced, word, word, word])).all()
+
+
+def test_generated_placeholders_do_not_change_what_follows(model, processor):
+    """Logits after a generated `<latent>` are equal with and without a cache."""
+    inputs = process(processor, make_messages(["What is it?"], random_image(0)))
+    length, latent = inputs["input_ids"].shape[1], processor.latent_token_id
+    scores = []
+    for use_cache in (True, False):
+        output = model.generate(
+            **inputs,
+            max_new_tokens=4,
+            eos_token_id=-1,
+            do_sample=False,
+            use_cache=use_cache,
+            output_logits=True,
+            return_dict_in_generate=True,
+            prefix_allowed_tokens_fn=lambda _, ids: [latent] if len(ids) == length else list(range(100)),
+        )
+        scores.append(torch.stack(output.logits))
+    torch.testing.assert_close(scores[0], scores[1], rtol=1e-4, atol=1e-4)
+
+
+def test_image_features_of_the_top_model(model, inputs):
+    names = ("pixel_values", "question_input_ids", "question_attention_mask")
+    arguments = {name: inputs[name] for name in names}
+    with torch.no_grad():
+        top, inner = model.get_image_features(**arguments), model.model.get_image_features(**arguments)
+    assert torch.equal(torch.stack(top.pooler_output), torch.stack(inner.pooler_output))
+
+
+def test_stop_strings_take_the_processor_as_tokenizer(model, processor):
+    inputs = process(processor, make_messages(["What is it?"]))
+    answer = model.generate(**inputs, max_new_tokens=6, do_sample=False, eos_token_id=-1)[
+        0, inputs["input_ids"].shape[1] :
+    ]
+    stop = processor.decode(answer[2:3])
+    output = model.generate(
+        **inputs, max_new_tokens=6, do_sample=False, eos_token_id=-1, stop_strings=[stop], tokenizer=processor
+    )
+    assert output.shape[1] < inputs["input_ids"].shape[1] + 6
 
 
 def test_more_image_tokens_than_patches(model, processor):

@@ -1,7 +1,6 @@
 """The processor: what it makes of images and prompts, batches of them, and bad input."""
 
 import copy
-import inspect
 import io
 from pathlib import Path
 
@@ -319,7 +318,7 @@ def test_resizing_cannot_be_switched_off(processor, image):
 def test_two_images_in_a_conversation(processor, image):
     messages = make_messages(["What?"], image)
     messages[0]["content"].insert(0, {"type": "image", "image": image})
-    with pytest.raises(ValueError, match="Conversation 0 has 2 images, expected at most 1"):
+    with pytest.raises(ValueError, match=r"Messages hold 2 images \(0, 0\), expected at most 1"):
         process(processor, messages)
     with pytest.raises(ValueError, match="Prompt 0 has 2 <image> placeholders"):
         processor(text="<image><image>", images=[image, image])
@@ -329,13 +328,15 @@ def test_two_images_in_a_conversation(processor, image):
 def test_image_in_a_later_turn(turn, processor, image):
     messages = make_messages(["What?", "This.", "And?"])
     messages[turn]["content"].append({"type": "image", "image": image})
-    with pytest.raises(ValueError, match=f"Conversation 1 has its image in message {turn} .*first user message, 0"):
+    with pytest.raises(
+        ValueError, match=f"Conversation 1: Message {turn} has the image, expected it in the first message"
+    ):
         process(processor, [make_messages(["Fine?"]), messages])
 
 
 def test_placeholder_without_image_and_reverse(processor, image):
     with pytest.raises(ValueError, match="Got 0 images for 1 prompts with <image>"):
-        processor(text="<image>")
+        processor(text="<image><latent><vision_end>What?<|eot_id|>")
     with pytest.raises(ValueError, match="Got 1 images for 0 prompts with <image>"):
         processor(text="no placeholder", images=image)
     with pytest.raises(ValueError, match="Got 0 images for 1 prompts with <image>"):
@@ -356,10 +357,13 @@ def test_grid_size_that_is_no_size(size, processor, image):
 
 
 def test_placeholders_as_text(processor, image):
+    for question in ("<image>\nWhat?", "What is <latent>?", "Is it <|eot_id|> or not?"):
+        with pytest.raises(ValueError, match="Message 0 .user. holds the control token .* as text"):
+            process(processor, make_messages([question], image))
     with pytest.raises(ValueError, match="Prompt 0 has 2 <image> placeholders.*If a question holds one as text"):
-        process(processor, make_messages(["<image>\nWhat?"], image))
+        processor(text="<image><image><latent><vision_end>What?<|eot_id|>", images=image)
     with pytest.raises(ValueError, match="Prompt 0 has 2 <latent> placeholders, expected 1"):
-        process(processor, make_messages(["What is <latent>?"], image))
+        processor(text="<latent><vision_end>What is <latent>?<|eot_id|>")
     with pytest.raises(ValueError, match="Prompt 0 has its <image> placeholder after a <latent>"):
         processor(text="<latent><vision_end>Q<|eot_id|><image>", images=image)
 
@@ -368,9 +372,12 @@ def test_placeholders_as_text(processor, image):
     ("messages", "message"),
     [
         ([], "expected a list of messages"),
-        ([{"content": "What?"}], "expected a list of messages"),
-        ([{"role": "user", "content": [{"type": "video", "path": "x.mp4"}]}], "part of type 'video' in message 0"),
-        ([{"role": "user", "content": ["What?"]}], "part of type 'What\\?' in message 0"),
+        ([{"content": "What?"}], "Message 0 is {'content'.*expected a dict with `role`"),
+        (
+            [{"role": "user", "content": [{"type": "video", "path": "x.mp4"}]}],
+            "Message 0 has the part {'type': 'video'",
+        ),
+        ([{"role": "user", "content": ["What?"]}], "Message 0 has the part 'What.'"),
     ],
 )
 def test_messages_that_are_none(messages, message, processor):
@@ -378,11 +385,10 @@ def test_messages_that_are_none(messages, message, processor):
         processor.apply_chat_template(messages)
 
 
-def test_prompt_without_the_chat_template_warns(processor, image, monkeypatch):
-    warnings = []
-    monkeypatch.setattr(inspect.getmodule(type(processor)).logger, "warning_once", warnings.append)
-    processor(text="<image>What is it?", images=image)
-    assert "Use `apply_chat_template`" in warnings[0]
+def test_prompt_without_the_chat_template_is_refused(processor, image):
+    """A harness that does not apply the template scored 0.10 instead of 1.00 on the small model."""
+    with pytest.raises(ValueError, match="Prompt 0 has an image but no <latent>.*apply_chat_template"):
+        processor(text="<image>What is it?", images=image)
 
 
 def test_size_and_tokenizer_are_needed(processor, image):
@@ -393,7 +399,7 @@ def test_size_and_tokenizer_are_needed(processor, image):
 
 
 def test_unknown_role(processor):
-    with pytest.raises(Exception, match="user and assistant, not tool"):
+    with pytest.raises(ValueError, match="Message 0 is of the role 'tool', expected one of system, user, assistant"):
         processor.apply_chat_template([{"role": "tool", "content": "x"}])
 
 

@@ -92,8 +92,8 @@ class FusionDataCollator:
                 " `TrainingArguments`."
             )
         try:
-            return to_messages(row, self.image_folder)
-        except RowError as error:
+            return self.processor.check_messages(to_messages(row, self.image_folder), is_prompt=False)
+        except ValueError as error:
             raise RowError(f"Row {name}: {error}") from error
 
     def _draw_latent_grid_size(self, conversations: list[list[dict]]) -> int:

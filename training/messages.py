@@ -2,23 +2,24 @@
 What a row of training data may look like, and the one form that it is brought to: chat messages with the image inside.
 
 Rows are dicts with either
-    `messages`       chat messages, `{"role", "content"}`; content is text or a list of parts, as transformers takes it
-    `conversations`  LLaVA's turns, `{"from": "human" | "gpt" | "system", "value"}`; `<image>` in the first human one
-and, unless the image is inside of `messages`, an `image` column (or `images` with one). An image is a `PIL.Image`, a
-path, encoded bytes, a `{"bytes", "path"}` dict of `datasets`, or an array.
+    `messages`       chat messages, `{"role", "content"}`, as `FusionProcessor` takes them
+    `conversations`  LLaVA's turns, `{"from": "human" | "gpt" | "system", "value"}`
+and, unless the image is inside of `messages`, an `image` column (or `images` with one). `<image>` in a user's text
+says where the image of a column belongs. An image is whatever `fusion_vlm.processing_fusion.read_image` reads, except
+for addresses.
 """
 
-import io
+import os
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
-from transformers.image_utils import is_valid_image
+
+from fusion_vlm.processing_fusion import normalize_messages, read_image, shorten
 
 
 LLAVA_ROLES = {"system": "system", "human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"}
-LLAVA_IMAGE = "<image>"
-CONTENT_KEYS = ("image", "path", "url")  # of an image part
+IMAGE_MARK = "<image>"
 
 
 class RowError(ValueError):
@@ -27,7 +28,7 @@ class RowError(ValueError):
 
 def to_messages(row: dict, image_folder: str | Path | None = None, load_images: bool = True) -> list[dict]:
     """
-    Chat messages of a row, the image opened and inside of the first user turn.
+    Return the chat messages of a row, with the image opened and inside of the first user turn.
 
     Args:
         row (`dict`): see above; other keys are left alone.
@@ -35,104 +36,91 @@ def to_messages(row: dict, image_folder: str | Path | None = None, load_images: 
         load_images (`bool`): whether to open the image; if not, it stays what the row says.
 
     Returns:
-        `list[dict]`: messages whose content is a list of parts.
+        `list[dict]`: messages in the form of `normalize_messages`.
 
     Raises:
         RowError: if the row has neither form, has no answer, has an image too many or too few, or if its image cannot
             be read.
     """
-    if row.get("messages") is not None:
-        messages = [_parse_message(message, index) for index, message in enumerate(_as_list(row, "messages"))]
-    elif row.get("conversations") is not None:
-        messages = [_parse_llava_turn(turn, index) for index, turn in enumerate(_as_list(row, "conversations"))]
-    else:
-        raise RowError(f"The row has the keys {sorted(row)}, expected `messages` or LLaVA's `conversations`.")
-    _check_turns(messages)
-    _insert_image(messages, _image_columns(row))
-    for message in messages:
-        for part in message["content"] if load_images else ():
-            if part["type"] == "image":
-                part["image"] = load_image(part["image"], image_folder)
+    messages = _read_turns(row)
+    images = _image_columns(row)
+    if images or row.get("messages") is None:
+        messages = [_replace_marks(message, index) for index, message in enumerate(messages)]
+    try:
+        messages = normalize_messages(messages)
+    except ValueError as error:
+        raise RowError(str(error)) from error
+    roles = [message["role"] for message in messages]
+    if "user" not in roles or roles[-1] != "assistant":
+        raise RowError(f"The messages are of the roles {roles}, expected a question and an answer at the end.")
+    parts = _insert_image(messages, images)
+    for part in parts if load_images else ():
+        part["image"] = load_image(part["image"], image_folder)
     return messages
 
 
-def load_image(value: Any, folder: str | Path | None = None) -> Any:
+def load_image(source: Any, folder: str | Path | None = None) -> Image.Image:
     """
-    Opens and decodes what a row gives as its image; images and arrays are returned as they are.
+    Return the 8-bit RGB image that a row gives.
 
     Raises:
-        RowError: if it cannot be read.
+        RowError: if it cannot be read, or is an address: training reads files.
     """
-    if isinstance(value, dict):
-        value = value.get("bytes") or value.get("path")
-    if isinstance(value, (str, Path)) and str(value):
-        if str(value).startswith(("http://", "https://")):
-            raise RowError(f"The image is an address, {str(value)[:100]!r}. Download it first: training reads files.")
-        name, value = repr(str(value)), Path(folder or "", value)
-    elif isinstance(value, bytes):
-        name, value = f"of {len(value)} bytes", io.BytesIO(value)
-    elif is_valid_image(value):
-        return value
-    else:
-        raise RowError(f"The image is {value!r}, expected a path, bytes, a `PIL.Image` or an array.")
+    if isinstance(source, dict) and source.get("bytes") is None:
+        source = source.get("path")
+    name = None
+    if isinstance(source, (str, Path)):
+        if str(source)[:8].lower().startswith(("http://", "https://")):
+            raise RowError(f"The image is an address, {shorten(source)}. Download it first: training reads files.")
+        path = Path(folder or "", source)
+        if isinstance(source, Path) or os.path.exists(path):  # else it may be base64
+            name, source = repr(str(source)), path
     try:
-        with Image.open(value) as image:
-            image.load()
-            return image
-    # RuntimeError: from the AVIF decoder.
-    except (OSError, SyntaxError, ValueError, RuntimeError, Image.DecompressionBombError) as error:
-        raise RowError(f"The image {name} cannot be read: {error}") from error
+        return read_image(source, name=name)
+    except ValueError as error:
+        raise RowError(str(error)) from error
 
 
-def _as_list(row: dict, key: str) -> list:
-    if not isinstance(row[key], (list, tuple)) or not row[key]:
-        raise RowError(f"`{key}` is {str(row[key])[:100]!r}, expected a list of turns.")
-    return row[key]
+def _read_turns(row: dict) -> list:
+    """Return the messages of a row as they are, LLaVA's turns as messages."""
+    name = "messages" if row.get("messages") is not None else "conversations"
+    turns = row.get(name)
+    if turns is None:
+        raise RowError(f"The row has the keys {sorted(row)}, expected `messages` or LLaVA's `conversations`.")
+    if not isinstance(turns, (list, tuple)) or not turns:
+        raise RowError(f"`{name}` is {shorten(turns)}, expected a list of turns.")
+    if name == "messages":
+        return list(turns)
+    return [_read_llava_turn(turn, index) for index, turn in enumerate(turns)]
 
 
-def _parse_message(message: dict, index: int) -> dict:
-    if not isinstance(message, dict) or message.get("role") not in ("system", "user", "assistant"):
-        raise RowError(
-            f"Message {index} is {str(message)[:100]!r}, expected a dict with a role: system, user, assistant."
-        )
-    content = message.get("content")
-    if isinstance(content, str):
-        return {"role": message["role"], "content": [{"type": "text", "text": content}]}
-    if not isinstance(content, (list, tuple)):
-        raise RowError(f"Message {index} has the content {str(content)[:100]!r}, expected text or a list of parts.")
-    return {"role": message["role"], "content": [_parse_part(part, index) for part in content]}
-
-
-def _parse_part(part: dict, index: int) -> dict:
-    kind = part.get("type") if isinstance(part, dict) else None
-    if kind == "text" and isinstance(part.get("text"), str):
-        return {"type": "text", "text": part["text"]}
-    if kind in ("image", "image_url"):
-        # `datasets` fills every part up with the keys of all, so keys may be there with nothing in them.
-        values = [part[key] for key in CONTENT_KEYS if part.get(key) is not None]
-        return {"type": "image", "image": values[0] if values else None}
-    raise RowError(f"Message {index} has the part {str(part)[:100]!r}, expected one of type text or image.")
-
-
-def _parse_llava_turn(turn: dict, index: int) -> dict:
+def _read_llava_turn(turn: dict, index: int) -> dict:
     role = LLAVA_ROLES.get(str(turn.get("from"))) if isinstance(turn, dict) else None
-    if role is None or not isinstance(turn.get("value"), str):
-        raise RowError(f"Turn {index} is {str(turn)[:100]!r}, expected a dict with `from` (human or gpt) and `value`.")
-    content = [{"type": "text", "text": turn["value"].replace(LLAVA_IMAGE, "").strip()}]
-    if role == "user":
-        content = [{"type": "image", "image": None}] * turn["value"].count(LLAVA_IMAGE) + content
-    return {"role": role, "content": [dict(part) for part in content]}
+    if role is None:
+        raise RowError(f"Turn {index} is {shorten(turn)}, expected a dict with `from` (human or gpt) and `value`.")
+    if not isinstance(turn.get("value"), str):
+        raise RowError(f"Turn {index} has the value {shorten(turn.get('value'))}, expected a text.")
+    return {"role": role, "content": turn["value"].strip()}
 
 
-def _check_turns(messages: list[dict]):
-    roles = [message["role"] for message in messages]
-    turns = roles[1:] if roles[0] == "system" else roles
-    expected = ["assistant" if index % 2 else "user" for index in range(len(turns))]
-    if turns != expected or len(turns) < 2 or len(turns) % 2:
-        raise RowError(
-            f"The turns are {roles}, expected user and assistant in turn, ending with the assistant (after at most one"
-            " system message)."
-        )
+def _replace_marks(message: dict, index: int) -> dict:
+    """Return a message in which each `<image>` of a text is an image part."""
+    content = message.get("content") if isinstance(message, dict) else None
+    parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+    if not isinstance(parts, (list, tuple)) or IMAGE_MARK not in str(parts):
+        return message
+    if message.get("role") != "user":
+        raise RowError(f"Message {index} ({message.get('role')}) holds {IMAGE_MARK}, expected it in a question.")
+    replaced = []
+    for part in parts:
+        text = part.get("text") if isinstance(part, dict) else None
+        if not isinstance(text, str):
+            replaced.append(part)
+            continue
+        pieces = [{"type": "text", "text": piece.strip()} for piece in text.split(IMAGE_MARK)]
+        for number, piece in enumerate(pieces):
+            replaced += [{"type": "image"}, piece] if number else [piece]
+    return {**message, "content": [part for part in replaced if part != {"type": "text", "text": ""}]}
 
 
 def _image_columns(row: dict) -> list:
@@ -144,20 +132,18 @@ def _image_columns(row: dict) -> list:
     return [image for image in images if image is not None and not (isinstance(image, str) and not image)]
 
 
-def _insert_image(messages: list[dict], images: list):
-    """Puts the image of a column where its part is, or at the beginning of the first user turn."""
+def _insert_image(messages: list[dict], images: list) -> list[dict]:
+    """Put the image of a column where its part is, or else before the first question; return the image parts."""
     first_user = next(message for message in messages if message["role"] == "user")
-    parts = [part for message in messages for part in message["content"] if part["type"] == "image"]
-    empty_parts = [part for part in parts if part["image"] is None]
-    if len(images) > 1 or len(parts) > 1:
-        raise RowError(f"The row has {max(len(images), len(parts))} images, expected at most 1: FUSION reads one.")
-    if parts and not any(part is parts[0] for part in first_user["content"]):
-        raise RowError("The image is not in the first user turn, where FUSION expects it.")
-    if empty_parts and not images:
+    parts = [part for part in first_user["content"] if part["type"] == "image"]
+    if len(images) > 1:
+        raise RowError(f"The row has {len(images)} images, expected at most 1: FUSION reads one.")
+    if parts and "image" in parts[0]:
+        if images:
+            raise RowError("The row has one image inside of `messages` and one in a column, expected at most 1.")
+    elif parts and not images:
         raise RowError("The text has a place for an image, but the row has none: expected an `image` column.")
-    if images and parts and not empty_parts:
-        raise RowError("The row has one image inside of `messages` and one in a column, expected at most 1.")
-    if images and not parts:
-        first_user["content"].insert(0, {"type": "image", "image": images[0]})
     elif images:
-        empty_parts[0]["image"] = images[0]
+        parts = [{"type": "image", "image": images[0]}]
+        first_user["content"] = [*parts, first_user["content"][-1]]
+    return parts
