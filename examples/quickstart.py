@@ -1,6 +1,6 @@
 """
-Loads the small FUSION that `train_tiny.py` writes to `examples/tiny` as a user would, asks it three questions about a
-drawn scene, and saves a picture of where its interaction layers looked.
+Load the small FUSION that `train_tiny.py` writes to `examples/tiny` as a user would, ask it three questions about a
+drawn scene, and save a picture of where each answer came from.
 
     python examples/quickstart.py [--output out/demo.png]
 """
@@ -46,7 +46,7 @@ def main():
     print(f"Image:    {IMAGE}")
     for question, answer in zip(QUESTIONS, answers, strict=True):
         print(f"Question: {question}\nAnswer:   {answer}")
-    print(f"Picture:  {args.output} (where the interaction layers looked)")
+    print(f"Picture:  {args.output} (red: a blur there takes the answer's probability away)")
     print(f"Time:     {loaded - start:.1f} s to load, {time.perf_counter() - loaded:.1f} s to answer and to draw")
 
 

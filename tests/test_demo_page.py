@@ -1,9 +1,10 @@
 """
 The page of `examples/demo.py` in headless Chromium, with the small trained model. `make test-demo` runs it.
 
-With SCREENSHOT=FILE it also takes the picture of the README.
+With SCREENSHOTS=FOLDER it also takes the pictures of the README.
 """
 
+import base64
 import importlib.util
 import json
 import os
@@ -36,6 +37,7 @@ STARS, BEACH = EXAMPLES_DIR / "images" / "stars.png", EXAMPLES_DIR / "images" / 
 HINT = " Answer with a single word or phrase."  # without it, answers are sentences
 COUNT, COLOUR = "How many red objects are there?" + HINT, "What is the colour of the circle?"
 DESCRIBE = "Describe the picture."
+WAITING = "Reading the image and the question"
 BROWSER_ARGUMENTS = [
     "--headless",
     "--no-sandbox",
@@ -45,9 +47,10 @@ BROWSER_ARGUMENTS = [
     "--disable-background-networking",
     "--disable-component-update",
     "--disable-sync",
-    "--window-size=1200,1000",
+    "--hide-scrollbars",
 ]
 PATIENCE = 30  # seconds
+DESKTOP, TELEPHONE = (1200, 720), (375, 812)
 
 
 def wait_for(condition):
@@ -151,10 +154,13 @@ def driver(tmp_path_factory):
 class Tab:
     """A tab of the browser with the page, which is another user for the page."""
 
-    def __init__(self, driver, address):
+    def __init__(self, driver, address, size=DESKTOP):
         self.driver = driver
         driver.switch_to.new_window("tab")
         self.window = driver.current_window_handle
+        # Not the window, which Chromium keeps wider than a telephone.
+        metrics = {"width": size[0], "height": size[1], "deviceScaleFactor": 1, "mobile": False}
+        driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
         driver.get(address)
         wait_for(lambda: self.find("textarea"))
 
@@ -194,11 +200,36 @@ class Tab:
         (box,) = self.find("textarea")
         box.clear()
         box.send_keys(question)
-        wait_for(self.is_idle)  # the page takes one question at a time
+        wait_for(self.is_idle)  # the page keeps a question in the box while it answers another one
         self.press("Ask")
 
     def is_idle(self) -> bool:
-        return not self.find("[data-testid=status-tracker]:not(.hide)")
+        self.driver.switch_to.window(self.window)
+        return not self.driver.execute_script("return window.isAnswering")
+
+    def has_button(self, name: str) -> bool:
+        """Tell whether there is such a button that can be pressed."""
+        return any(button.text.strip() == name and button.is_enabled() for button in self.find("button"))
+
+    def top_of(self, selector: str) -> float:
+        """Return where an element begins, in pixels from the top of the page."""
+        script = "return document.querySelector(arguments[0]).getBoundingClientRect().top + window.scrollY"
+        self.driver.switch_to.window(self.window)
+        return self.driver.execute_script(script, selector)
+
+    def save_screenshot(self, name: str):
+        """Save the whole page if pictures for the README are asked for."""
+        if "SCREENSHOTS" not in os.environ:
+            return
+        self.driver.execute_script("window.scrollTo(0, 0)")
+        time.sleep(1)  # transitions end
+        picture = self.driver.execute_cdp_cmd("Page.captureScreenshot", {"captureBeyondViewport": True})
+        (Path(os.environ["SCREENSHOTS"]) / name).write_bytes(base64.b64decode(picture["data"]))
+
+    @property
+    def box(self) -> str:
+        """Text of the box for questions."""
+        return self.find("textarea")[0].get_attribute("value")
 
     def set(self, label: str, value: int):
         (field,) = self.find(f"[aria-label='number input for {label}']")
@@ -211,7 +242,11 @@ class Tab:
 
     @property
     def answers(self) -> list[str]:
-        return self.texts("[data-testid=bot]")
+        return [text for text in self.texts("[data-testid=bot]") if not text.startswith(WAITING)]
+
+    @property
+    def is_waiting(self) -> bool:
+        return any(text.startswith(WAITING) for text in self.texts("[data-testid=bot]"))
 
     @property
     def notes(self) -> list[str]:
@@ -228,8 +263,8 @@ class Tab:
 def open_tab(driver, address):
     tabs = []
 
-    def open_tab() -> Tab:
-        tabs.append(Tab(driver, address))
+    def open_tab(size=DESKTOP) -> Tab:
+        tabs.append(Tab(driver, address, size))
         return tabs[-1]
 
     yield open_tab
@@ -270,8 +305,6 @@ def test_conversation_about_an_image(tab, watch):
     # The model read the whole conversation, with the image once.
     assert all(text in watch.prompts[-1] for text in (COUNT, first, COLOUR))
     assert watch.prompts[-1].count("<vision_start><image>") == 1
-    if "SCREENSHOT" in os.environ:
-        tab.driver.save_screenshot(os.environ["SCREENSHOT"])
 
 
 def test_answer_is_shown_as_it_is_written_and_stop_ends_it(tab, watch):
@@ -333,19 +366,148 @@ def test_users_do_not_mix(open_tab, watch):
     assert "triangle" in answers[1][0]
 
 
-def test_example_is_an_image_and_a_question(tab, watch):
-    example = "what color is the circle?"
-    tab.click("td", example)
-    wait_for(lambda: tab.find("textarea[placeholder='Ask about the image']"))
-    assert tab.find("textarea")[0].get_attribute("value") == example
-    tab.press("Ask")
-    wait_for(lambda: tab.answers)
-    assert example in watch.prompts[-1]
+@pytest.mark.parametrize(
+    "question, expected",
+    [
+        (COUNT, "3"),
+        ("What colour is each shape?", "purple"),
+        ("Where is each shape?", "upper left"),
+    ],
+)
+def test_examples_answer(tab, watch, question, expected):
+    """At one press, and again after another one."""
+    tab.press(question)
+    answer = wait_for(lambda: tab.is_idle() and "".join(tab.answers))
+    assert tab.questions == [question]
+    assert expected in answer.lower()
     assert "<image>" in watch.prompts[-1]
+    tab.press(question)
+    wait_for(lambda: not tab.is_idle())
+    wait_for(lambda: tab.is_idle() and tab.answers == [answer])
+    ask(tab, watch, COLOUR)
+    assert question in watch.prompts[-1], "a further question goes on with the example"
+
+
+def test_example_ends_the_answer_before_it(tab, watch):
+    with watch.held(min_new_tokens=250):
+        start(tab, watch)
+        tab.press(COUNT)
+        watch.step_until_idle()
+    wait_for(lambda: tab.is_idle() and tab.questions == [COUNT] and tab.answers)
+
+
+def test_typing_while_an_answer_is_written_loses_nothing(tab, watch):
+    """Before the first token, between tokens, and at the end; Enter keeps the text for when the answer is there."""
+    text = "What shape is the green object? Answer with a word."
+    tab.upload(STARS)
+    (box,) = tab.find("textarea")
+    with watch.held(min_new_tokens=100):
+        box.send_keys(DESCRIBE, "\n")
+        wait_for(lambda: tab.is_waiting)
+        for index, character in enumerate(text):
+            box.send_keys(character)
+            if index > 5:
+                watch.permits.release()
+            if index in (3, len(text) // 2):
+                box.send_keys("\n")
+        assert tab.box == text
+        assert not tab.is_idle(), "Enter does not end the answer"
+    wait_for(tab.is_idle)
+    assert tab.box == text
+    assert len(tab.questions) == 1
+    box.send_keys("\n")
+    wait_for(lambda: tab.is_idle() and len(tab.answers) == 2)
+    assert tab.questions[1] == text
+    assert tab.box == ""
+
+
+def test_sign_of_life_before_the_first_token(tab, watch):
+    tab.upload(STARS)
+    with watch.held():
+        tab.ask(DESCRIBE)
+        wait_for(lambda: tab.is_waiting)
+        assert tab.questions == [DESCRIBE]
+        wait_for(lambda: any(text.endswith("2 s") for text in tab.texts("[data-testid=bot]")))
+    wait_for(lambda: tab.answers and not tab.is_waiting)
+
+
+@pytest.mark.parametrize("text", ["", "  "])
+def test_empty_question_is_no_error(tab, watch, text):
+    num_prompts = len(watch.prompts)
+    tab.find("textarea")[0].send_keys(text, "\n")
+    tab.press("Ask")
+    time.sleep(1)
+    assert tab.notes == [] and tab.questions == [] and tab.is_idle()
+    assert len(watch.prompts) == num_prompts
+    ask(tab, watch, COUNT)
+
+
+@pytest.mark.parametrize("size", [DESKTOP, TELEPHONE], ids=["desktop", "telephone"])
+def test_page_at_both_widths(open_tab, watch, size):
+    """From the empty page to the picture: nothing is wider than the page, and what is used first comes first."""
+    tab, name = open_tab(size), "demo_page.png" if size == DESKTOP else "demo_page_telephone.png"
+    assert "Photographs mean nothing to it" in tab.texts("body")[0]
+    assert "Try an example" in tab.texts("body")[0]
+    assert not tab.has_button("Show where it looked")
+    assert not [field for field in tab.find("input[type=range]") if field.is_displayed()], "folded"
+    tab.press(COUNT)
+    wait_for(lambda: tab.is_idle() and tab.answers)
+    wait_for(lambda: tab.has_button("Show where it looked"))
+    tab.press("Show where it looked")
+    wait_for(lambda: picture_width(tab) > 200)
+    tab.save_screenshot(name)
+    assert tab.driver.execute_script("return document.documentElement.scrollWidth") <= size[0]
+    chat, box, options = (tab.top_of(name) for name in ("[role=log]", "textarea", ".label-wrap"))
+    assert chat < box < options
+    assert picture_width(tab) <= size[0]
+    tab.find(".label-wrap")[0].click()
+    wait_for(lambda: len([field for field in tab.find("input[type=range]") if field.is_displayed()]) == 3)
+    assert tab.driver.execute_script("return document.documentElement.scrollWidth") <= size[0]
+
+
+def picture_width(tab) -> float:
+    """Return the width on the page of the picture of where the model looked; 0 while there is none."""
+    script = """
+        const images = [...document.querySelectorAll('.image-frame img, .image-container img')];
+        const picture = images.find(image => image.naturalWidth > 400 && image.naturalWidth != image.naturalHeight);
+        return picture ? picture.getBoundingClientRect().width : 0;"""
+    return tab.driver.execute_script(script)
+
+
+def test_picture_shows_progress_and_belongs_to_the_last_answer(tab, watch):
+    tab.upload(STARS)
+    ask(tab, watch, COLOUR)
+    wait_for(lambda: tab.has_button("Show where it looked"))
+    with watch.held():
+        tab.press("Show where it looked")
+        watch.permits.release(3)
+        wait_for(lambda: "24/37" in tab.texts("body")[0])
+        assert picture_width(tab) == 0
+    wait_for(lambda: picture_width(tab))
+    ask(tab, watch, COUNT)
+    wait_for(lambda: picture_width(tab) == 0)
+
+
+def test_new_conversation_ends_the_picture(tab, watch):
+    tab.upload(STARS)
+    ask(tab, watch, COLOUR)
+    wait_for(lambda: tab.has_button("Show where it looked"))
+    with watch.held():
+        tab.press("Show where it looked")
+        watch.permits.release(2)
+        wait_for(lambda: watch.num_steps == 2)
+        tab.press("Clear")
+        wait_for(lambda: not tab.questions)
+    num_steps = watch.num_steps
+    time.sleep(1)
+    assert watch.num_steps <= num_steps + 1 < 9
+    assert picture_width(tab) == 0 and not tab.has_button("Show where it looked")
 
 
 def test_sliders_set_the_grids(tab, watch):
     tab.upload(BEACH)
+    tab.find(".label-wrap")[0].click()
+    wait_for(lambda: tab.find("[aria-label='number input for Latent grid']"))
     tab.set("Latent grid", 3)
     tab.set("Image grid", 5)
     tab.set("Longest answer in tokens", 2)
@@ -386,7 +548,7 @@ def test_failure_is_one_line_and_leaves_the_conversation_as_it_was(tab, watch, m
         (note,) = wait_for(lambda: tab.notes)
     assert note == expected
     wait_for(lambda: tab.questions == [COUNT])
-    assert tab.find("textarea")[0].get_attribute("value") == COLOUR
+    wait_for(lambda: tab.box == COLOUR)
 
 
 def test_too_long_conversation_is_one_line(tab, model, monkeypatch):

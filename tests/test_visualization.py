@@ -1,21 +1,35 @@
-"""Where the interaction layers look: that the weights are those the model used, and that the figure shows them."""
+"""
+Where the model looked: attention weights are those the model used, occlusion drops are those of a direct computation,
+and the figures show them.
+"""
 
 import copy
 import io
 import sys
 import threading
+from collections.abc import Iterator
 from itertools import product
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from peft import get_peft_model
 from PIL import Image
 from transformers import BitsAndBytesConfig
 
 from fusion_vlm.modeling_fusion import FusionForConditionalGeneration, context_windows
 from fusion_vlm.training.lora import lora_config
-from fusion_vlm.visualization import interaction_attention, tile_windows, visualize
+from fusion_vlm.visualization import (
+    answer_occlusion,
+    blur,
+    interaction_attention,
+    join_crops,
+    split_answers,
+    split_crops,
+    tile_windows,
+    visualize,
+)
 
 from .conftest import make_messages, process
 from .tiny import TEXT_CONFIGS, random_image, tiny_config, tiny_model
@@ -184,13 +198,181 @@ def test_models_without_interaction_layers(processor, inputs):
         interaction_attention(torch.nn.Linear(2, 2), inputs)
 
 
+# Occlusion ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def prompts(processor):
+    """Two questions of different lengths about one image, the second one in a second turn."""
+    image = random_image(0)
+    turns = [["What is it?"], ["How many?", "Three of them.", "Which of them is the reddest one?"]]
+    return process(processor, [make_messages(each, image) for each in turns])
+
+
+@pytest.fixture
+def answer_ids(processor):
+    return [processor.tokenizer(text, return_tensors="pt").input_ids[0] for text in ("A dog", "The third of them</s>")]
+
+
+def direct_log_prob(model, inputs, row: int, answer: torch.Tensor, square: tuple[slice, slice] | None) -> float:
+    """Blur a square of the 48 x 48 image and its place in the 24 x 24 one, and read the log probability off a loss."""
+    image, large = inputs["pixel_values"][row].clone(), join_crops(inputs["high_res_pixel_values"][row : row + 1])[0]
+    if square is not None:
+        (rows, columns), (half_rows, half_columns) = square, [slice(s.start // 2, s.stop // 2) for s in square]
+        image[:, half_rows, half_columns] = blur(image)[:, half_rows, half_columns]
+        large[:, rows, columns] = blur(large)[:, rows, columns]
+    crops = [large[:, top : top + 24, left : left + 24] for top in (0, 24) for left in (0, 24)]
+    is_text = inputs["attention_mask"][row].bool()
+    input_ids = torch.cat([inputs["input_ids"][row][is_text], answer])
+    labels = input_ids.clone()
+    labels[: -len(answer)] = -100
+    with torch.no_grad():
+        loss = model(
+            input_ids=input_ids[None],
+            labels=labels[None],
+            pixel_values=image[None],
+            high_res_pixel_values=torch.stack(crops)[None],
+            question_input_ids=inputs["question_input_ids"][row : row + 1],
+            question_attention_mask=inputs["question_attention_mask"][row : row + 1],
+        ).language_loss
+    return -loss.item() * len(answer)
+
+
+@pytest.mark.parametrize("decoder", TEXT_CONFIGS)
+def test_drop_is_what_a_direct_computation_gives(decoder, processor, prompts, answer_ids):
+    """A cell at the border, whose square has no room on one side; cells whose squares lie in two and in four crops."""
+    model = tiny_model(processor, decoder)
+    log_probs, drops = answer_occlusion(model, prompts, answer_ids, grid_size=6)
+    assert drops.shape == (2, 6, 6)
+    squares = {(0, 1): (0, 12, 4, 20), (2, 0): (12, 28, 0, 12), (3, 3): (20, 36, 20, 36), (5, 5): (36, 48, 36, 48)}
+    for row, answer in enumerate(answer_ids):
+        expected = direct_log_prob(model, prompts, row, answer, None)
+        assert log_probs[row].item() == pytest.approx(expected, abs=1e-4)
+        for cell, (top, bottom, left, right) in squares.items():
+            occluded = direct_log_prob(model, prompts, row, answer, (slice(top, bottom), slice(left, right)))
+            assert drops[row][cell].item() == pytest.approx(expected - occluded, abs=1e-4)
+            assert abs(expected - occluded) > 1e-3, "large enough to tell"
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 100])
+def test_batch_size_does_not_change_the_map(batch_size, model, prompts, answer_ids):
+    expected = answer_occlusion(model, prompts, answer_ids, grid_size=4)
+    actual = answer_occlusion(model, prompts, answer_ids, grid_size=4, batch_size=batch_size)
+    torch.testing.assert_close(actual.log_probs, expected.log_probs)
+    torch.testing.assert_close(actual.drops, expected.drops, rtol=1e-3, atol=1e-4)
+
+
+def test_only_changed_crops_are_encoded_and_once_for_all_questions(model, prompts, answer_ids):
+    """Of a 4 x 4 grid 4 squares lie in one crop, 8 in two, 4 in four: 36 crops instead of 64 for each question."""
+    num_crops = []
+    handle = model.model.vision_tower.register_forward_pre_hook(
+        lambda module, args, kwargs: num_crops.append(0 if "question_states" in kwargs else len(args[0])),
+        with_kwargs=True,
+    )
+    try:
+        answer_occlusion(model, prompts, answer_ids, grid_size=4, batch_size=17)
+    finally:
+        handle.remove()
+    assert sum(num_crops) == 4 + 36
+
+
+def test_progress_counts_all_forwards(model, prompts, answer_ids):
+    calls = []
+    answer_occlusion(
+        model, prompts, answer_ids, grid_size=2, batch_size=3, progress=lambda *numbers: calls.append(numbers)
+    )
+    assert calls == [(3, 10), (6, 10), (8, 10), (10, 10)]
+
+
+def test_occlusion_in_half_precision_and_with_an_adapter(model, prompts, answer_ids):
+    expected = answer_occlusion(model, prompts, answer_ids, grid_size=2)
+    adapted = get_peft_model(copy.deepcopy(model), lora_config(model)).eval()
+    torch.testing.assert_close(answer_occlusion(adapted, prompts, answer_ids, grid_size=2), expected)
+    half = answer_occlusion(copy.deepcopy(model).bfloat16(), prompts, answer_ids, grid_size=2)
+    torch.testing.assert_close(half.log_probs, expected.log_probs, rtol=0.02, atol=0.1)
+
+
+def test_blur_keeps_the_mean_and_reads_no_pixel_beyond_the_border():
+    spot = torch.zeros(3, 60, 60)
+    spot[1, 30, 30] = 1
+    blurred = blur(spot)
+    assert blurred[[0, 2]].abs().max() == 0, "colors do not mix"
+    assert blurred.sum().item() == pytest.approx(1, abs=1e-4)
+    assert blurred[1, 30, 36] / blurred[1, 30, 30] == pytest.approx(np.exp(-0.5), abs=1e-3)  # a tenth of the side
+    torch.testing.assert_close(blur(torch.full((3, 60, 60), 0.5)), torch.full((3, 60, 60), 0.5))
+
+
+def test_crops_are_joined_as_they_were_split():
+    images = torch.randn(2, 5, 8, 8)
+    crops = split_crops(images)
+    assert torch.equal(crops[1, 2], images[1, :, 4:, :4])
+    assert torch.equal(join_crops(crops), images)
+
+
+def test_answers_end_with_their_end_token():
+    output_ids = torch.tensor([[5, 2, 2, 2], [5, 6, 7, 8], [3, 0, 0, 0]])
+    assert [row.tolist() for row in split_answers(output_ids, [2, 3])] == [[5, 2], [5, 6, 7, 8], [3]]
+    assert [len(row) for row in split_answers(output_ids, None)] == [4, 4, 4]
+
+
+def bad_occlusions(prompts, answer_ids, other_image) -> Iterator[tuple[str, dict]]:
+    """Yield what an error says, and the arguments that cause the error."""
+    given = {"inputs": prompts, "answer_ids": answer_ids}
+    yield r"`grid_size` is 0", {**given, "grid_size": 0}
+    yield r"`batch_size` is -1", {**given, "batch_size": -1}
+    yield r"1 answers for 2 prompts", {**given, "answer_ids": answer_ids[:1]}
+    yield r"Answer 1 has shape \(0,\)", {**given, "answer_ids": [answer_ids[0], answer_ids[0][:0]]}
+    yield r"no `high_res_pixel_values`", {**given, "inputs": {**prompts, "high_res_pixel_values": None}}
+    yield r"Prompts 0 and 1 have different images", {**given, "inputs": {**prompts, "pixel_values": other_image}}
+    without = {name: tensor.clone() for name, tensor in prompts.items()}
+    without["input_ids"][1] = 1
+    yield r"Prompt 1 has no image", {**given, "inputs": without}
+
+
+def test_clear_errors_of_occlusion(model, prompts, answer_ids):
+    other_image = prompts["pixel_values"] * torch.tensor([1.0, 0.5]).view(2, 1, 1, 1)
+    for message, arguments in bad_occlusions(prompts, answer_ids, other_image):
+        with pytest.raises(ValueError, match=message):
+            answer_occlusion(model, **arguments)
+    model = copy.deepcopy(model)
+    model.config.question_end_token_ids = None
+    with pytest.raises(ValueError, match="question_end_token_ids"):
+        answer_occlusion(model, prompts, answer_ids)
+
+
+# The small trained model, in scenes drawn anew -----------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def scores(import_script):
+    """Return figures for ten scenes with two questions each; those for 50 are in docs/visualization.md."""
+    benchmark = import_script("occlusion")
+    cases = [*benchmark.read_examples(), *benchmark.draw_scenes(10)]
+    return benchmark.measure(benchmark.Model(str(benchmark.ROOT / "examples" / "tiny")), cases, [6])
+
+
+def test_maximum_lies_on_the_object_that_was_asked_for(scores):
+    score = scores["occlusion 6 x 6"]
+    assert len(score.hits) == 9 + 20
+    assert np.mean(score.hits) >= 0.85
+    assert np.mean(score.chances) < 0.15
+
+
+def test_map_changes_with_the_question(scores):
+    """Unlike that of attention."""
+    assert np.mean(scores["occlusion 6 x 6"].correlations) < 0.3
+    assert np.mean(scores["attention"].correlations) > 0.9
+
+
 # Figure -------------------------------------------------------------------------------------------------------------
 
 
 def test_figure_shows_questions_answers_and_attention(model, processor, tmp_path):
     """A panel for each question, with the answer that it gets when asked alone."""
     image = random_image(0)
-    answers, figure = visualize(model, processor, image, QUESTIONS, tmp_path / "new" / "a.png", max_new_tokens=6)
+    answers, figure = visualize(
+        model, processor, image, QUESTIONS, tmp_path / "new" / "a.png", method="attention", max_new_tokens=6
+    )
     first, *panels, colour_bar = figure.axes
     assert len(panels) == 3
     assert np.array_equal(first.images[0].get_array(), np.asarray(image))
@@ -209,10 +391,44 @@ def test_figure_shows_questions_answers_and_attention(model, processor, tmp_path
         assert png.width > 2 * png.height
 
 
-def test_colours_mean_the_same_in_every_figure(model, processor):
+def test_figure_shows_what_the_answers_lose(model, processor):
+    """Beside each answer is its probability, which `generate` gives too."""
+    image = random_image(0)
+    answers, figure = visualize(model, processor, image, QUESTIONS, grid_size=4, max_new_tokens=6)
+    first, *panels, color_bar = figure.axes
+    assert np.array_equal(first.images[0].get_array(), np.asarray(image))
+    for question, answer, panel in zip(QUESTIONS, answers, panels, strict=True):
+        inputs = process(processor, make_messages([question], image))
+        output = model.generate(
+            **inputs, do_sample=False, max_new_tokens=6, output_logits=True, return_dict_in_generate=True
+        )
+        answer_ids = output.sequences[0, inputs["input_ids"].shape[1] :]
+        log_probs = F.log_softmax(torch.cat(output.logits), dim=-1)
+        log_prob = log_probs.gather(1, answer_ids.unsqueeze(1)).sum().item()
+        expected = answer_occlusion(model, inputs, [answer_ids], grid_size=4)
+        assert expected.log_probs.item() == pytest.approx(log_prob, abs=1e-4)
+        share = f"{np.exp(log_prob):.0%}" if log_prob > np.log(0.01) else "< 1%"
+        assert panel.get_xlabel().split() == f"{answer} ({share})".split()
+        np.testing.assert_allclose(panel.images[1].get_array(), expected.drops[0], atol=1e-4)
+    assert [label.get_text() for label in color_bar.get_yticklabels()] == ["100%", "50%", "10%", "1%"]
+
+
+def test_colors_of_occlusion_mean_the_same_in_every_figure(model, processor):
+    """Clear where nothing is lost, and ever stronger down to a hundredth of the probability."""
+    for questions in (QUESTIONS, "What is it?"):
+        _, figure = visualize(model, processor, random_image(0), questions, grid_size=2, max_new_tokens=1)
+        for axis in figure.axes[1:-1]:
+            gain, none, half, tenth, all_of_it = -np.log([2, 1, 0.5, 0.1, 1e-9])
+            colors = axis.images[1].to_rgba(np.array([gain, none, half, tenth, all_of_it]))
+            assert colors[0, 3] == colors[1, 3] == 0
+            assert 0 < colors[2, 3] < colors[3, 3] < colors[4, 3] < 1
+            assert colors[4, 0] > colors[4, 2]
+
+
+def test_colors_of_attention_mean_the_same_in_every_figure(model, processor):
     """None where a latent looks evenly, blue below, red above."""
     for questions in (QUESTIONS, "What is it?"):
-        _, figure = visualize(model, processor, random_image(0), questions, max_new_tokens=1)
+        _, figure = visualize(model, processor, random_image(0), questions, method="attention", max_new_tokens=1)
         for axis in figure.axes[1:-1]:
             below, even, above, most = axis.images[1].to_rgba(np.array([0.5, 1.0, 2.0, 9.0]))
             assert even[3] < 0.01
@@ -224,7 +440,7 @@ def test_colours_mean_the_same_in_every_figure(model, processor):
 def test_any_number_of_questions_and_long_ones(num_questions, model, processor):
     """No text leaves the figure, or meets that of the panel beside it."""
     questions = [QUESTIONS[2]] * num_questions if num_questions > 1 else "Why? " * 40
-    answers, figure = visualize(model, processor, random_image(0), questions, max_new_tokens=12)
+    answers, figure = visualize(model, processor, random_image(0), questions, grid_size=1, max_new_tokens=12)
     assert len(answers) == num_questions
     figure.savefig(io.BytesIO())  # lays it out
     texts = [text for axis in figure.axes[: num_questions + 1] for text in (axis.title, axis.xaxis.label)]
@@ -235,7 +451,8 @@ def test_any_number_of_questions_and_long_ones(num_questions, model, processor):
 
 
 def test_latent_grid_of_the_call(model, processor):
-    _, figure = visualize(model, processor, random_image(0), "What is it?", latent_grid_size=3, max_new_tokens=1)
+    options = {"method": "attention", "latent_grid_size": 3, "max_new_tokens": 1}
+    _, figure = visualize(model, processor, random_image(0), "What is it?", **options)
     assert figure.axes[1].images[1].get_array().shape == (9, 9)
     assert len(figure.axes[1].lines) == 4, "between three rows and three columns of windows"
 
@@ -248,9 +465,9 @@ def test_images_are_shown_as_the_model_reads_them(model, processor, tmp_path):
     transparent = Image.new("RGBA", (20, 20), (0, 0, 0, 0))
     deep = Image.fromarray(np.full((20, 20), 514, dtype=np.uint16))
     for image, expected in ((transparent, 255), (deep, 2)):
-        _, figure = visualize(model, processor, image, "What is it?", max_new_tokens=1)
+        _, figure = visualize(model, processor, image, "What is it?", grid_size=1, max_new_tokens=1)
         assert (np.asarray(figure.axes[0].images[0].get_array()) == expected).all()
-    _, figure = visualize(model, processor, tmp_path / "turned.jpg", "What is it?", max_new_tokens=1)
+    _, figure = visualize(model, processor, tmp_path / "turned.jpg", "What is it?", grid_size=1, max_new_tokens=1)
     assert figure.axes[0].images[0].get_array().shape == (50, 40, 3)
     assert figure.axes[1].images[1].get_extent() == [0, 40, 50, 0]
 
@@ -260,6 +477,8 @@ def test_clear_errors(model, processor, monkeypatch):
         visualize(model, processor, None, "What is it?")
     with pytest.raises(ValueError, match="`questions` is empty"):
         visualize(model, processor, random_image(0), [])
+    with pytest.raises(ValueError, match="`method` is 'gradient', expected one of 'occlusion', 'attention'"):
+        visualize(model, processor, random_image(0), "What is it?", method="gradient")
     with pytest.raises(ValueError, match="Cannot read an image from 'nowhere.png'"):
         visualize(model, processor, "nowhere.png", "What is it?")
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
@@ -269,6 +488,8 @@ def test_clear_errors(model, processor, monkeypatch):
 
 def test_figure_of_a_model_with_an_adapter(model, processor, tmp_path):
     adapted = get_peft_model(copy.deepcopy(model), lora_config(model)).eval()
-    expected, _ = visualize(model, processor, random_image(0), QUESTIONS, max_new_tokens=4)
-    answers, _ = visualize(adapted, processor, random_image(0), QUESTIONS, tmp_path / "a.png", max_new_tokens=4)
-    assert answers == expected
+    for method in ("occlusion", "attention"):
+        options = {"method": method, "grid_size": 2, "max_new_tokens": 4}
+        expected, _ = visualize(model, processor, random_image(0), QUESTIONS, **options)
+        answers, _ = visualize(adapted, processor, random_image(0), QUESTIONS, tmp_path / "a.png", **options)
+        assert answers == expected
