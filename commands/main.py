@@ -244,7 +244,9 @@ def run_command(argv: list[str]) -> int:
         return verify(args)
     elif args.command == "card":
         from ..hub.card import write_card
+        from .model import refuse_adapter
 
+        refuse_adapter(args.folder)
         options = {name: value for name, value in vars(args).items() if name != "command"}
         print(f"Wrote {write_card(**options)}")
     return 0

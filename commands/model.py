@@ -1,6 +1,7 @@
 """What the commands share: loading a model, reading an image, prompts that fit."""
 
 import argparse
+import json
 import os
 import re
 import sys
@@ -24,6 +25,18 @@ def read_image(source: str) -> Image.Image:
     from fusion_vlm.processing_fusion import read_image
 
     return read_image(sys.stdin.buffer, name="stdin") if source == "-" else read_image(source)
+
+
+def refuse_adapter(model: str):
+    """Raise a ValueError for the folder of an adapter (PEFT), which is no model by itself."""
+    path = os.path.join(model, "adapter_config.json")
+    if os.path.isfile(path) and not os.path.isfile(os.path.join(model, "config.json")):
+        with open(path, encoding="utf-8") as file:
+            base = json.load(file).get("base_model_name_or_path")
+        raise ValueError(
+            f"{model} is an adapter of {base}, not a model. Merge it first: PeftModel.from_pretrained(model,"
+            f" {model!r}).merge_and_unload().save_pretrained(FOLDER), and processor.save_pretrained(FOLDER)."
+        )
 
 
 def load(args: argparse.Namespace):
@@ -50,6 +63,7 @@ def load(args: argparse.Namespace):
         disable_progress_bars()
     if not os.path.isdir(args.model) and not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", args.model):
         raise ValueError(f"There is no folder {args.model}, and that is not the id of a Hub repository (owner/name).")
+    refuse_adapter(args.model)
     values, _ = FusionConfig.get_config_dict(args.model)
     if not values:
         raise ValueError(f"There is no model in {args.model}: no config.json.")

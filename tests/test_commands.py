@@ -124,6 +124,14 @@ def test_ask_takes_sizes_and_text_alone(folder, loaded, image_file, capsys):
     assert capsys.readouterr().out == f"{expect(loaded, ['Hello!'])}\n{expect(loaded, ['Goodbye!'])}\n"
 
 
+@pytest.mark.parametrize("command", ["ask", "chat", "serve", "card"])
+def test_adapter_folder_says_what_it_is(command, tmp_path, image_file, capsys):
+    (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "out/fusion"}')
+    more = {"ask": [str(image_file), "What?"], "serve": ["--port", "0"]}
+    assert main([command, str(tmp_path), *more.get(command, [])]) == 1
+    assert f"{tmp_path} is an adapter of out/fusion, not a model. Merge it first" in capsys.readouterr().err
+
+
 @needs_sanitizing
 def test_ask_takes_placeholders_in_a_question_as_text(folder, image_file, capsys):
     assert main(["ask", str(folder), str(image_file), "Where is <image> and <latent>?", *FEW]) == 0
