@@ -95,13 +95,19 @@ def test_plain_trainer_learns(model, processor, tmp_path):
     assert losses[-1] < 0.5 * losses[0]
 
 
+PERSISTENT = {"dataloader_num_workers": 2, "dataloader_persistent_workers": True}
 MUON = {"use_muon": True, "vision_learning_rate": 1e-4, "weight_decay": 0.1}
 
 
 @pytest.mark.parametrize(
     "batch_size, steps, extra",
-    [(2, 10, {"trainer_class": Trainer}), (1, 20, {"trainer_class": Trainer}), (2, 10, MUON)],
-    ids=["trainer", "trainer-single-rows", "muon"],
+    [
+        (2, 10, {"trainer_class": Trainer}),
+        (1, 20, {"trainer_class": Trainer}),
+        (1, 14, {"trainer_class": Trainer, **PERSISTENT}),
+        (2, 10, MUON),
+    ],
+    ids=["trainer", "trainer-single-rows", "trainer-persistent-workers", "muon"],
 )
 def test_resumed_training_is_bit_equal(batch_size, steps, extra, model, processor, tmp_path):
     """Over more than an epoch, interrupted within the second one."""
