@@ -902,7 +902,8 @@ class FusionModel(FusionPreTrainedModel):
             rows = 0 if high_res_pixel_values is None else len(high_res_pixel_values)
             raise ValueError(
                 f"Got {rows} rows of crops for {len(has_image)} prompts, {len(examples)} of them with an image: pass"
-                " `high_res_pixel_values` (or `context_map`) with a row for each prompt."
+                " `high_res_pixel_values` (or `context_map`) with a row for each prompt. Of TRL's trainers, GRPO and"
+                " RLOO drop them: use those of fusion_vlm.training.grpo."
             )
         if len(examples) == len(has_image):
             return self.get_context_map(high_res_pixel_values)
