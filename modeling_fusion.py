@@ -922,7 +922,8 @@ class FusionModel(FusionPreTrainedModel):
             rows = 0 if high_res_pixel_values is None else len(high_res_pixel_values)
             raise ValueError(
                 f"Got {rows} rows of crops for {len(has_image)} prompts, {len(examples)} of them with an image: pass"
-                " `high_res_pixel_values` (or `context_map`) with a row for each prompt."
+                " `high_res_pixel_values` (or `context_map`) with a row for each prompt. Of TRL's trainers, GRPO and"
+                " RLOO drop them: use those of fusion_vlm.training.grpo."
             )
         if len(examples) == len(has_image):
             return self.get_context_map(high_res_pixel_values)
@@ -1236,6 +1237,13 @@ class FusionForConditionalGeneration(FusionPreTrainedModel, GenerationMixin):
         loss, parts = None, {}
         if labels is not None:
             loss, parts = self.compute_loss(logits, labels, outputs, **kwargs)
+        elif kwargs.get("num_items_in_batch") is not None:
+            raise ValueError(
+                "Got `num_items_in_batch` without `labels`: `Trainer` took the labels away, to compute a loss of its"
+                " own. That loss lacks the mapping loss, and with `label_smoothing_factor` it compares each token with"
+                " itself. Use `FusionTrainer` for label smoothing. Assign another language loss to"
+                " `model.loss_function`, in place of `compute_loss_func`."
+            )
         return FusionCausalLMOutputWithPast(
             loss=loss,
             logits=logits,
@@ -1253,22 +1261,28 @@ class FusionForConditionalGeneration(FusionPreTrainedModel, GenerationMixin):
         outputs: FusionModelOutputWithPast,
         num_items_in_batch: torch.Tensor | int | None = None,
         shift_labels: torch.LongTensor | None = None,
+        label_smoothing: float = 0.0,
         **kwargs,
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """
-        The training loss and its parts.
+        Return the training loss and its parts.
 
         The mapping loss of an example weighs as much as its share of the labels, of this batch or, when `Trainer`
         passes `num_items_in_batch`, of all that make one step. So the loss of a batch is the sum over its
         micro-batches, as it is for the language loss.
+
+        Args:
+            label_smoothing (`float`):
+                Share of the language loss that is the mean over the vocabulary instead of the right token's.
         """
         if shift_labels is None:
             shift_labels = F.pad(labels, (0, 1), value=-100)[:, 1:]
         shift_labels = shift_labels.to(logits.device)
         is_labelled = shift_labels != -100
         # The loss works on a float32 copy of its logits: of the labelled ones only, not of a thousand image tokens'.
+        logits = logits[is_labelled]
         language_loss = self.loss_function(
-            logits=logits[is_labelled],
+            logits=logits,
             labels=labels,
             shift_labels=shift_labels[is_labelled],
             vocab_size=self.config.text_config.vocab_size,
@@ -1276,7 +1290,11 @@ class FusionForConditionalGeneration(FusionPreTrainedModel, GenerationMixin):
             **kwargs,
         )
         num_labels = is_labelled.sum(dim=1).to(outputs.text_mapping_loss)
-        total = num_labels.sum() if num_items_in_batch is None else num_items_in_batch
+        total = num_labels.sum() if num_items_in_batch is None else torch.as_tensor(num_items_in_batch).to(num_labels)
+        if label_smoothing:
+            logits = logits.float()
+            uniform_loss = (logits.logsumexp(dim=-1) - logits.mean(dim=-1)).sum() / total.to(logits.device)
+            language_loss = (1 - label_smoothing) * language_loss + label_smoothing * uniform_loss
         parts = {
             name: (outputs[name] * num_labels).sum() / total for name in ("text_mapping_loss", "vision_mapping_loss")
         }

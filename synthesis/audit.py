@@ -238,10 +238,10 @@ def read_rows(path: str | Path) -> Iterator[dict]:
     elif path.suffix == ".parquet":
         yield from _read_parquet(path)
     elif path.suffix == ".jsonl":
-        with open(path, encoding="utf-8") as file:
-            yield from (_parse_line(line, f"{path}, line {i}") for i, line in enumerate(file, 1) if line.strip())
+        with open(path, encoding="utf-8-sig") as file:
+            yield from (_parse(line, f"{path}, line {i}") for i, line in enumerate(file, 1) if line.strip())
     elif path.suffix == ".json":
-        rows = json.loads(path.read_text(encoding="utf-8"))
+        rows = _parse(path.read_text(encoding="utf-8-sig"), str(path))
         if not isinstance(rows, list):
             raise ValueError(f"{path} holds {str(rows)[:50]!r}, expected a list of rows. JSON lines are named .jsonl.")
         yield from rows
@@ -249,9 +249,9 @@ def read_rows(path: str | Path) -> Iterator[dict]:
         raise ValueError(f"{path} is of no kind that can be read: expected .json, .jsonl, .parquet or a folder.")
 
 
-def _parse_line(line: str, place: str) -> dict:
+def _parse(text: str, place: str):
     try:
-        return json.loads(line)
+        return json.loads(text)
     except ValueError as error:
         raise ValueError(f"{place}: not valid JSON: {error}") from error
 

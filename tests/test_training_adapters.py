@@ -1,5 +1,5 @@
 """
-Fine-tuning with other libraries, unmodified: LoRA and QLoRA (PEFT, bitsandbytes), TRL's `SFTTrainer`, gradient
+Fine-tuning with other libraries: LoRA and QLoRA (PEFT, bitsandbytes), SFT, DPO, GRPO and RLOO (TRL), gradient
 checkpointing, and frozen parts.
 """
 
@@ -18,11 +18,12 @@ from transformers import (
     TrainerCallback,
     TrainingArguments,
 )
-from trl import SFTConfig, SFTTrainer
+from trl import DPOConfig, DPOTrainer, GRPOConfig, RLOOConfig, SFTConfig, SFTTrainer
 
 from fusion_vlm import modeling_fusion
 from fusion_vlm.modeling_fusion import SKIPPED_IN_4BIT, FusionForConditionalGeneration
 from fusion_vlm.training.collator import FusionDataCollator
+from fusion_vlm.training.grpo import FUSION_INPUTS, FusionGRPOTrainer, FusionRLOOTrainer
 from fusion_vlm.training.lora import lora_config
 
 from .conftest import LLAMA, enable_checkpointing, make_messages, process, relative_error
@@ -382,3 +383,116 @@ def test_sft_trainer_with_lora(processor, chats, conversations, tmp_path):
     torch.testing.assert_close(last_logits(loaded, inputs), last_logits(trainer.model.eval(), inputs))
     answers = [model.generate(**inputs, max_new_tokens=3, do_sample=False) for model in (loaded, trainer.model)]
     assert torch.equal(*answers)
+
+
+def completion_log_probs(model, processor, prompt: str, completion: str, image) -> float:
+    """The log probability of a completion, by one forward over the whole conversation."""
+    messages = make_messages([prompt, completion], image)
+    start = process(processor, messages[:1])["input_ids"].shape[1]
+    inputs = process(processor, messages, add_generation_prompt=False)
+    with torch.no_grad():
+        log_probs = model.eval()(**inputs).logits[0, start - 1 : -1].log_softmax(dim=-1)
+    return log_probs.gather(1, inputs["input_ids"][0, start:, None]).sum().item()
+
+
+class NotesBatches:
+    """Keeps the batches that a trainer of TRL computes its loss of."""
+
+    def _compute_loss(self, model, inputs, *args):
+        self.batches = [*getattr(self, "batches", []), inputs]
+        return super()._compute_loss(model, inputs, *args)
+
+
+def test_dpo_trainer_compares_right_log_probabilities(processor, tmp_path):
+    """With and without images in one batch, and prompts of different lengths; unmodified."""
+    prompts = ["What is it?", "And what is this thing here?", "Hello!"]
+    images = [[random_image(0)], [random_image(1)], []]
+    rows = [
+        {"prompt": [{"role": "user", "content": prompt}], "images": image}
+        | {name: [{"role": "assistant", "content": text}] for name, text in (("chosen", "A cat."), ("rejected", "No"))}
+        for prompt, image in zip(prompts, images, strict=True)
+    ]
+    model = tiny_model(processor)
+    options = {"max_steps": 2, "per_device_train_batch_size": 3, "learning_rate": 1e-2, "max_length": None, **QUIET}
+    trainer = DPOTrainer(
+        model,
+        ref_model=tiny_model(processor),
+        args=DPOConfig(str(tmp_path), bf16=False, lr_scheduler_type="constant", **options),
+        train_dataset=Dataset.from_list(rows),
+        processing_class=processor,
+    )
+    cases = [(prompt, image[0] if image else None) for prompt, image in zip(prompts, images, strict=True)]
+    expected = [
+        sum(completion_log_probs(model, processor, prompt, text, image) for prompt, image in cases) / 3
+        for text in ("A cat.", "No")
+    ]
+    trainer.train()
+    first, second = (entry for entry in trainer.state.log_history if "loss" in entry)
+    assert [first["logps/chosen"], first["logps/rejected"]] == pytest.approx(expected, rel=1e-4)
+    assert first["rewards/margins"] == pytest.approx(0, abs=1e-5) and second["rewards/margins"] > 0.01
+
+
+class NotingGRPOTrainer(NotesBatches, FusionGRPOTrainer):
+    pass
+
+
+class NotingRLOOTrainer(NotesBatches, FusionRLOOTrainer):
+    pass
+
+
+def make_sampling_trainer(trainer_class, model, processor, folder, images, **options):
+    config_class = RLOOConfig if issubclass(trainer_class, FusionRLOOTrainer) else GRPOConfig
+    prompts = [[{"role": "user", "content": text}] for text in ("What is it?", "And what is this thing here?")]
+    rows = [{"prompt": prompt, **image} for prompt, image in zip(prompts, images, strict=True)]
+    arguments = {"num_generations": 2, "max_completion_length": 4, "shuffle_dataset": False, **QUIET, **options}
+    arguments["per_device_train_batch_size"] = 4
+    return trainer_class(
+        model,
+        reward_funcs=lambda completions, **kwargs: [float(index) for index, _ in enumerate(completions)],
+        args=config_class(str(folder), bf16=False, learning_rate=1e-2, trust_remote_code=True, **arguments),
+        train_dataset=Dataset.from_list(rows * 2),
+        processing_class=processor,
+    )
+
+
+@pytest.mark.parametrize("with_images", [True, False], ids=["images", "text"])
+@pytest.mark.parametrize("trainer_class", [NotingGRPOTrainer, NotingRLOOTrainer])
+def test_sampling_trainers_compute_right_log_probabilities(trainer_class, with_images, processor, tmp_path):
+    """Of 8 samples, in two chunks and two steps, for prompts of different lengths."""
+    base = tiny_model(processor)
+    model = get_peft_model(base, lora_config(base, r=4))
+    images = [{"image": random_image(index)} if with_images else {} for index in range(2)]
+    options = {"max_steps": 2, "beta": 0.1, "steps_per_generation": 2, "temperature": 1.5}
+    trainer = make_sampling_trainer(trainer_class, model, processor, tmp_path, images, **options)
+    before = parameters(model)
+    trainer.train()
+    assert any(not torch.equal(value, before[name]) for name, value in parameters(model).items())
+    batch = {name: value for name, value in trainer.batches[1].items() if value is not None}
+    assert all((name in batch) == with_images for name in FUSION_INPUTS)
+    reference = tiny_model(processor).eval()
+    for row in range(4):
+        prompt = batch["prompt_ids"][row][batch["prompt_mask"][row].bool()]
+        completion = batch["completion_ids"][row][batch["completion_mask"][row].bool()]
+        inputs = {name: batch[name][row : row + 1] for name in ("pixel_values", *FUSION_INPUTS) if name in batch}
+        with torch.no_grad():
+            logits = reference(input_ids=torch.cat([prompt, completion])[None], **inputs).logits
+        logits = logits[0, len(prompt) - 1 : -1] / 1.5
+        expected = logits.log_softmax(dim=-1).gather(1, completion[:, None])[:, 0]
+        if "old_logps" in batch:
+            torch.testing.assert_close(batch["old_logps"][row], expected.sum(), rtol=1e-4, atol=1e-4)
+        else:
+            for name in ("old_per_token_logps", "ref_per_token_logps"):
+                actual = batch[name][row][: len(completion)]
+                torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
+        if with_images:
+            without = {**inputs, "question_attention_mask": torch.zeros_like(inputs["question_attention_mask"])}
+            with torch.no_grad():
+                other = reference(input_ids=torch.cat([prompt, completion])[None], **without).logits
+            assert not torch.allclose(other[0, len(prompt) - 1 : -1] / 1.5, logits, atol=1e-4), "the question counts"
+
+
+def test_sampling_trainers_refuse_a_mixed_batch(processor, tmp_path):
+    images = [{"images": [random_image(0)]}, {"images": []}]
+    trainer = make_sampling_trainer(FusionGRPOTrainer, tiny_model(processor), processor, tmp_path, images, max_steps=1)
+    with pytest.raises(ValueError, match="2 of 4 prompts in the batch have no image"):
+        trainer.train()

@@ -5,8 +5,8 @@ import io
 import numpy as np
 import pytest
 import torch
-from accelerate import Accelerator
-from torch.utils.data import DataLoader
+from accelerate import Accelerator, skip_first_batches
+from torch.utils.data import DataLoader, IterableDataset
 
 from fusion_vlm.training.collator import FusionDataCollator
 from fusion_vlm.training.messages import RowError, to_messages
@@ -132,18 +132,79 @@ def test_latent_grids_are_drawn_by_the_seed(processor):
     assert sides != drawn_sides(FusionDataCollator(processor, seed=2))
 
 
-def test_latent_grids_do_not_depend_on_the_number_of_workers(processor):
-    """In a loader that accelerate has prepared, as `Trainer` does, for two epochs."""
-    rows = [llava_row(random_image(0), f"What is {number}?", "It.") for number in range(8)]
+def one_batch_rows(count: int = 8) -> list[dict]:
+    """Each row is a batch of its own, so nothing but the epoch can change its grid."""
+    return [text_row(f"What is {number}?") for number in range(count)]
 
-    def lengths(num_workers):
-        loader = DataLoader(rows, batch_size=2, collate_fn=FusionDataCollator(processor), num_workers=num_workers)
-        loader = Accelerator(cpu=True).prepare(loader)
-        return [batch["input_ids"].shape[1] for _ in range(2) for batch in loader]
 
-    alone = lengths(0)
-    assert alone == lengths(2)
-    assert alone[:4] != alone[4:], "another draw in the second epoch"
+def grids_by_epoch(loader, processor, num_epochs: int = 3, before_epoch=lambda epoch: None) -> list[list[int]]:
+    grids = []
+    for epoch in range(num_epochs):
+        before_epoch(epoch)
+        grids.append([int((batch["input_ids"] == processor.latent_token_id).sum()) for batch in loader])
+    return grids
+
+
+WORKERS = {
+    "new": {"num_workers": 2},
+    "persistent": {"num_workers": 2, "persistent_workers": True},
+    "prefetching": {"num_workers": 2, "persistent_workers": True, "prefetch_factor": 8},
+    "spawned": {"num_workers": 1, "multiprocessing_context": "spawn"},
+    "spawned and persistent": {"num_workers": 1, "persistent_workers": True, "multiprocessing_context": "spawn"},
+    "forkserver": {"num_workers": 1, "persistent_workers": True, "multiprocessing_context": "forkserver"},
+}
+
+
+@pytest.fixture(scope="module")
+def expected_grids(processor) -> list[list[int]]:
+    """Without worker processes, in a loader that accelerate has prepared, as `Trainer` does."""
+    loader = Accelerator(cpu=True).prepare(DataLoader(one_batch_rows(), collate_fn=FusionDataCollator(processor)))
+    grids = grids_by_epoch(loader, processor)
+    assert grids[0] != grids[1] != grids[2] != grids[0]
+    return grids
+
+
+@pytest.mark.parametrize("kind", WORKERS)
+def test_latent_grids_do_not_depend_on_the_workers(kind, processor, expected_grids):
+    loader = DataLoader(one_batch_rows(), collate_fn=FusionDataCollator(processor), **WORKERS[kind])
+    loader = Accelerator(cpu=True).prepare(loader)
+    assert grids_by_epoch(loader, processor) == expected_grids
+
+
+@pytest.mark.parametrize("kind", ["new", "persistent", "spawned and persistent"])
+def test_latent_grids_after_a_resume(kind, processor, expected_grids):
+    """In the middle of the second epoch, as `Trainer` does it: the rest of that epoch is a loader of its own."""
+    loader = DataLoader(one_batch_rows(), collate_fn=FusionDataCollator(processor), **WORKERS[kind])
+    loader = Accelerator(cpu=True).prepare(loader)
+    rest = skip_first_batches(loader, 5)
+    rest.set_epoch(1)
+    assert grids_by_epoch(rest, processor, num_epochs=1) == [expected_grids[1][5:]]
+    loader.set_epoch(2)
+    assert grids_by_epoch(loader, processor, num_epochs=1) == expected_grids[2:]
+
+
+class Stream(IterableDataset):
+    def __iter__(self):
+        return iter(one_batch_rows())
+
+
+def test_latent_grids_of_a_stream(processor, expected_grids):
+    """The one worker persists; two would each have the whole of this stream."""
+    options = {"num_workers": 1, "persistent_workers": True}
+    loader = DataLoader(Stream(), collate_fn=FusionDataCollator(processor), **options)
+    assert grids_by_epoch(Accelerator(cpu=True).prepare(loader), processor) == expected_grids
+
+
+@pytest.mark.parametrize("kind", ["none", "new", "persistent"])
+def test_latent_grids_in_a_loop_of_ones_own(kind, processor, expected_grids):
+    """Of a plain `DataLoader`: they change with the epoch, and with `set_epoch` they are those of `Trainer`."""
+    collator = FusionDataCollator(processor)
+    loader = DataLoader(one_batch_rows(), collate_fn=collator, **WORKERS.get(kind, {}))
+    grids = grids_by_epoch(loader, processor)
+    assert grids[0] != grids[1] != grids[2] != grids[0]
+    collator = FusionDataCollator(processor)
+    loader = DataLoader(one_batch_rows(), collate_fn=collator, **WORKERS.get(kind, {}))
+    assert grids_by_epoch(loader, processor, before_epoch=collator.set_epoch) == expected_grids
 
 
 def test_turns_that_do_not_fit_are_left_out_whole(processor):

@@ -223,16 +223,66 @@ def test_blank_lines_are_no_rows_but_count_as_lines(folder):
     ("text", "message"),
     [
         ('{"id": 1}\n{"id": 2}', "expected a list.*jsonl"),
-        ("", "expected a list"),
+        ("", "rows.json is empty"),
+        ("\ufeff \n", "rows.json is empty"),
         ('[{"id": 1}, {"id": 2', r"rows.json, entry 2: not valid JSON"),
         ('[{"id": 1} {"id": 2}]', r"rows.json, entry 1: not valid JSON.*Expected `,` or `]`"),
+        ('[{"id": 1},]', r"rows.json, entry 2: not valid JSON"),
+        ('[{"id": 1}, {"id": 2},', r"rows.json, entry 3: not valid JSON"),
         ("[ ]", "rows.json holds no rows"),
+        ('{"id": 1}{"id": 2}', "expected a list.*jsonl"),
+        # What follows a list holds rows that would be lost.
+        ('[{"id": 1}, {"id": 2}]\n[{"id": 3}]', r"rows.json, byte 23: '\[\{\"id\": 3.*ends after entry 2"),
+        ('[{"id": 1}]{"id": 2}', "rows.json, byte 11: .*ends after entry 1"),
+        ('\ufeff[{"id": 1}] ,', "rows.json, byte 15: ',' follows the list"),
+        ('[]\n[{"id": 1}]', "rows.json, byte 3: .*ends after entry 0"),
     ],
 )
 def test_json_files_that_are_no_lists(folder, text, message):
-    (folder / "rows.json").write_text(text)
+    (folder / "rows.json").write_text(text, encoding="utf-8")
     with pytest.raises(ValueError, match=message):
         load(folder, {"json_path": "rows.json"})
+
+
+@pytest.mark.parametrize("text", ['[{"id": 1},\n {"id": 2}]', '\n\ufeff [\n{"id": 1}', "[[1]]"])
+def test_lists_named_jsonl_are_refused(folder, text):
+    (folder / "rows.jsonl").write_text(text, encoding="utf-8")
+    with pytest.raises(ValueError, match=r"rows.jsonl, line \d begins with `\[`.* \.json"):
+        load(folder, {"json_path": "rows.jsonl"})
+
+
+def test_rows_glued_into_one_line_are_placed(folder):
+    """As `cat a.jsonl b.jsonl` does it if the first file lacks the last line break."""
+    text = "\n".join(map(json.dumps, make_rows(2)))
+    (folder / "rows.jsonl").write_text(text + text)
+    dataset = load(folder, {"json_path": "rows.jsonl"})
+    assert len(dataset) == 3
+    with pytest.raises(RowError, match="rows.jsonl, line 2: not valid JSON: Extra data"):
+        dataset[1]
+
+
+def test_files_with_a_byte_order_mark(folder):
+    rows = make_rows(3)
+    (folder / "rows.json").write_text("\ufeff" + json.dumps(rows), encoding="utf-8")
+    (folder / "rows.jsonl").write_text("\ufeff" + "\n".join(map(json.dumps, rows)), encoding="utf-8")
+    for name in ("rows.json", "rows.jsonl"):
+        table = load(folder, {"json_path": name}).sources[0].rows
+        assert [table[index] for index in range(len(table))] == rows
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("datasets: [{json_path: a.json}]\ndatasets: [{json_path: b.json}]", "'datasets' stands twice.*line 2"),
+        ("datasets: [{json_path: a.json}]\n---\ndatasets: [{json_path: b.json}]", "single document"),
+        ("datasets: [", "not valid YAML"),
+    ],
+)
+def test_two_lists_of_sources_in_one_file(folder, text, message):
+    """`cat a.yaml b.yaml`: YAML keeps the last of two equal keys."""
+    (folder / "mixture.yaml").write_text(text)
+    with pytest.raises(ValueError, match=f"(?s)mixture.yaml.*{message}"):
+        load_mixture({"datasets": "mixture.yaml"}, folder, seed=0)
 
 
 def test_image_folders(folder):

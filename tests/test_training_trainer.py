@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from peft import get_peft_model
 from transformers import (
     AutoModelForImageTextToText,
     AutoProcessor,
@@ -14,11 +15,14 @@ from transformers import (
     SiglipVisionConfig,
     SiglipVisionModel,
     Trainer,
+    TrainerCallback,
     TrainingArguments,
 )
 
+from fusion_vlm.training import trainer as training_trainer
 from fusion_vlm.training.build import build_arguments, build_config, build_processor, load_recipe
 from fusion_vlm.training.collator import FusionDataCollator
+from fusion_vlm.training.lora import lora_config
 from fusion_vlm.training.train import main
 from fusion_vlm.training.trainer import LOSS_PARTS, FusionTrainer, FusionTrainingArguments, ModalityLengthSampler
 
@@ -91,13 +95,19 @@ def test_plain_trainer_learns(model, processor, tmp_path):
     assert losses[-1] < 0.5 * losses[0]
 
 
+PERSISTENT = {"dataloader_num_workers": 2, "dataloader_persistent_workers": True}
 MUON = {"use_muon": True, "vision_learning_rate": 1e-4, "weight_decay": 0.1}
 
 
 @pytest.mark.parametrize(
     "batch_size, steps, extra",
-    [(2, 10, {"trainer_class": Trainer}), (1, 20, {"trainer_class": Trainer}), (2, 10, MUON)],
-    ids=["trainer", "trainer-single-rows", "muon"],
+    [
+        (2, 10, {"trainer_class": Trainer}),
+        (1, 20, {"trainer_class": Trainer}),
+        (1, 14, {"trainer_class": Trainer, **PERSISTENT}),
+        (2, 10, MUON),
+    ],
+    ids=["trainer", "trainer-single-rows", "trainer-persistent-workers", "muon"],
 )
 def test_resumed_training_is_bit_equal(batch_size, steps, extra, model, processor, tmp_path):
     """Over more than an epoch, interrupted within the second one."""
@@ -183,6 +193,176 @@ def test_logged_parts_add_up_to_the_loss(num_batches, model, processor, tmp_path
     ):
         assert total == pytest.approx(language + coef * (text + vision), rel=1e-4)
         assert text > 0 and vision > 0
+
+
+def parts_by_step(trainer) -> dict[int, float]:
+    """The loss that the logged parts add up to, beside the logged loss, for each log since the last `train()`."""
+    coef = trainer.model.config.mapping_loss_coef
+    entries = [entry for entry in trainer.state.log_history if "loss" in entry]
+    assert entries and all(set(LOSS_PARTS) <= set(entry) for entry in entries)
+    sums = [
+        entry["language_loss"] + coef * (entry["text_mapping_loss"] + entry["vision_mapping_loss"])
+        for entry in entries
+    ]
+    assert sums == pytest.approx([entry["loss"] for entry in entries], rel=1e-4)
+    return {entry["step"]: entry["vision_mapping_loss"] for entry in entries}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"max_steps": 3, "logging_steps": 2},
+        {"max_steps": 5, "logging_steps": 2, "gradient_accumulation_steps": 2, "logging_first_step": True},
+        {"num_train_epochs": 3, "max_steps": -1, "logging_steps": 3, "eval_strategy": "epoch"},
+        {"max_steps": 6, "logging_strategy": "epoch", "eval_strategy": "steps", "eval_steps": 2},
+    ],
+    ids=["rest", "accumulation", "epochs", "evaluation"],
+)
+def test_second_training_logs_the_parts_of_the_first(options, model, processor, tmp_path):
+    """In one process, with steps left at the end of which nothing is logged; the weights stay as they are."""
+    trainer = make_trainer(
+        model,
+        processor,
+        tmp_path,
+        eval_dataset=make_rows(3),
+        learning_rate=0.0,
+        collator=FusionDataCollator(processor, latent_grid_sizes=[2]),
+        **options,
+    )
+    trainer.train()
+    first = parts_by_step(trainer)
+    trainer.train()
+    assert parts_by_step(trainer) == pytest.approx(first, rel=1e-5)
+    trainer.args.logging_steps = 1
+    trainer.train()
+    parts_by_step(trainer)
+
+
+def test_parts_after_a_resume_are_those_of_the_steps_since(model, processor, tmp_path):
+    options = {"max_steps": 6, "logging_steps": 3, "save_strategy": "steps", "save_steps": 4}
+    whole = make_trainer(model, processor, tmp_path, **options)
+    whole.train()
+    resumed = make_trainer(model, processor, tmp_path, **options)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+    assert list(parts_by_step(resumed)) == list(parts_by_step(whole)) == [3, 6]
+
+
+class RunsOutOfMemory(TrainerCallback):
+    """In the third step of the first training."""
+
+    is_first = True
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        if self.is_first and state.global_step == 2:
+            self.is_first = False
+            raise RuntimeError("CUDA out of memory.")
+
+
+def test_retry_after_out_of_memory_logs_right_parts(model, processor, tmp_path):
+    trainer = make_trainer(
+        model, processor, tmp_path, max_steps=6, logging_steps=4, auto_find_batch_size=True, learning_rate=0.0
+    )
+    trainer.add_callback(RunsOutOfMemory())
+    trainer.train()
+    assert not trainer.callback_handler.callbacks[-1].is_first
+    assert list(parts_by_step(trainer)) == [4]
+
+
+def smoothed_losses(model, processor, rows, factor: float) -> dict[str, float]:
+    """Computed by hand in one batch: each position is compared with the token that follows it."""
+    batch = FusionDataCollator(processor, latent_grid_sizes=[2])(rows)
+    with torch.no_grad():
+        output = model.eval()(**batch)
+    labels = batch["labels"][:, 1:]
+    log_probs = output.logits[:, :-1][labels != -100].log_softmax(dim=-1)
+    right = log_probs.gather(1, labels[labels != -100][:, None])
+    language = -((1 - factor) * right.mean() + factor * log_probs.mean())
+    mapping = {name: output[name].item() for name in LOSS_PARTS[1:]}
+    total = language.item() + model.config.mapping_loss_coef * sum(mapping.values())
+    return {"loss": total, "language_loss": language.item(), **mapping}
+
+
+@pytest.mark.parametrize("batch_size, num_batches", [(4, 1), (1, 4), (3, 2)])
+def test_smoothed_loss_is_that_of_the_next_token(batch_size, num_batches, model, processor, tmp_path):
+    """With the mapping loss, also in micro-batches, of which the last may hold fewer rows; in evaluation, too."""
+    rows = make_rows(4)
+    trainer = make_trainer(
+        model,
+        processor,
+        tmp_path,
+        rows=4,
+        eval_dataset=rows,
+        collator=FusionDataCollator(processor, latent_grid_sizes=[2]),
+        label_smoothing_factor=0.5,
+        max_steps=1,
+        per_device_train_batch_size=batch_size,
+        per_device_eval_batch_size=4,
+        gradient_accumulation_steps=num_batches,
+        learning_rate=0.0,
+    )
+    trainer.train()
+    expected = smoothed_losses(model, processor, rows, 0.5)
+    actual = {name: logged(trainer, name)[0] for name in expected}
+    assert actual == pytest.approx(expected, rel=1e-4)
+    assert abs(expected["loss"] - smoothed_losses(model, processor, rows, 0.0)["loss"]) > 0.01, "smoothing shows"
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(expected["loss"], rel=1e-4)
+
+
+@pytest.mark.parametrize("adapted", [False, True], ids=["full", "lora"])
+@pytest.mark.parametrize("kind", ["label_smoothing_factor", "compute_loss_func"])
+def test_trainer_without_labels_is_refused(kind, adapted, model, processor, tmp_path):
+    """Plain `Trainer` shifts labels only for names of its own models."""
+    values = {"label_smoothing_factor": 0.1} if kind == "label_smoothing_factor" else {}
+    options = TrainingArguments(
+        str(tmp_path), use_cpu=True, report_to="none", remove_unused_columns=False, max_steps=1, **values
+    )
+    trained = copy.deepcopy(model)
+    trainer = Trainer(
+        get_peft_model(trained, lora_config(trained)) if adapted else trained,
+        options,
+        train_dataset=make_rows(4),
+        data_collator=FusionDataCollator(processor),
+        compute_loss_func=None if values else lambda outputs, labels, num_items_in_batch: outputs.logits.mean(),
+    )
+    with pytest.raises(ValueError, match="took the labels away.*Use `FusionTrainer`"):
+        trainer.train()
+
+
+def test_another_language_loss_is_the_models(model, processor, tmp_path):
+    with pytest.raises(ValueError, match="`compute_loss_func` takes the labels away.*`model.loss_function`"):
+        FusionTrainer(model, arguments(tmp_path), compute_loss_func=lambda *args, **kwargs: None)
+    trainer = make_trainer(model, processor, tmp_path, max_steps=1)
+
+    def loss_function(logits, labels, vocab_size, num_items_in_batch, shift_labels, **kwargs):
+        return 7.0 + 0.0 * logits.sum()
+
+    trainer.model.loss_function = loss_function
+    trainer.train()
+    assert logged(trainer, "language_loss") == [7.0]
+    parts_by_step(trainer)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_16_bit_weights_trained_in_full_are_noticed(dtype, model, processor, tmp_path, monkeypatch):
+    messages = []
+    monkeypatch.setattr(training_trainer.logger, "warning", messages.append)
+
+    def warnings_of(trained, **values) -> list[str]:
+        messages.clear()
+        make_trainer(trained, processor, tmp_path, **values).create_optimizer()
+        return list(messages)
+
+    rounded = copy.deepcopy(model).to(dtype)
+    name = str(dtype).removeprefix("torch.")
+    (message,) = warnings_of(rounded)
+    assert f"100% of the trained weights are in {name}" in message and "dtype=torch.float32" in message
+    assert not warnings_of(model)
+    assert not warnings_of(get_peft_model(copy.deepcopy(rounded), lora_config(rounded))), "adapters are in float32"
+    (message,) = warnings_of(get_peft_model(copy.deepcopy(rounded), lora_config(rounded, connectors=True)))
+    assert "100%" not in message and name in message
+    rounded.requires_grad_(False)
+    rounded.lm_head.float().requires_grad_(True)
+    assert not warnings_of(rounded), "frozen weights are not rounded"
 
 
 def test_tower_has_its_own_learning_rate(model, processor, tmp_path):

@@ -13,6 +13,7 @@ from fusion_vlm.configuration_fusion import FusionConfig
 from fusion_vlm.modeling_fusion import FusionForConditionalGeneration
 from fusion_vlm.processing_fusion import FusionImageProcessor, FusionProcessor
 from fusion_vlm.training.trainer import FusionTrainingArguments
+from fusion_vlm.training.yaml_file import read_yaml
 
 
 CHAT_TEMPLATES = Path(__file__).parents[1] / "chat_templates"
@@ -51,7 +52,7 @@ def load_recipe(path: str | Path, overrides: list[str] = ()) -> dict:
 
 def read_recipe(path: str | Path, overrides: list[str] = ()) -> dict:
     """The sections of a recipe with its changes, unchecked. Raises a ValueError if a change leads nowhere."""
-    recipe = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    recipe = read_yaml(path)
     if not isinstance(recipe, dict):
         raise ValueError(f"{path} is no recipe: expected sections such as `model` and `data`.")
     for override in overrides:

@@ -5,11 +5,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from accelerate.state import GradientState
 from transformers import BatchFeature
 
 from fusion_vlm.configuration_fusion import FusionConfig
 from fusion_vlm.modeling_fusion import NUM_CROPS_PER_SIDE
+from fusion_vlm.training.epoch import EpochCounter
 from fusion_vlm.training.messages import RowError, to_messages
 
 
@@ -19,7 +19,9 @@ class FusionDataCollator:
 
     Labels are the answers and the end-of-turn token after each (what the chat template marks as generation); all else
     is -100. The side of the latent grid is drawn for each batch (paper section 3.2). The draw depends on the seed, the
-    epoch and the texts of the batch alone, so it is the same on any number of workers and after a resumed training.
+    epoch and the texts of the batch alone, so it is the same on any number of workers, however they are started, and
+    after a resumed training. `Trainer` and accelerate have the epoch; in a loop over a plain `DataLoader`, call
+    `set_epoch` before each epoch for the same.
 
     Args:
         processor (`FusionProcessor`):
@@ -60,7 +62,11 @@ class FusionDataCollator:
         self.seed = seed
         self.image_folder = image_folder
         self.with_prompts = with_prompts
-        self._num_calls = 0
+        self._epoch = EpochCounter()
+
+    def set_epoch(self, epoch: int):
+        """Set the epoch, which the latent grids depend on. `Trainer` needs no call."""
+        self._epoch.set(epoch)
 
     def __call__(self, rows: list[dict]) -> BatchFeature:
         """
@@ -97,10 +103,7 @@ class FusionDataCollator:
             raise RowError(f"Row {name}: {error}") from error
 
     def _draw_latent_grid_size(self, conversations: list[list[dict]]) -> int:
-        # In `Trainer` (on accelerate), the loader in use knows the epoch, also after resuming. Elsewhere calls count.
-        loader = GradientState().active_dataloader
-        epoch = self._num_calls if loader is None else loader.iteration
-        self._num_calls += 1
+        epoch = self._epoch.count()
         texts = [
             part["text"] for turns in conversations for turn in turns for part in turn["content"] if "text" in part
         ]

@@ -29,16 +29,17 @@ import datasets
 import numpy as np
 import pyarrow
 import pyarrow.compute
-import yaml
 from torch.utils.data import Dataset
 
 from fusion_vlm.training.messages import RowError, to_messages
+from fusion_vlm.training.yaml_file import read_yaml
 
 
 DATA_KEYS = {"datasets", "image_folder", "on_error", "max_errors"}
 FILE_KEYS = {"json_path", "sampling_strategy", "image_folder"}
 HUB_KEYS = {"hub", "name", "split", "sampling_strategy", "image_folder"}
 IMAGE_COLUMNS = ("image", "images")
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 SAMPLING = re.compile(r"(first|end|random):(\d+|\d+(?:\.\d+)?%)")
 
 
@@ -51,8 +52,8 @@ class JsonRows:
         name (`str`): what errors call the file.
 
     Raises:
-        ValueError: if a `.json` file is not a list of JSON values. (A broken line of a `.jsonl` file raises a
-            `RowError` at access.)
+        ValueError: if a `.json` file is not exactly one list of JSON values, or a `.jsonl` file is a list. (A broken
+            line of a `.jsonl` file raises a `RowError` at access.)
     """
 
     def __init__(self, path: Path, name: str):
@@ -61,7 +62,7 @@ class JsonRows:
         self.unit = "line" if path.suffix == ".jsonl" else "entry"
         if path.suffix == ".jsonl":
             with open(path, "rb") as file:
-                spans = list(find_lines(file))
+                spans = list(find_lines(file, name))
         else:
             spans = list(find_entries(path.read_bytes(), name))
         # (rows, 3): first byte, end, and the number of the line or entry, which counts from 1
@@ -303,37 +304,65 @@ def has_image(messages: list[dict]) -> bool:
     return any(part["type"] == "image" for message in messages for part in message["content"])
 
 
-def find_lines(file: Iterable[bytes]) -> Iterator[tuple[int, int, int]]:
-    """First byte, end and number (from 1) of each line that is not blank."""
-    start = 0
+def find_lines(file: Iterable[bytes], name: str) -> Iterator[tuple[int, int, int]]:
+    """
+    Find the first byte, end and number (from 1) of each line that is not blank.
+
+    Raises:
+        ValueError: if the file is a JSON list, each line of which would be a broken row.
+    """
+    start, is_first = 0, True
     for number, line in enumerate(file, 1):
         end = start + len(line)
-        if line.strip():
+        if content := line.strip():
+            if is_first and content.removeprefix(BYTE_ORDER_MARK).lstrip().startswith(b"["):
+                raise ValueError(
+                    f"{name}, line {number} begins with `[`, expected a row, `{{`. Name a file with a JSON list .json."
+                )
+            is_first = False
             yield start, end, number
         start = end
 
 
 def find_entries(data: bytes, name: str) -> Iterator[tuple[int, int, int]]:
-    """First byte, end and number (from 1) of each entry of a JSON list."""
+    """
+    Find the first byte, end and number (from 1) of each entry of a JSON list.
+
+    Raises:
+        ValueError: if the file is anything but one list, with the entry and the byte where it is not.
+    """
     # One character for each byte, so that positions are those of the file. JSON's structure is ASCII.
     text = data.decode("latin-1")
     decode, skip_space = json.JSONDecoder().raw_decode, re.compile(r"[ \t\r\n]*").match
-    start = re.match(r"(?:\xef\xbb\xbf)?[ \t\r\n]*\[", text)
-    if start is None:
-        raise ValueError(f"{name} begins with {text[:20]!r}, expected a list, `[`. JSON lines are named .jsonl.")
-    position, number = skip_space(text, start.end()).end(), 0
-    while text[position : position + 1] != "]":
+    position = skip_space(text, len(BYTE_ORDER_MARK) if data.startswith(BYTE_ORDER_MARK) else 0).end()
+    if position == len(text):
+        raise ValueError(f"{name} is empty, expected a list of rows.")
+    if text[position] != "[":
+        raise ValueError(
+            f"{name} begins with {text[position : position + 20]!r}, expected a list, `[`, in UTF-8. JSON lines are"
+            " named .jsonl."
+        )
+    position, number = skip_space(text, position + 1).end(), 0
+    is_open = text[position : position + 1] != "]"
+    while is_open:
         number += 1
         try:
             end = decode(text, position)[1]
             yield position, end, number
             position = skip_space(text, end).end()
-            if text[position : position + 1] == ",":
-                position = skip_space(text, position + 1).end()
-            elif text[position : position + 1] != "]":
+            if text[position : position + 1] not in (",", "]"):
                 raise json.JSONDecodeError("Expected `,` or `]`", text, position)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{name}, entry {number}: not valid JSON, so the file cannot be read: {error}") from error
+        is_open = text[position] == ","
+        position = skip_space(text, position + is_open).end()
+    rest = skip_space(text, position + 1).end()
+    if rest < len(text):
+        # `cat a.json b.json`: the rows of the second list would be lost.
+        raise ValueError(
+            f"{name}, byte {rest}: {text[rest : rest + 20]!r} follows the list, which ends after entry {number}."
+            " A .json file is one list; join lists by their entries, or write one row a line and name the file .jsonl."
+        )
 
 
 def _load_source(entry: dict, position: int, image_folder: str | None, folder: Path, seed: int) -> Source:
@@ -381,7 +410,7 @@ def _open_file(path: Path, name: str) -> JsonRows | TableRows:
 
 
 def _read_entries(path: Path) -> list:
-    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    content = read_yaml(path)
     if not isinstance(content, dict) or "datasets" not in content:
         raise ValueError(f"{path} holds {str(content)[:100]!r}, expected `datasets` with a list of sources.")
     _check_keys(content, {"datasets"}, str(path))

@@ -12,13 +12,16 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, Sampler
-from transformers import Trainer, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.trainer_pt_utils import get_length_grouped_indices
 from transformers.training_args import OptimizerNames
+from transformers.utils import logging
 
 from fusion_vlm.training.muon import MuonWithAdamW, split_for_muon
 
+
+logger = logging.get_logger(__name__)
 
 LOSS_PARTS = ("language_loss", "text_mapping_loss", "vision_mapping_loss")
 VISION_TOWER = "vision_tower"
@@ -91,17 +94,47 @@ class ModalityLengthSampler(Sampler):
         yield from rest
 
 
+class LossParts(TrainerCallback):
+    """
+    Sums the parts of the loss over the steps since the last log.
+
+    A training that begins drops what an earlier one left: `train()` may be called twice, and `auto_find_batch_size`
+    begins anew after an out-of-memory error.
+    """
+
+    def __init__(self):
+        self.sums = {}
+        self.last_step = 0
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.reset(state.global_step)
+
+    def add(self, name: str, value: torch.Tensor):
+        self.sums[name] = self.sums.get(name, 0.0) + value
+
+    def reset(self, step: int):
+        self.sums, self.last_step = {}, step
+
+
 class FusionTrainer(Trainer):
     """
     See the module's docstring. Takes what `Trainer` takes, with `FusionTrainingArguments` and a `FusionDataCollator`.
 
     For evaluation the latent grid is that of the processor, the one of inference, instead of a drawn one.
+    `label_smoothing_factor` smooths the language loss; the mapping loss stays as it is.
     """
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        self._loss_parts = dict.fromkeys(LOSS_PARTS, 0.0)
-        self._first_step = None
+        self._loss_parts = LossParts()
+        self.add_callback(self._loss_parts)
+        # The model smooths. `Trainer` would take the labels away from it, and compare each token with itself.
+        self.label_smoother = None
+        if self.compute_loss_func is not None:
+            raise ValueError(
+                "`compute_loss_func` takes the labels away from the model, which needs them for the mapping loss."
+                " Assign another language loss to `model.loss_function`, or override `compute_loss` in a subclass."
+            )
         if self.args.predict_with_generate and (self.is_fsdp_enabled or is_deepspeed_zero3_enabled()):
             raise ValueError(
                 "`predict_with_generate` does not work on sharded parameters: processes that generate different rows"
@@ -135,6 +168,7 @@ class FusionTrainer(Trainer):
         if is_made_already:
             return optimizer
         model = self.model if model is None else model
+        self._warn_about_16_bit_weights(model)
         if self.args.vision_learning_rate is not None:
             self._move_tower(optimizer, model)
         if self.args.use_muon:
@@ -142,6 +176,21 @@ class FusionTrainer(Trainer):
             groups = split_for_muon(optimizer.param_groups, model)
             self.optimizer = MuonWithAdamW(groups, betas, self.args.adam_epsilon)
         return self.optimizer
+
+    def _warn_about_16_bit_weights(self, model: nn.Module):
+        # FSDP and DeepSpeed keep a float32 copy of the weights that they train.
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            return
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        rounded = [parameter for parameter in trained if parameter.dtype in (torch.bfloat16, torch.float16)]
+        if rounded:
+            share = sum(map(torch.numel, rounded)) / sum(map(torch.numel, trained))
+            dtype = str(rounded[0].dtype).removeprefix("torch.")
+            logger.warning(
+                f"{share:.0%} of the trained weights are in {dtype}, which rounds small updates away: at a learning"
+                " rate of 1e-5 nearly all of these weights stay as they are. Load the model with `dtype=torch.float32`"
+                " and train with `bf16=True`, or train LoRA adapters."
+            )
 
     def _move_tower(self, optimizer: torch.optim.Optimizer, model: nn.Module):
         named_parameters = model.named_parameters()
@@ -185,24 +234,26 @@ class FusionTrainer(Trainer):
             self.data_collator = training_collator
 
     def compute_loss(self, model, inputs, return_outputs: bool = False, num_items_in_batch=None):
+        if self.args.label_smoothing_factor:
+            inputs = {**inputs, "label_smoothing": self.args.label_smoothing_factor}
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
         if model.training:
-            self._first_step = self.state.global_step if self._first_step is None else self._first_step
+            # Without a count of labels, each micro-batch is a mean of its own.
+            num_means = 1 if num_items_in_batch is not None else self.current_gradient_accumulation_steps
             for name in LOSS_PARTS:
-                self._loss_parts[name] += outputs[name].detach().float()
+                self._loss_parts.add(name, outputs[name].detach().float() / num_means)
         return (loss, outputs) if return_outputs else loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds the parts of the loss, means over the steps since the last log, where the loss itself is logged."""
-        if "loss" in logs and self._first_step is not None:
-            num_steps = self.state.global_step - self._first_step
-            parts = torch.stack([torch.as_tensor(part, device=self.args.device) for part in self._loss_parts.values()])
+        num_steps = self.state.global_step - self._loss_parts.last_step
+        if "loss" in logs and num_steps > 0 and self._loss_parts.sums:
+            parts = torch.stack([part.to(self.args.device) for part in self._loss_parts.sums.values()])
             # The model has divided by the labels of all processes, so their shares add up.
             reduction = "sum" if self.args.average_tokens_across_devices else "mean"
             parts = self.accelerator.reduce(parts, reduction) / num_steps
-            logs.update(zip(LOSS_PARTS, parts.tolist(), strict=True))
-            self._loss_parts = dict.fromkeys(LOSS_PARTS, 0.0)
-            self._first_step = None
+            logs.update(zip(self._loss_parts.sums, parts.tolist(), strict=True))
+            self._loss_parts.reset(self.state.global_step)
         super().log(logs, start_time)
 
     def prediction_step(self, model, inputs, prediction_loss_only: bool, ignore_keys: list[str] | None = None):
