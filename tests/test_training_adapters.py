@@ -354,6 +354,17 @@ def test_sft_trainer_trains_as_trainer_does(kind, processor, chats, tmp_path):
     assert losses(trainer)[-1] < 0.5 * losses(trainer)[0]
 
 
+def test_sft_trainer_smooths_the_loss_of_the_next_token(processor, chats, tmp_path):
+    model = tiny_model(processor, mapping_loss_coef=0.0)
+    batch = FusionDataCollator(processor, latent_grid_sizes=[2])(chats)
+    with torch.no_grad():
+        expected, plain = (model(**batch, label_smoothing=factor).loss.item() for factor in (0.5, 0.0))
+    trainer = make_sft_trainer(model, processor, chats, tmp_path, label_smoothing_factor=0.5, max_steps=1)
+    trainer.train()
+    assert losses(trainer) == pytest.approx([expected], rel=1e-5)
+    assert abs(expected - plain) > 0.01
+
+
 def test_sft_trainer_with_the_mapping_loss(processor, chats, tmp_path):
     models = [tiny_model(processor) for _ in range(2)]
     trainer = make_sft_trainer(models[0], processor, chats, tmp_path, SFTTrainerWithMappingLoss)
