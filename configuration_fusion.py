@@ -97,6 +97,7 @@ class FusionConfig(PreTrainedConfig):
         "cache",  # of transformers 5.24 and newer
         "past_key_values",  # of older ones
         "image_hidden_states",
+        "image_outputs",
         "language_loss",
         "text_mapping_loss",
         "vision_mapping_loss",

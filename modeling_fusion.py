@@ -161,6 +161,8 @@ class FusionModelOutputWithPast(BaseModelOutputWithPast):
     Args:
         image_hidden_states (`torch.Tensor` of shape `(images, image_grid_size**2, dim)`, *optional*):
             The image features that entered the decoder.
+        image_outputs (`FusionImageFeaturesOutput`, *optional*):
+            What `get_image_features` returned for the examples with an image; in-tree models have it since 5.24.
         text_mapping_loss, vision_mapping_loss (`torch.Tensor` of shape `(batch,)`, *optional*):
             Terms of the mapping loss of each example, zero for one without an image.
     """
@@ -168,6 +170,7 @@ class FusionModelOutputWithPast(BaseModelOutputWithPast):
     image_hidden_states: torch.FloatTensor | None = None
     text_mapping_loss: torch.FloatTensor | None = None
     vision_mapping_loss: torch.FloatTensor | None = None
+    image_outputs: FusionImageFeaturesOutput | None = None
 
 
 @dataclass
@@ -180,8 +183,8 @@ class FusionCausalLMOutputWithPast(CausalLMOutputWithPast):
             `language_loss + mapping_loss_coef * (text_mapping_loss + vision_mapping_loss)`.
         logits (`torch.Tensor` of shape `(batch, sequence, vocab_size)`):
             Prediction scores.
-        image_hidden_states (`torch.Tensor` of shape `(images, image_grid_size**2, dim)`, *optional*):
-            The image features that entered the decoder.
+        image_hidden_states, image_outputs:
+            See `FusionModelOutputWithPast`.
         language_loss, text_mapping_loss, vision_mapping_loss (`torch.Tensor` of shape `()`, *optional*):
             The parts of the loss.
     """
@@ -190,6 +193,7 @@ class FusionCausalLMOutputWithPast(CausalLMOutputWithPast):
     language_loss: torch.FloatTensor | None = None
     text_mapping_loss: torch.FloatTensor | None = None
     vision_mapping_loss: torch.FloatTensor | None = None
+    image_outputs: FusionImageFeaturesOutput | None = None
 
 
 def question_key_mask(input_ids: torch.LongTensor, attention_mask: torch.Tensor | None) -> torch.BoolTensor:
@@ -780,12 +784,15 @@ class FusionModel(FusionPreTrainedModel):
         """Refuse a prompt with one token for each placeholder, as a tokenizer makes it without the processor."""
         num_groups = (latent_mask & ~shift_right(latent_mask, 1)).sum(dim=1)
         num_latents, num_images = latent_mask.sum(dim=1), image_mask.sum(dim=1)
-        is_single = torch.where(num_groups > 0, num_latents == num_groups, num_images == 1)
+        for example in ((num_images > 0) & (num_groups == 0)).nonzero().squeeze(1).tolist():
+            raise ValueError(
+                f"Example {example} has {num_images[example].item()} image tokens but no latent tokens, so the vision"
+                " tower reads no question, and nothing reads the image again. Render the prompt with the chat template"
+                " (`apply_chat_template`; evaluation harnesses have a switch for it)."
+            )
         if 1 in (self.config.latent_grid_size, *self.config.latent_grid_sizes):
-            is_single &= num_groups == 0
-        if self.config.image_grid_size == 1:
-            is_single &= num_groups > 0
-        for example in is_single.nonzero().squeeze(1).tolist():
+            return
+        for example in ((num_groups > 0) & (num_latents == num_groups)).nonzero().squeeze(1).tolist():
             raise ValueError(
                 f"Example {example} has {num_images[example].item()} image tokens and {num_latents[example].item()}"
                 f" latent tokens for {num_groups[example].item()} questions, expected"
@@ -1044,6 +1051,7 @@ class FusionModel(FusionPreTrainedModel):
             image_hidden_states=image_hidden_states,
             text_mapping_loss=losses[0],
             vision_mapping_loss=losses[1],
+            image_outputs=None if image_hidden_states is None else image_outputs,
             **{CACHE_NAME: outputs.get(CACHE_NAME)},
         )
 
@@ -1250,6 +1258,7 @@ class FusionForConditionalGeneration(FusionPreTrainedModel, GenerationMixin):
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
             image_hidden_states=outputs.image_hidden_states,
+            image_outputs=outputs.image_outputs,
             **parts,
             **{CACHE_NAME: outputs.get(CACHE_NAME)},
         )

@@ -332,6 +332,9 @@ class FusionProcessor(ProcessorMixin):
         Raises:
             ValueError: naming the message, as `check_messages`.
         """
+        conversation = getattr(conversation, "messages", conversation)
+        if isinstance(conversation, (list, tuple)):
+            conversation = [getattr(messages, "messages", messages) for messages in conversation]
         is_batched = isinstance(conversation, (list, tuple)) and isinstance(
             next(iter(conversation), None), (list, tuple)
         )
@@ -390,9 +393,8 @@ class FusionProcessor(ProcessorMixin):
                 advice = "To keep it as text needs transformers 5.23 or newer; with older releases, take it out."
             elif is_prompt:
                 advice = "Take it out, or pass `sanitize_control_tokens=True`, with which it stays text."
-            raise ValueError(
-                f"Message {index} ({messages[index]['role']}) holds the control token {token!r} as text. {advice}"
-            )
+            role, _ = read_message(messages[index], index)
+            raise ValueError(f"Message {index} ({role}) holds the control token {token!r} as text. {advice}")
 
     def replace_image_token(self, image_inputs: dict, image_idx: int, **kwargs) -> str:
         return self.image_token * self._get_grid_size("image_grid_size", kwargs) ** 2
@@ -493,10 +495,9 @@ class FusionProcessor(ProcessorMixin):
                     f" followed by {self.vision_end_token} and a question." + advice
                 )
             if images and not latents:
-                raise ValueError(
-                    f"Prompt {index} has an image but no {self.latent_token}: the vision tower would read no question,"
-                    " and nothing would read the image again. Render prompts with the chat template"
-                    " (`apply_chat_template`; harnesses have a switch for it)."
+                logger.warning_once(
+                    f"A prompt has an image but no {self.latent_token}: the vision tower would read no question, and"
+                    " nothing would read the image again. The model refuses it: render prompts with `apply_chat_template`."
                 )
 
     def _check_special_mm_tokens(self, text, text_inputs, modalities):
@@ -790,7 +791,7 @@ def normalize_messages(messages: list[dict]) -> list[dict]:
         if role == "system" and index > 0:
             raise ValueError(f"Message {index} is of the role 'system', expected it at the beginning only.")
         if not turns or role != turns[-1]["role"]:
-            turns.append({**message, "content": parts})
+            turns.append({**as_dict(message, ("role", "content")), "content": parts})
         elif role == "user":
             turns[-1]["content"] = turns[-1]["content"] + parts
         else:
@@ -806,8 +807,16 @@ def normalize_messages(messages: list[dict]) -> list[dict]:
     return [{**turn, "content": join_texts(turn["content"])} for turn in turns]
 
 
+def as_dict(value, names: Sequence[str]):
+    """Return an object of a client library (a message, say) as a dict of `names`, and anything else as it is."""
+    if isinstance(value, (dict, str)) or not hasattr(value, names[0]):
+        return value
+    return {name: getattr(value, name) for name in names if getattr(value, name, None) is not None}
+
+
 def read_message(message: dict, index: int) -> tuple[str, list[dict]]:
     """Return role and parts of one message."""
+    message = as_dict(message, ("role", "content"))
     if not isinstance(message, dict) or "role" not in message:
         raise ValueError(f"Message {index} is {shorten(message)}, expected a dict with `role` and `content`.")
     if message["role"] not in ROLES:
@@ -825,6 +834,7 @@ def read_message(message: dict, index: int) -> tuple[str, list[dict]]:
 
 def read_part(part: dict, index: int) -> dict:
     """Return one part of message `index` as a text part or an image part."""
+    part = as_dict(part, ("type", "text", *IMAGE_SOURCES))
     kind = part.get("type") if isinstance(part, dict) else None
     if kind == "text":
         if not isinstance(part.get("text"), str):

@@ -1,5 +1,7 @@
 """One check of messages: the processor, the handler, training and its check say the same of the same messages."""
 
+import types
+
 import pytest
 import torch
 from transformers import pipeline
@@ -150,6 +152,16 @@ def test_conversations_that_are_allowed(processor):
     prompt = processor.apply_chat_template(answered, continue_final_message=True)
     assert prompt.endswith("It is")
     assert processor.apply_chat_template(answered).endswith(processor.end_of_turn_token)
+
+
+def test_message_objects_of_client_libraries(processor):
+    """Messages, parts and whole conversations with attributes instead of keys."""
+    part = types.SimpleNamespace(type="image", image=IMAGE["image"], text=None)
+    message = types.SimpleNamespace(role="user", content=[part, text("What?")], tool_calls=None)
+    expected = process(processor, [user(IMAGE, text("What?"))])
+    for conversation in ([message], [types.SimpleNamespace(messages=[message])]):
+        inputs = process(processor, conversation)
+        assert all(torch.equal(inputs[name], expected[name]) for name in expected)
 
 
 @needs_sanitizing

@@ -641,6 +641,21 @@ def test_placeholders_that_were_not_expanded(has_image, padding_side, model, pro
         model.generate(**ids, **pixels, max_new_tokens=2)
 
 
+def test_prompt_without_the_chat_template_is_refused(model, processor):
+    """A harness that does not apply the template scored 0.10 instead of 1.00 on the small model."""
+    inputs = processor(text="<image>What is it?", images=random_image(0), return_tensors="pt")
+    with pytest.raises(ValueError, match="Example 0 has 36 image tokens but no latent tokens.*apply_chat_template"):
+        model.generate(**inputs, max_new_tokens=2)
+
+
+@torch.no_grad()
+def test_image_outputs_are_those_of_get_image_features(model, inputs):
+    names = ("pixel_values", "question_input_ids", "question_attention_mask")
+    outputs, expected = model(**inputs), model.get_image_features(**{name: inputs[name] for name in names})
+    assert torch.equal(outputs.image_outputs.image_features, expected.image_features)
+    assert model(input_ids=torch.full((1, 3), 20)).image_outputs is None
+
+
 def test_grids_of_one_token_are_allowed_where_the_config_has_them(processor):
     model = tiny_model(processor, latent_grid_sizes=[1, 2], image_grid_size=1)
     inputs = process(processor, make_messages(["What?"], random_image(0)), latent_grid_size=1, image_grid_size=1)

@@ -1,6 +1,7 @@
 """The processor: what it makes of images and prompts, batches of them, and bad input."""
 
 import copy
+import inspect
 import io
 from pathlib import Path
 
@@ -385,10 +386,12 @@ def test_messages_that_are_none(messages, message, processor):
         processor.apply_chat_template(messages)
 
 
-def test_prompt_without_the_chat_template_is_refused(processor, image):
-    """A harness that does not apply the template scored 0.10 instead of 1.00 on the small model."""
-    with pytest.raises(ValueError, match="Prompt 0 has an image but no <latent>.*apply_chat_template"):
-        processor(text="<image>What is it?", images=image)
+def test_prompt_without_the_chat_template_warns(processor, image, monkeypatch):
+    """The model refuses it."""
+    warnings = []
+    monkeypatch.setattr(inspect.getmodule(type(processor)).logger, "warning_once", warnings.append)
+    processor(text="<image>What is it?", images=image)
+    assert "render prompts with `apply_chat_template`" in warnings[0]
 
 
 def test_size_and_tokenizer_are_needed(processor, image):
