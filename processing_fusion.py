@@ -497,7 +497,8 @@ class FusionProcessor(ProcessorMixin):
             if images and not latents:
                 logger.warning_once(
                     f"A prompt has an image but no {self.latent_token}: the vision tower would read no question, and"
-                    " nothing would read the image again. The model refuses it: render prompts with `apply_chat_template`."
+                    " nothing would read the image again. The model refuses such a prompt: render prompts with"
+                    " `apply_chat_template`."
                 )
 
     def _check_special_mm_tokens(self, text, text_inputs, modalities):

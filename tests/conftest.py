@@ -14,13 +14,13 @@ import pytest
 import torch
 from PIL import Image
 from safetensors import safe_open
-from transformers import AutoProcessor, SiglipVisionConfig
+from transformers import AutoProcessor
 
 from fusion_vlm.convert_checkpoints import convert
 from fusion_vlm.modeling_fusion import CHECKPOINTS_HOOKS, FusionForConditionalGeneration
 from fusion_vlm.processing_fusion import CAN_SANITIZE
 
-from .tiny import VISION_CONFIG, random_image, tiny_config, tiny_model, tiny_processor
+from .tiny import random_image, tiny_model, tiny_processor, wide_config
 
 
 GOLDEN_DIR = Path(__file__).parent / "fixtures" / "golden"
@@ -156,10 +156,6 @@ def model(processor) -> FusionForConditionalGeneration:
 def wide_folder(processor, tmp_path_factory) -> Path:
     """A model of widths that bitsandbytes' CPU kernels take."""
     path = tmp_path_factory.mktemp("wide")
-    config = tiny_config(processor)
-    config.text_config.hidden_size, config.text_config.intermediate_size = 128, 256
-    config.text_config.head_dim = 32
-    config.vision_config = SiglipVisionConfig(**{**VISION_CONFIG, "hidden_size": 64, "intermediate_size": 128})
     torch.manual_seed(0)
-    FusionForConditionalGeneration(config).save_pretrained(path)
+    FusionForConditionalGeneration(wide_config(processor)).save_pretrained(path)
     return path

@@ -59,6 +59,15 @@ def tiny_config(processor, decoder="llama", **values) -> FusionConfig:
     )
 
 
+def wide_config(processor) -> FusionConfig:
+    """Return a configuration of widths that bitsandbytes' CPU kernels take."""
+    config = tiny_config(processor)
+    config.text_config.hidden_size, config.text_config.intermediate_size = 128, 256
+    config.text_config.head_dim = 32
+    config.vision_config = SiglipVisionConfig(**{**VISION_CONFIG, "hidden_size": 64, "intermediate_size": 128})
+    return config
+
+
 def random_model(config: FusionConfig) -> FusionForConditionalGeneration:
     torch.manual_seed(0)
     model = FusionForConditionalGeneration(config).eval()

@@ -12,13 +12,13 @@ import torch
 import transformers
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import save_file
-from transformers import AutoModelForImageTextToText, AutoProcessor, SiglipVisionConfig
+from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from fusion_vlm.convert_checkpoints import convert
 from fusion_vlm.modeling_fusion import FusionForConditionalGeneration
 
 from .conftest import GOLDEN_DIR, LLAMA, PHI, make_messages, process
-from .tiny import VISION_CONFIG, random_image, tiny_config, tiny_processor
+from .tiny import random_image, tiny_processor, wide_config
 
 
 # Converted, saved from what was loaded, an adapter of a converted folder, and in 4 bits.
@@ -38,7 +38,9 @@ def write(folder: Path):
     adapted = get_peft_model(model, LoraConfig(target_modules=target, init_lora_weights=False))
     adapted.save_pretrained(folder / "adapter")
 
-    write_wide_model(folder / "wide", tiny_processor(processor))
+    processor = tiny_processor(processor)
+    torch.manual_seed(0)
+    FusionForConditionalGeneration(wide_config(processor)).save_pretrained(folder / "wide")
     config = transformers.BitsAndBytesConfig(
         load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True
     )
@@ -46,18 +48,7 @@ def write(folder: Path):
         folder / "wide", trust_remote_code=True, quantization_config=config
     )
     quantized.save_pretrained(folder / "4bit")
-    AutoProcessor.from_pretrained(folder / "wide", trust_remote_code=True).save_pretrained(folder / "4bit")
-
-
-def write_wide_model(folder: Path, processor):
-    """Write a random model of widths that bitsandbytes' CPU kernels take, with its processor."""
-    config = tiny_config(processor)
-    config.text_config.hidden_size, config.text_config.intermediate_size = 128, 256
-    config.text_config.head_dim = 32
-    config.vision_config = SiglipVisionConfig(**{**VISION_CONFIG, "hidden_size": 64, "intermediate_size": 128})
-    torch.manual_seed(0)
-    FusionForConditionalGeneration(config).save_pretrained(folder)
-    processor.save_pretrained(folder)
+    processor.save_pretrained(folder / "4bit")
 
 
 def load(name: str, folder: Path):
