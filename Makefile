@@ -8,7 +8,7 @@ export HF_HUB_DISABLE_TELEMETRY = 1
 
 # What has to hold on every release of transformers in the range; all but synthesis, cards, audits and cost.
 CORE_TESTS = $(addprefix tests/test_,$(addsuffix .py,backends commands commands_serve configuration_fusion \
-	convert_checkpoints handler loading modeling_fusion parity processing_fusion releases tiny_model \
+	convert_checkpoints handler images loading messages modeling_fusion parity processing_fusion releases tiny_model \
 	training_collator training_trainer))
 PYTEST = HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(1)/bin/python -m pytest --numprocesses 2 --dist loadfile
 

@@ -450,7 +450,8 @@ class FusionProcessor(ProcessorMixin):
         num_places = sum(re.search(unmarked(self.image_token), prompt) is not None for prompt in prompts)
         if num_places != num_images:
             raise ValueError(
-                f"Got {num_images} images for {num_places} prompts with {self.image_token}, expected one for each."
+                f"The number of {self.image_token} tokens in the prompts should be the same as the number of images"
+                f" passed, but {num_places} prompts have one, and there are {num_images} images."
             )
 
     def find_control_tokens(self, text: str) -> list[str]:

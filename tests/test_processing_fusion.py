@@ -336,11 +336,11 @@ def test_image_in_a_later_turn(turn, processor, image):
 
 
 def test_placeholder_without_image_and_reverse(processor, image):
-    with pytest.raises(ValueError, match="Got 0 images for 1 prompts with <image>"):
+    with pytest.raises(ValueError, match="but 1 prompts have one, and there are 0 images"):
         processor(text="<image><latent><vision_end>What?<|eot_id|>")
-    with pytest.raises(ValueError, match="Got 1 images for 0 prompts with <image>"):
+    with pytest.raises(ValueError, match="but 0 prompts have one, and there are 1 images"):
         processor(text="no placeholder", images=image)
-    with pytest.raises(ValueError, match="Got 0 images for 1 prompts with <image>"):
+    with pytest.raises(ValueError, match="but 1 prompts have one, and there are 0 images"):
         processor(text=processor.apply_chat_template(make_messages(["What?"], image)))
 
 
