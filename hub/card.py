@@ -5,8 +5,10 @@ The model card of a FUSION folder: README.md with the metadata that the Hub read
 The converter calls `write_card` for every folder that it writes, and `fusion-vlm card FOLDER` for any other one.
 """
 
+import difflib
 import json
 import os
+import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -294,6 +296,28 @@ def find_origin(
     return origin
 
 
+def check_origin(given: dict):
+    """
+    Check what the card is going to say of the weights' origin, as the Hub would when the folder is uploaded.
+
+    Raises:
+        CardError: for a base model or data set that is no id of the Hub, such as a local path, and for a license that
+            the Hub does not know.
+    """
+    for field in ("base_model", "datasets"):
+        names = given[field] or []
+        for name in [names] if isinstance(names, str) else names:
+            if Path(name).exists() or not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name):
+                raise CardError(f"`{field}` is {name!r}, a path: expected an id of the Hub, such as owner/name.")
+    known = yaml.safe_load((HUB_DIR / "licenses.yaml").read_text())
+    if given["license"] is not None and given["license"] not in known:
+        near = ", ".join(difflib.get_close_matches(given["license"].lower(), known)) or "apache-2.0, mit"
+        raise CardError(
+            f"`license` is {given['license']!r}, which the Hub does not know: expected one of its ids (near: {near}),"
+            " or `other` with a `license_link`."
+        )
+
+
 def describe(folder: Path, config: FusionConfig, architecture: Architecture | None, data: ModelCardData) -> dict:
     """What the text of the card says of the folder and of its architecture."""
     size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
@@ -387,6 +411,7 @@ def write_card(
     if stage == "" and not results:
         evaluations = paper_results(architecture.name)
     given = {"base_model": base_model, "license": license, "license_link": license_link, "datasets": datasets}
+    check_origin(given)
     quantized = getattr(config, "quantization_config", None) is not None
     title = name or (released or repo_id or folder.resolve().name).split("/")[-1]
     data = ModelCardData(

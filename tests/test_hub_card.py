@@ -368,6 +368,26 @@ def test_bad_data_is_refused_by_name(arguments, message, tiny_folder):
     assert not (tiny_folder / "README.md").exists()
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            {"base_model": "out/missing/model"},
+            "`base_model` is 'out/missing/model', a path: expected an id of the Hub",
+        ),
+        ({"base_model": ["me/model", "/data/siglip"]}, "`base_model` is '/data/siglip', a path"),
+        ({"base_model": "tests"}, "`base_model` is 'tests', a path"),
+        ({"datasets": ["../rows.json"]}, "`datasets` is '../rows.json', a path"),
+        ({"license": "Apache 2.0"}, "`license` is 'Apache 2.0', which the Hub does not know.*near: apache-2.0"),
+        ({"license": "mine"}, "or `other` with a `license_link`"),
+    ],
+)
+def test_origin_that_the_hub_would_refuse(arguments, message, tiny_folder, monkeypatch):
+    monkeypatch.chdir(Path(__file__).parents[1])
+    with pytest.raises(CardError, match=message):
+        write_card(tiny_folder, **arguments)
+
+
 def test_card_of_somebody_else_is_not_overwritten(tiny_folder):
     (tiny_folder / "README.md").write_text("# My notes\n")
     with pytest.raises(CardError, match="README.md was not written by this command"):
