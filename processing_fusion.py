@@ -45,8 +45,8 @@ FETCH_SECONDS = 10
 # What transformers puts before each control token in the messages of users, see `unmarked`.
 CONTROL_TOKEN_MARK = "\U000f0000"
 
-# All that differs between the releases of `TESTED_RELEASES`: below 5.23, transformers ignores
-# `sanitize_control_tokens=True`, and a user's `<|assistant|>` would begin a turn.
+# What differs between the releases of `TESTED_RELEASES`, beside `_defaults` of `FusionProcessorKwargs`: below 5.23,
+# transformers ignores `sanitize_control_tokens=True`, and a user's `<|assistant|>` would begin a turn.
 CAN_SANITIZE = "sanitize_control_tokens" in inspect.signature(ProcessorMixin.apply_chat_template).parameters
 
 

@@ -41,8 +41,8 @@ def refuse_adapter(model: str):
 
 def load(args: argparse.Namespace):
     """
-    The model and the processor that the options of a command name, by the classes of this package: no code of the
-    folder is run.
+    Return the model and the processor that the options of a command name, by the classes of this package: no code of
+    the folder is run.
 
     Raises:
         ValueError, OSError: if there is no FUSION model.
@@ -96,7 +96,7 @@ def user_message(text: str, image: Image.Image | None = None) -> dict:
 
 def check_grid_sizes(config, latent_grid_size: int | None, image_grid_size: int | None) -> dict[str, int]:
     """
-    The sizes that were given, as the processor takes them.
+    Return the sizes that were given, as the processor takes them.
 
     Raises:
         ValueError: if the model has no such size.
@@ -112,7 +112,7 @@ def check_grid_sizes(config, latent_grid_size: int | None, image_grid_size: int 
 
 
 def process(processor, conversation: list, grid_sizes: dict[str, int]):
-    """The model's inputs of a conversation, or of a batch of them; placeholders that a user wrote are text."""
+    """Return the model's inputs of conversations. Control tokens that a user wrote are text, or refused below 5.23."""
     return processor.apply_chat_template(
         conversation,
         add_generation_prompt=True,
@@ -126,7 +126,7 @@ def process(processor, conversation: list, grid_sizes: dict[str, int]):
 
 def limit_new_tokens(config, inputs, max_new_tokens: int) -> int:
     """
-    How many new tokens there are positions for, `max_new_tokens` at most.
+    Return how many new tokens there are positions for, `max_new_tokens` at most.
 
     Raises:
         ValueError: if the prompt leaves none.
