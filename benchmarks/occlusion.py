@@ -28,9 +28,9 @@ from torch import nn
 
 from fusion_vlm.modeling_fusion import FusionForConditionalGeneration
 from fusion_vlm.processing_fusion import FusionProcessor
-from fusion_vlm.synthesis.questions import SHORT_HINT, open_colour, open_shape
-from fusion_vlm.synthesis.render import draw_scene
-from fusion_vlm.synthesis.scene import COLOURS, PLACES, PLAIN_BACKGROUNDS, build_scene
+from fusion_vlm.synthesis.scenes.questions import SHORT_HINT, open_colour, open_shape
+from fusion_vlm.synthesis.scenes.render import draw_scene
+from fusion_vlm.synthesis.scenes.scene import COLOURS, PLACES, PLAIN_BACKGROUNDS, build_scene
 from fusion_vlm.visualization import (
     answer_occlusion,
     generate_answers,
@@ -164,7 +164,7 @@ def measure(model: Model, cases: list[Case], grid_sizes: list[int]) -> dict[str,
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", nargs="?", default=str(ROOT / "examples" / "tiny"), metavar="MODEL")
+    parser.add_argument("model", nargs="?", default=str(ROOT / "small_model" / "model"), metavar="MODEL")
     parser.add_argument("--num-scenes", type=int, default=50)
     parser.add_argument("--grid-sizes", type=int, nargs="+", default=[4, 6, 9], metavar="SIDE")
     args = parser.parse_args()

@@ -5,7 +5,7 @@ picture shows which parts of the image an answer came from.
     pip install -e ".[demo]"
     python examples/demo.py MODEL
 
-MODEL is a converted folder or a Hub id; the default is the small model that `train_tiny.py` writes.
+MODEL is a converted folder or a Hub id; the default is the small model of this repository.
 """
 
 import argparse
@@ -31,7 +31,7 @@ from fusion_vlm.visualization import DPI, answer_occlusion, draw_occlusion, show
 
 
 EXAMPLES_DIR = Path(__file__).resolve().parent
-SMALL_MODEL = EXAMPLES_DIR / "tiny"
+SMALL_MODEL = EXAMPLES_DIR.parent / "small_model" / "model"
 # Scenes that synthesis/ drew, with questions as in the training data: the small model answers no others.
 EXAMPLES = (
     ("stars.png", "How many red objects are there? Answer with a single word or phrase."),

@@ -1,6 +1,6 @@
 """
-Load the small FUSION that `train_tiny.py` writes to `examples/tiny` as a user would, ask it three questions about a
-drawn scene, and save a picture of where each answer came from.
+Load the small FUSION of `small_model/model` as a user would, ask it three questions about a drawn scene, and save a
+picture of where each answer came from.
 
     python examples/quickstart.py [--output out/demo.png]
 """
@@ -13,12 +13,12 @@ from pathlib import Path
 from transformers import AutoModelForImageTextToText, AutoProcessor
 from transformers.utils import logging
 
-from fusion_vlm.synthesis.questions import SHORT_HINT
+from fusion_vlm.synthesis.scenes.questions import SHORT_HINT
 from fusion_vlm.visualization import visualize
 
 
 ROOT = Path(__file__).resolve().parent
-MODEL, IMAGE = ROOT / "tiny", ROOT / "images" / "stars.png"
+MODEL, IMAGE = ROOT.parent / "small_model" / "model", ROOT / "images" / "stars.png"
 # A colour, a number, and a place.
 QUESTIONS = (
     "What is the colour of the circle?",
@@ -32,7 +32,7 @@ def main():
     parser.add_argument("--output", type=Path, default=Path("out/demo.png"), help="picture to write")
     args = parser.parse_args()
     if not MODEL.exists():
-        sys.exit(f"error: there is no {MODEL} yet. Train it: python {ROOT / 'train_tiny.py'}")
+        sys.exit(f"error: there is no {MODEL} yet. Train it: python -m fusion_vlm.small_model.train")
     logging.set_verbosity_error()
     logging.disable_progress_bar()
 

@@ -104,7 +104,7 @@ def load_models(options: Options, folder: RunFolder, connections: Connections) -
     models = Models(concurrency=connections.concurrency)
     if options.is_exact:
         return models
-    from fusion_vlm.synthesis.llm import CallCache, ChatClient
+    from fusion_vlm.synthesis.models.chat import CallCache, ChatClient
 
     cache = CallCache(folder.calls_path)
     settings = {name: getattr(options, name) for name in ("temperature", "max_tokens")}
@@ -113,17 +113,17 @@ def load_models(options: Options, folder: RunFolder, connections: Connections) -
     if options.judge_model:
         models.judge = ChatClient(connections.judge or connections.llm, options.judge_model, cache, **settings)
     if options.images == "flux":
-        from fusion_vlm.synthesis.models import FluxRenderer
+        from fusion_vlm.synthesis.models.renderers import FluxRenderer
 
         size = options.image_size
         models.renderer = FluxRenderer(options.image_model, width=size, height=size)
     if options.images == "endpoint":
-        from fusion_vlm.synthesis.models import EndpointRenderer
+        from fusion_vlm.synthesis.models.renderers import EndpointRenderer
 
         size = f"{options.image_size}x{options.image_size}"
         models.renderer = EndpointRenderer(connections.images, options.image_model, size)
     if options.clip_model:
-        from fusion_vlm.synthesis.filters import ClipScorer
+        from fusion_vlm.synthesis.filters.rules import ClipScorer
 
         models.clip_score = ClipScorer(options.clip_model)
     return models
@@ -145,7 +145,7 @@ def _write_output(options: Options, folder: RunFolder) -> dict:
 
 
 def _copy_prompts(folder: RunFolder):
-    from fusion_vlm.synthesis.llm import load_prompts
+    from fusion_vlm.synthesis.models.chat import load_prompts
 
     (folder.path / "prompts").mkdir(exist_ok=True)
     for name, prompt in load_prompts().items():
@@ -156,7 +156,7 @@ def count_all_tokens(folder: RunFolder, is_valid: bool = True) -> dict[str, dict
     """`llm.count_tokens` over all tasks."""
     total = {}
     for path in sorted((folder.path / "work").glob("*.calls.sqlite")):
-        from fusion_vlm.synthesis.llm import count_tokens
+        from fusion_vlm.synthesis.models.chat import count_tokens
 
         for model, counts in count_tokens(path, is_valid).items():
             row = total.setdefault(model, dict.fromkeys(counts, 0))

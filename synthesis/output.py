@@ -20,9 +20,9 @@ from typing import Any
 
 from huggingface_hub import DatasetCardData
 
-from fusion_vlm.synthesis.audit import audit as audit_rows
-from fusion_vlm.synthesis.audit import read_rows
-from fusion_vlm.synthesis.audit_report import AuditReport, import_extra, plot
+from fusion_vlm.audit.audit import audit as audit_rows
+from fusion_vlm.audit.audit import read_rows
+from fusion_vlm.audit.report import AuditReport, import_extra, plot
 from fusion_vlm.synthesis.sample import Sample, Turn
 
 
@@ -325,7 +325,7 @@ def _audit_lines(report: AuditReport | None) -> list[str]:
     return [
         "## Audit",
         "",
-        "Of the text alone: `python -m fusion_vlm.synthesis.audit` says what the columns and thresholds mean.",
+        "Of the text alone: `python -m fusion_vlm.audit` says what the columns and thresholds mean.",
         "",
         report.table(),
         "",

@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING
 from PIL import Image
 
 from fusion_vlm.synthesis.engine import FailureLimit, RunError, RunFolder, Step
-from fusion_vlm.synthesis.render import FRAME, PillowRenderer
 from fusion_vlm.synthesis.sample import KINDS, Sample
-from fusion_vlm.synthesis.scene import make_scene_sample
+from fusion_vlm.synthesis.scenes.render import FRAME, PillowRenderer
+from fusion_vlm.synthesis.scenes.scene import make_scene_sample
 
 
 if TYPE_CHECKING:
-    from fusion_vlm.synthesis.llm import ChatClient
+    from fusion_vlm.synthesis.models.chat import ChatClient
 
 IMAGE_DIR = "images"
 
@@ -90,7 +90,7 @@ class Options:
         """All that makes two runs the same, for `RunFolder.open`."""
         config = dataclasses.asdict(self)
         if not self.is_exact:
-            from fusion_vlm.synthesis.llm import load_prompts
+            from fusion_vlm.synthesis.models.chat import load_prompts
 
             config["prompts"] = hashlib.sha256(repr(load_prompts()).encode()).hexdigest()
         return config
@@ -124,7 +124,7 @@ def build_worker_steps(options: Options, folder: RunFolder) -> list[Step]:
 
 
 def exact_steps(options: Options, folder: RunFolder) -> list[Step]:
-    from fusion_vlm.synthesis.questions import ExactQuestions
+    from fusion_vlm.synthesis.scenes.questions import ExactQuestions
 
     return [
         Step(ExactQuestions()),
@@ -133,9 +133,9 @@ def exact_steps(options: Options, folder: RunFolder) -> list[Step]:
 
 
 def model_steps(options: Options, folder: RunFolder, models: Models) -> list[Step]:
-    from fusion_vlm.synthesis.captions import CaptionRules
-    from fusion_vlm.synthesis.filters import ImageFilter, StatementFilter, TurnRules
-    from fusion_vlm.synthesis.llm import AskFromDescription, Describe, Judge, load_prompts
+    from fusion_vlm.synthesis.filters.captions import CaptionRules
+    from fusion_vlm.synthesis.filters.rules import ImageFilter, StatementFilter, TurnRules
+    from fusion_vlm.synthesis.models.chat import AskFromDescription, Describe, Judge, load_prompts
 
     prompts = load_prompts()
     draws_scenes = options.images == "pillow"
@@ -183,7 +183,7 @@ class CaptionSource:
     """
 
     def __init__(self, options: Options):
-        from fusion_vlm.synthesis.captions import Deduplicate, read_captions
+        from fusion_vlm.synthesis.filters.captions import Deduplicate, read_captions
 
         captions = islice(read_captions(options.captions, options.caption_column), options.num)
         # Here, as whether a text is the first of its like depends on the order.
@@ -247,7 +247,7 @@ class Render:
         self.limit = FailureLimit(f"the renderer {renderer.name}") if renderer else None
 
     def __call__(self, sample: Sample) -> Sample:
-        from fusion_vlm.synthesis.models import RenderError
+        from fusion_vlm.synthesis.models.renderers import RenderError
 
         sample.image = f"{sample.id}.png"
         sample.source[self.name] = self.renderer.name
@@ -270,7 +270,7 @@ class Render:
         """The image; from a model, that of a contrast is two, drawn from the same noise."""
         if isinstance(self.renderer, PillowRenderer) or not sample.kind.startswith("contrast"):
             return self.renderer(sample)
-        from fusion_vlm.synthesis.llm import split_sides
+        from fusion_vlm.synthesis.models.chat import split_sides
 
         sides = (dataclasses.replace(sample, description=side) for side in split_sides(sample.description))
         return paste_sides(*map(self.renderer, sides))

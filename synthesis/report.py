@@ -44,7 +44,7 @@ class Prices:
 
 def estimate_tokens(options: Options) -> dict[str, dict[str, int]]:
     """Calls and tokens by model, as if no sample was rejected and no call failed."""
-    from fusion_vlm.synthesis.llm import load_prompts
+    from fusion_vlm.synthesis.models.chat import load_prompts
 
     lengths = {name: len(prompt) // CHARACTERS_PER_TOKEN for name, prompt in load_prompts().items()}
     tokens = {}

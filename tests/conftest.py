@@ -3,7 +3,7 @@ Fixtures shared by the tests: the golden data of the reference implementation (t
 what it holds) and the checkpoints in it, converted once.
 """
 
-import importlib
+import importlib.util
 import json
 import sys
 from collections.abc import Callable
@@ -38,13 +38,15 @@ def peak_memory():
 
 @pytest.fixture(scope="session")
 def import_script() -> Callable[[str], ModuleType]:
-    """Imports a script of `examples` or `benchmarks` by its name; such scripts import each other so."""
-    root = Path(__file__).parents[1]
-    folders = [str(root / name) for name in ("examples", "benchmarks")]
-    sys.path[:0] = folders
-    yield importlib.import_module
-    for folder in folders:
-        sys.path.remove(folder)
+    """Import a script of `examples` or `benchmarks` by its path from the root."""
+
+    def run(path: str) -> ModuleType:
+        spec = importlib.util.spec_from_file_location(Path(path).stem, Path(__file__).parents[1] / path)
+        module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+
+    return run
 
 
 # tests/test_releases.py shows that older releases refuse in words.

@@ -1,4 +1,4 @@
-"""The parts of `benchmarks/ablation.py` that decide whether its variants are what they are called."""
+"""The parts of `small_model/ablation.py` that decide whether its variants are what they are called."""
 
 import random
 from pathlib import Path
@@ -12,28 +12,24 @@ from transformers import SiglipVisionConfig
 from fusion_vlm.configuration_fusion import FusionConfig
 from fusion_vlm.modeling_fusion import FusionVisionModel
 from fusion_vlm.processing_fusion import FusionProcessor
-from fusion_vlm.synthesis.scene import COLOURS
+from fusion_vlm.small_model import ablation
+from fusion_vlm.synthesis.scenes.scene import COLOURS
 from fusion_vlm.training.collator import FusionDataCollator
 
 
-TINY = Path(__file__).parents[1] / "examples" / "tiny"
-pytestmark = pytest.mark.skipif(not TINY.exists(), reason="examples/train_tiny.py has not written examples/tiny yet")
+TINY = Path(__file__).parents[1] / "small_model" / "model"
+pytestmark = pytest.mark.skipif(not TINY.exists(), reason="small_model/train.py has not written small_model/model yet")
 
 
 @pytest.fixture(scope="module")
-def ablation(import_script):
-    return import_script("ablation")
-
-
-@pytest.fixture(scope="module")
-def rows(ablation, tmp_path_factory) -> list[dict]:
+def rows(tmp_path_factory) -> list[dict]:
     folder = tmp_path_factory.mktemp("scenes")
     rng = random.Random(0)
     return [ablation.make_scene(rng, folder / f"{index}.png", list(ablation.TASKS))[1] for index in range(4)]
 
 
 @pytest.fixture
-def processor(ablation) -> FusionProcessor:
+def processor() -> FusionProcessor:
     processor = FusionProcessor.from_pretrained(TINY)
     ablation.set_up(processor)
     return processor
@@ -44,7 +40,7 @@ def config() -> FusionConfig:
     return FusionConfig.from_pretrained(TINY)
 
 
-def test_batches_of_the_whole_model_are_those_of_the_training_code(ablation, rows, processor, config):
+def test_batches_of_the_whole_model_are_those_of_the_training_code(rows, processor, config):
     data = ablation.prepare(rows, processor)
     batch = ablation.Collator(ablation.VARIANTS["h4"], config)([data[index] for index in range(4)])
     processor.image_processor.image_grid_size = ablation.SIDE
@@ -54,7 +50,7 @@ def test_batches_of_the_whole_model_are_those_of_the_training_code(ablation, row
         torch.testing.assert_close(value, expected[name], msg=name, rtol=0, atol=1e-6)
 
 
-def test_twin_has_no_latents_and_no_question_in_the_tower(ablation, rows, processor, config):
+def test_twin_has_no_latents_and_no_question_in_the_tower(rows, processor, config):
     data = ablation.prepare(rows, processor)
     batch = ablation.Collator(ablation.VARIANTS["a"], config)([data[index] for index in range(4)])
     assert set(batch) == {"input_ids", "labels", "attention_mask", "pixel_values"}
@@ -66,14 +62,14 @@ def test_twin_has_no_latents_and_no_question_in_the_tower(ablation, rows, proces
     assert f"<vision_end>{question}<|end|>" in text
 
 
-def test_variant_of_one_image_token_has_one_and_the_question_but_no_crops(ablation, rows, processor, config):
+def test_variant_of_one_image_token_has_one_and_the_question_but_no_crops(rows, processor, config):
     data = ablation.prepare(rows, processor)
     batch = ablation.Collator(ablation.VARIANTS["b1"], config)([data[index] for index in range(4)])
     assert ((batch["input_ids"] == config.image_token_id).sum(dim=1) == 1).all()
     assert "question_input_ids" in batch and "high_res_pixel_values" not in batch
 
 
-def test_paper_mask_hides_the_question_from_patches_of_early_layers_only(ablation):
+def test_paper_mask_hides_the_question_from_patches_of_early_layers_only():
     torch.manual_seed(0)
     config = SiglipVisionConfig(
         hidden_size=32, intermediate_size=32, num_hidden_layers=4, num_attention_heads=2, image_size=32, patch_size=8,
@@ -95,7 +91,7 @@ def test_paper_mask_hides_the_question_from_patches_of_early_layers_only(ablatio
     assert not torch.allclose(first[3], second[3])
 
 
-def test_answers_of_scenes_are_true_of_the_pixels(ablation, tmp_path):
+def test_answers_of_scenes_are_true_of_the_pixels(tmp_path):
     """The number is that of cells with much of the colour, and the pattern is that of its rows and columns."""
     rng = random.Random(1)
     for index in range(20):
@@ -130,7 +126,7 @@ def count_cells(mask: np.ndarray) -> int:
     return sum(cell.sum() > 20 for cell in cells)
 
 
-def test_base_images_do_not_depend_on_patterns(ablation, processor):
+def test_base_images_do_not_depend_on_patterns(processor):
     """So that a model without the crops has nothing to tell them by."""
     objects = ablation.place_objects(random.Random(0), ["red", "blue", "black", "red"])
     images = [ablation.draw_objects([(thing, name) for thing, _ in objects]) for name in ablation.PATTERNS]

@@ -30,13 +30,13 @@ from .tiny import random_image
 ROOT = Path(__file__).parents[1]
 COMMANDS = ("convert", "ask", "chat", "serve", "verify", "card")
 CHECKPOINT = GOLDEN_DIR / LLAMA / "checkpoint"
-TINY = ROOT / "examples" / "tiny"  # a small trained model
+TINY = ROOT / "small_model" / "model"  # a small trained model
 FEW = ("--max-new-tokens", "8")
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    write_small_model = runpy.run_path(str(ROOT / "examples" / "small_model.py"))["write_small_model"]
+    write_small_model = runpy.run_path(str(ROOT / "examples" / "random_model.py"))["write_small_model"]
     return write_small_model(tmp_path_factory.mktemp("model") / "small")
 
 
@@ -99,7 +99,7 @@ def test_ask_answers_each_question_on_its_own(folder, loaded, image_file, capsys
     assert capsys.readouterr().out == "".join(f"{answer}\n" for answer in expected)
 
 
-@pytest.mark.skipif(not TINY.exists(), reason="examples/train_tiny.py has not written examples/tiny yet")
+@pytest.mark.skipif(not TINY.exists(), reason="small_model/train.py has not written small_model/model yet")
 def test_ask_answers_rightly(capsys):
     """The trained model, about images that it has not seen."""
     paths = easy_vqa.get_test_image_paths()
@@ -293,7 +293,7 @@ def test_chat_remembers_and_obeys(folder, loaded, image_file, tmp_path, monkeypa
     assert output.err == ""
 
 
-@pytest.mark.skipif(not TINY.exists(), reason="examples/train_tiny.py has not written examples/tiny yet")
+@pytest.mark.skipif(not TINY.exists(), reason="small_model/train.py has not written small_model/model yet")
 def test_chat_answers_rightly(monkeypatch, capsys):
     """Each `/image` begins a new conversation: the small model has learned single turns."""
     paths = easy_vqa.get_test_image_paths()

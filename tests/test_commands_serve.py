@@ -48,13 +48,13 @@ from .tiny import random_image
 
 
 ROOT = Path(__file__).parents[1]
-TINY = ROOT / "examples" / "tiny"
+TINY = ROOT / "small_model" / "model"
 NAME = "small"
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    write_small_model = runpy.run_path(str(ROOT / "examples" / "small_model.py"))["write_small_model"]
+    write_small_model = runpy.run_path(str(ROOT / "examples" / "random_model.py"))["write_small_model"]
     return write_small_model(tmp_path_factory.mktemp("model") / NAME)
 
 
@@ -257,7 +257,7 @@ def test_concurrent_requests_get_the_answers_they_get_alone(served):
     assert together == alone * 2
 
 
-@pytest.mark.skipif(not TINY.exists(), reason="examples/train_tiny.py has not written examples/tiny yet")
+@pytest.mark.skipif(not TINY.exists(), reason="small_model/train.py has not written small_model/model yet")
 def test_trained_model_answers_rightly():
     """Images that it has not seen, many at once."""
     model = FusionForConditionalGeneration.from_pretrained(TINY)

@@ -32,7 +32,7 @@ if shutil.which("chromium") is None or shutil.which("chromedriver") is None:
     pytest.skip("needs a browser: apt-get install chromium chromium-driver", allow_module_level=True)
 
 EXAMPLES_DIR = Path(__file__).resolve().parents[1] / "examples"
-MODEL = EXAMPLES_DIR / "tiny"
+MODEL = EXAMPLES_DIR.parent / "small_model" / "model"
 STARS, BEACH = EXAMPLES_DIR / "images" / "stars.png", EXAMPLES_DIR / "images" / "beach.png"
 HINT = " Answer with a single word or phrase."  # without it, answers are sentences
 COUNT, COLOUR = "How many red objects are there?" + HINT, "What is the colour of the circle?"

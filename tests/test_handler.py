@@ -24,7 +24,7 @@ from .tiny import random_image
 
 
 ROOT = Path(__file__).parents[1]
-TINY = ROOT / "examples" / "tiny"
+TINY = ROOT / "small_model" / "model"
 GREEDY = {"max_new_tokens": 8}
 PUBLIC, OTHER_PUBLIC = "93.184.216.34", "93.184.216.35"
 # Key and certificate of the test's own https server; they are good for nothing else.
@@ -558,7 +558,7 @@ def test_certificate_of_another_host_is_refused(internet, handler):
 # A model that knows something ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.skipif(not TINY.exists(), reason="examples/train_tiny.py has not written examples/tiny yet")
+@pytest.mark.skipif(not TINY.exists(), reason="small_model/train.py has not written small_model/model yet")
 def test_trained_model_answers_rightly(tmp_path):
     folder = shutil.copytree(TINY, tmp_path / "tiny")
     shutil.copy(ROOT / "handler.py", folder)

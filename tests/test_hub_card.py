@@ -28,7 +28,7 @@ from .tiny import tiny_config
 
 
 PHOTO = Path(__file__).parent / "fixtures" / "chelsea.jpg"
-SMALL_MODEL = Path(__file__).parents[1] / "examples" / "small_model.py"
+SMALL_MODEL = Path(__file__).parents[1] / "examples" / "random_model.py"
 PHI35, LLAMA31 = "microsoft/Phi-3.5-mini-instruct", "meta-llama/Llama-3.1-8B-Instruct"
 SO400M, GIANT = "google/siglip-so400m-patch14-384", "google/siglip2-giant-opt-patch16-384"
 RELEASED = {

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fusion_vlm.synthesis.audit import audit, main, read_rows
-from fusion_vlm.synthesis.audit_language import tail
-from fusion_vlm.synthesis.audit_report import THRESHOLDS, parse_limits
-from fusion_vlm.synthesis.audit_text import attributes_of, read_question
+from fusion_vlm.audit.audit import audit, main, read_rows
+from fusion_vlm.audit.language_only import tail
+from fusion_vlm.audit.questions import attributes_of, read_question
+from fusion_vlm.audit.report import THRESHOLDS, parse_limits
 
 
 OBJECTS = ["ball", "cube", "cone", "dog", "car", "tree", "mug", "star"]

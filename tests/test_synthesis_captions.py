@@ -9,7 +9,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from fusion_vlm.synthesis.captions import (
+from fusion_vlm.synthesis.filters.captions import (
     FLAGGED_WORDS,
     TEXT_BOUNDS,
     CaptionRules,

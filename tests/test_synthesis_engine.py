@@ -164,7 +164,7 @@ def test_an_image_from_before_a_kill_is_not_drawn_again(tmp_path, monkeypatch):
     expected = read_files(tmp_path)
     for path in (tmp_path / "done.json", tmp_path / "work" / "parts" / "part-00000.jsonl"):
         path.unlink()
-    monkeypatch.setattr("fusion_vlm.synthesis.render.PillowRenderer.__call__", draw)
+    monkeypatch.setattr("fusion_vlm.synthesis.scenes.render.PillowRenderer.__call__", draw)
     run(tmp_path, num=3)
     assert read_files(tmp_path) == expected
 
@@ -242,7 +242,7 @@ def test_another_configuration_is_refused_and_named(tmp_path):
 def test_another_prompt_is_another_configuration(tmp_path, monkeypatch):
     with StubEndpoint() as stub:
         run(tmp_path, 1, url=stub.url)
-        monkeypatch.setattr("fusion_vlm.synthesis.llm.load_prompts", lambda: {"judge": "Be kind."})
+        monkeypatch.setattr("fusion_vlm.synthesis.models.chat.load_prompts", lambda: {"judge": "Be kind."})
         with pytest.raises(RunError, match="prompts was"):
             run(tmp_path, 1, url=stub.url)
 
@@ -334,10 +334,10 @@ def test_an_endpoint_that_fails_for_some_samples_rejects_those_with_the_reason(t
 
 def patience(monkeypatch):
     """Short waits between tries."""
-    from fusion_vlm.synthesis import llm
+    from fusion_vlm.synthesis.models import chat
 
-    client = functools.partial(llm.ChatClient, num_sdk_tries=2, backoff=0.01, num_tries=2)
-    monkeypatch.setattr(llm, "ChatClient", client)
+    client = functools.partial(chat.ChatClient, num_sdk_tries=2, backoff=0.01, num_tries=2)
+    monkeypatch.setattr(chat, "ChatClient", client)
 
 
 def test_captions_are_drawn_by_an_endpoint(tmp_path):
@@ -448,7 +448,7 @@ def test_what_a_stage_raises_stops_the_run_and_is_told(tmp_path, monkeypatch):
     def fail(self, sample):
         raise ZeroDivisionError(f"in {sample.id}")
 
-    monkeypatch.setattr("fusion_vlm.synthesis.questions.ExactQuestions.__call__", fail)
+    monkeypatch.setattr("fusion_vlm.synthesis.scenes.questions.ExactQuestions.__call__", fail)
     with pytest.raises(ZeroDivisionError, match="in caption_colour-0000000"):
         run(tmp_path, num=1)
     assert read_records(tmp_path) == []

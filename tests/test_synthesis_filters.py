@@ -16,7 +16,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from fusion_vlm.synthesis.filters import (
+from fusion_vlm.synthesis.filters.rules import (
     ClipScorer,
     ImageFilter,
     StatementFilter,

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import pytest
 
 from fusion_vlm.synthesis.engine import RunError
-from fusion_vlm.synthesis.llm import (
+from fusion_vlm.synthesis.models.chat import (
     ASKED,
     AskFromDescription,
     CallCache,

@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from fusion_vlm.synthesis.models import EndpointRenderer, FluxRenderer, RenderError, image_prompt
+from fusion_vlm.synthesis.models.renderers import EndpointRenderer, FluxRenderer, RenderError, image_prompt
 from fusion_vlm.synthesis.sample import Sample
 
 

@@ -11,8 +11,8 @@ from huggingface_hub import DatasetCard
 from PIL import Image
 from trl.data_utils import prepare_multimodal_messages
 
+from fusion_vlm.audit.audit import audit, read_rows
 from fusion_vlm.synthesis import output
-from fusion_vlm.synthesis.audit import audit, read_rows
 from fusion_vlm.synthesis.output import question_text, write_output
 from fusion_vlm.synthesis.sample import KINDS, Sample, Turn
 from fusion_vlm.training.data import load_mixture, text_of

@@ -17,10 +17,10 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageFont
 
-from fusion_vlm.synthesis.questions import ExactQuestions
-from fusion_vlm.synthesis.render import PillowRenderer, draw_scene, visible_objects
 from fusion_vlm.synthesis.sample import CAPTION_KINDS, KINDS, Sample
-from fusion_vlm.synthesis.scene import (
+from fusion_vlm.synthesis.scenes.questions import ExactQuestions
+from fusion_vlm.synthesis.scenes.render import PillowRenderer, draw_scene, visible_objects
+from fusion_vlm.synthesis.scenes.scene import (
     COLOURS,
     PLACES,
     PLAIN_BACKGROUNDS,

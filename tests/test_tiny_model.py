@@ -1,6 +1,6 @@
 """
-The small trained model of `examples/tiny` from end to end: right answers, in each way in which it is used. The truths
-are those of easy-VQA's test split and of scenes drawn anew, whose images training has not seen.
+The small trained model of `small_model/model` from end to end: right answers, in each way in which it is used. The
+truths are those of easy-VQA's test split and of scenes drawn anew, whose images training has not seen.
 """
 
 import json
@@ -15,13 +15,14 @@ from peft import get_peft_model
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor, BitsAndBytesConfig, pipeline
 
+from fusion_vlm.small_model import accuracy as measure
 from fusion_vlm.training.collator import FusionDataCollator
 from fusion_vlm.training.lora import lora_config
 from fusion_vlm.training.trainer import FusionTrainer, FusionTrainingArguments
 
 
-TINY = Path(__file__).parents[1] / "examples" / "tiny"
-pytestmark = pytest.mark.skipif(not TINY.exists(), reason="examples/train_tiny.py has not written examples/tiny yet")
+TINY = Path(__file__).parents[1] / "small_model" / "model"
+pytestmark = pytest.mark.skipif(not TINY.exists(), reason="small_model/train.py has not written small_model/model yet")
 NUM_QUESTIONS = 64
 # The share of right answers among the questions of this file; on all 9,673 it is in the README.
 MIN_ACCURACY = 0.95
@@ -135,11 +136,10 @@ def known_images() -> list[tuple[str, tuple[str, ...]]]:
     ]
 
 
-def test_looks_places_and_numbers_are_told_in_scenes_that_training_has_not_seen(import_script):
+def test_looks_places_and_numbers_are_told_in_scenes_that_training_has_not_seen():
     """Of one object among several; the commonest answers would be right in 0.03 to 0.27, of numbers in 0.39."""
-    accuracy = import_script("accuracy")
-    model = accuracy.Model(str(TINY), quantized=False)
-    scores = accuracy.measure_grounds(model, accuracy.GROUNDS["objects"], num_scenes=24)
+    model = measure.Model(str(TINY), quantized=False)
+    scores = measure.measure_grounds(model, measure.GROUNDS["objects"], num_scenes=24)
     bounds = dict.fromkeys(("colour", "shape", "place", "content", "direction"), 0.9) | {"number": 0.75}
     assert scores.keys() == bounds.keys() and all(score["num"] >= 15 for score in scores.values())
     assert all(scores[name]["accuracy"] >= bound for name, bound in bounds.items()), scores
@@ -147,7 +147,7 @@ def test_looks_places_and_numbers_are_told_in_scenes_that_training_has_not_seen(
 
 def test_demo_answers_rightly(import_script, tmp_path, monkeypatch, capsys):
     """The three questions of `make demo`, and its picture."""
-    quickstart = import_script("quickstart")
+    quickstart = import_script("examples/quickstart.py")
     monkeypatch.setattr(sys, "argv", ["quickstart.py", "--output", str(tmp_path / "demo.png")])
     quickstart.main()
     said = capsys.readouterr().out

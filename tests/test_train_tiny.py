@@ -1,4 +1,4 @@
-"""How the small trained model is made (`train_tiny.py`, `tiny_data.py` and `pretrain_tower.py` of `examples`)."""
+"""How the small trained model is made (`train.py`, `data.py` and `tower.py` of `small_model`)."""
 
 import json
 import random
@@ -14,27 +14,21 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText, SiglipVisionConfig
 
 from fusion_vlm.modeling_fusion import FusionVisionModel
-from fusion_vlm.synthesis.render import draw_scene
-from fusion_vlm.synthesis.scene import COLOURS, SHAPES, Scene, SceneObject, direction_of, make_scene_sample, plural
+from fusion_vlm.small_model import data, tower, train
+from fusion_vlm.synthesis.scenes.render import draw_scene
+from fusion_vlm.synthesis.scenes.scene import (
+    COLOURS,
+    SHAPES,
+    Scene,
+    SceneObject,
+    direction_of,
+    make_scene_sample,
+    plural,
+)
 
 
-@pytest.fixture(scope="module")
-def train_tiny(import_script):
-    return import_script("train_tiny")
-
-
-@pytest.fixture(scope="module")
-def pretrain_tower(import_script):
-    return import_script("pretrain_tower")
-
-
-@pytest.fixture(scope="module")
-def tiny_data(import_script):
-    return import_script("tiny_data")
-
-
-def test_each_pass_asks_every_question_and_as_much_about_what_is_there_as_about_what_is_not(tiny_data, tmp_path):
-    tiny_data.make_easy_vqa(tmp_path, num_passes=2, max_turns=3)
+def test_each_pass_asks_every_question_and_as_much_about_what_is_there_as_about_what_is_not(tmp_path):
+    data.make_easy_vqa(tmp_path, num_passes=2, max_turns=3)
     asked = Counter()
     for row in json.loads((tmp_path / "train.json").read_text()):
         turns = [turn["value"].removeprefix("<image>\n") for turn in row["conversations"]]
@@ -43,33 +37,33 @@ def test_each_pass_asks_every_question_and_as_much_about_what_is_there_as_about_
     texts, answers, images = easy_vqa.get_train_questions()
     truth = Counter((f"{image}.png", text, answer) for text, answer, image in zip(texts, answers, images, strict=True))
     assert all(asked[row] >= 2 * count for row, count in truth.items())
-    known = {f"{image}.png": set(looks) for image, *looks in tiny_data.known_objects()}
+    known = {f"{image}.png": set(looks) for image, *looks in data.known_objects()}
     about = Counter()
     for (image, text, answer), count in asked.items():
         if image in known and answer in ("yes", "no"):
             words = set(text.rstrip("?").split())
             is_there = bool(words & known[image])
             assert (answer == "yes") == (is_there != bool(words & {"not", "no"})), (image, text, answer)
-            kind = "shape" if words & tiny_data.EASY_VQA_SHAPES else "colour"
+            kind = "shape" if words & data.EASY_VQA_SHAPES else "colour"
             about[kind, is_there] += count
     for kind in ("shape", "colour"):
         assert about[kind, True] / (about[kind, True] + about[kind, False]) == pytest.approx(0.5, abs=0.05), kind
 
 
-def test_captions_of_easy_vqa_say_what_its_answers_say(tiny_data):
+def test_captions_of_easy_vqa_say_what_its_answers_say():
     answers = {}
     for _, answer, image in zip(*easy_vqa.get_train_questions(), strict=True):
         answers.setdefault(f"{image}.png", set()).add(answer)
-    captions = list(tiny_data.caption_easy_vqa())
+    captions = list(data.caption_easy_vqa())
     assert len(captions) > 4000
     for row in captions:
         colour, shape = row["conversations"][1]["value"].removesuffix(".").split()[-2:]
         said = answers[row["image"]]
-        assert colour in said or not said & tiny_data.EASY_VQA_COLOURS
-        assert shape in said or not said & tiny_data.EASY_VQA_SHAPES
+        assert colour in said or not said & data.EASY_VQA_COLOURS
+        assert shape in said or not said & data.EASY_VQA_SHAPES
 
 
-def test_rows_about_objects_are_true_of_their_scene(tiny_data):
+def test_rows_about_objects_are_true_of_their_scene():
     """Each sentence and each short answer, against the places and looks that the scene says."""
     told = Counter()
     for index in range(60):
@@ -77,7 +71,7 @@ def test_rows_about_objects_are_true_of_their_scene(tiny_data):
         if len(scene.objects) < 2:
             continue
         things = {name: thing for thing in scene.objects for name in (thing.shape, f"{thing.colour} object")}
-        for name, tell in tiny_data.TELLERS["objects"].items():
+        for name, tell in data.TELLERS["objects"].items():
             turns = tell(random.Random(index), scene)
             if name == "questions":
                 for question, answer in turns:
@@ -92,16 +86,16 @@ def test_rows_about_objects_are_true_of_their_scene(tiny_data):
     assert all(told[kind] > 20 for kind in kinds), told
 
 
-def test_numbers_and_contents_are_those_of_scenes_with_like_objects(tiny_data):
+def test_numbers_and_contents_are_those_of_scenes_with_like_objects():
     for index in range(40):
         scene = Scene.from_dict(make_scene_sample(index, "short_conversation", 5).scenes[0])
-        for question, answer in tiny_data.tell_numbers(random.Random(index), scene):
+        for question, answer in data.tell_numbers(random.Random(index), scene):
             name = "shape" if "shape" in question else "colour"
             told = dict(part.split(": ") for part in answer.removesuffix(".").lower().split(", "))
             assert {key: int(number) for key, number in told.items()} == Counter(
                 getattr(thing, name) for thing in scene.objects
             )
-        asked = tiny_data.ask_numbers(random.Random(index), scene)
+        asked = data.ask_numbers(random.Random(index), scene)
         for question, answer in asked:
             (group,) = [
                 {name: value}
@@ -111,9 +105,9 @@ def test_numbers_and_contents_are_those_of_scenes_with_like_objects(tiny_data):
             ]
             assert int(answer) == len(scene.members(group))
         assert 3 <= len(asked) <= 6 and "0" in dict(asked).values()
-        ((_, answer),) = tiny_data.tell_contents(random.Random(index), scene)
+        ((_, answer),) = data.tell_contents(random.Random(index), scene)
         parts = answer.removesuffix(".").lower().split(", ")
-        assert sorted(parts) == sorted(f"{tiny_data.place_of(thing)}: {thing.name}" for thing in scene.objects)
+        assert sorted(parts) == sorted(f"{data.place_of(thing)}: {thing.name}" for thing in scene.objects)
 
 
 def check_part(part: str, things: dict[str, SceneObject]) -> str:
@@ -155,10 +149,10 @@ def check_answer(question: str, answer: str, things: dict[str, SceneObject]) -> 
     return "colour" if answer == thing.colour else "shape"
 
 
-def test_rows_about_objects_are_of_the_scenes_that_were_drawn(tiny_data, tmp_path, monkeypatch):
-    monkeypatch.setattr(tiny_data, "SCENES", (("objects", 14, 12, ("caption_colour",)),))
-    tiny_data.make_scenes(tmp_path)
-    tiny_data.tell_objects(tmp_path / "objects")
+def test_rows_about_objects_are_of_the_scenes_that_were_drawn(tmp_path, monkeypatch):
+    monkeypatch.setattr(data, "SCENES", (("objects", 14, 12, ("caption_colour",)),))
+    data.make_scenes(tmp_path)
+    data.tell_objects(tmp_path / "objects")
     rows = json.loads((tmp_path / "objects" / "colours.json").read_text())
     assert len(rows) > 5
     for row in rows:
@@ -167,22 +161,22 @@ def test_rows_about_objects_are_of_the_scenes_that_were_drawn(tiny_data, tmp_pat
             assert (pixels == COLOURS[colour]).all(axis=2).sum() > 30
 
 
-def test_tokenizer_writes_anything_and_uses_no_id_0_for_text(train_tiny):
-    tokenizer = train_tiny.make_tokenizer(["How many red circles can you see?", "3"] * 10)
+def test_tokenizer_writes_anything_and_uses_no_id_0_for_text():
+    tokenizer = train.make_tokenizer(["How many red circles can you see?", "3"] * 10)
     text = "How many r\u00e9d 42 circles?\n\t\u4f60\u597d!"
     ids = tokenizer(text).input_ids
     assert tokenizer.decode(ids) == text
     assert 0 not in ids and tokenizer.pad_token_id == 0
 
 
-def test_patch_labels_are_where_the_object_is(pretrain_tower):
+def test_patch_labels_are_where_the_object_is():
     scene = Scene("white", [SceneObject("square", "red", "large", 0.3, 0.7)])
-    labels = pretrain_tower.label_scene(scene, 16)
+    labels = tower.label_scene(scene, 16)
     pixels = np.asarray(draw_scene(scene, 128))
     centres = pixels[4::8, 4::8]  # of the patches
     is_red = (centres == COLOURS["red"]).all(axis=2)
     assert is_red.sum() > 4
-    names = [classes[index] for classes, index in zip(pretrain_tower.CLASSES.values(), labels[is_red][0], strict=True)]
+    names = [classes[index] for classes, index in zip(tower.CLASSES.values(), labels[is_red][0], strict=True)]
     assert names == ["square", "red"]
     # The labels are of the box around it, of which the square leaves a margin of at most a patch.
     assert (labels[is_red] > 0).all()
@@ -191,46 +185,44 @@ def test_patch_labels_are_where_the_object_is(pretrain_tower):
     assert np.ptp(rows) <= np.ptp(red_rows) + 1 and np.ptp(columns) <= np.ptp(red_columns) + 1
 
 
-def test_crops_follow_the_order_of_the_processor(pretrain_tower):
+def test_crops_follow_the_order_of_the_processor():
     array = np.arange(16).reshape(4, 4, 1)
-    quarters = pretrain_tower._quarters(array)[..., 0]
+    quarters = tower._quarters(array)[..., 0]
     assert quarters.tolist() == [[[0, 1], [4, 5]], [[2, 3], [6, 7]], [[8, 9], [12, 13]], [[10, 11], [14, 15]]]
 
 
-def test_input_layer_begins_by_whitening_patches(pretrain_tower):
+def test_input_layer_begins_by_whitening_patches():
     torch.manual_seed(0)
     config = SiglipVisionConfig(
         hidden_size=64, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, image_size=32, patch_size=8,
         vision_use_head=False,
     )  # fmt: skip
-    tower = FusionVisionModel(config)
+    model = FusionVisionModel(config)
     rng = random.Random(0)
     images = torch.stack([torch.rand(3, 32, 32) * rng.random() for _ in range(200)])
-    pretrain_tower.initialise(tower, images)
-    outputs = tower.embeddings.patch_embedding(images).flatten(2).transpose(1, 2).flatten(0, 1)
+    tower.initialise(model, images)
+    outputs = model.embeddings.patch_embedding(images).flatten(2).transpose(1, 2).flatten(0, 1)
     covariance = torch.cov(outputs.T)
     assert outputs.mean(dim=0).abs().max() < 1e-3
     assert (covariance - torch.eye(64)).abs().max() < 0.1
 
 
 @pytest.mark.slow
-def test_whole_way_in_miniature_and_again(train_tiny, tiny_data, tmp_path, monkeypatch):
+def test_whole_way_in_miniature_and_again(tmp_path, monkeypatch):
     """All steps with two optimiser steps each; called again, it does nothing but the export."""
-    monkeypatch.setattr(
-        tiny_data, "SCENES", tuple((name, seed, 36, kinds) for name, seed, _, kinds in tiny_data.SCENES)
-    )
-    monkeypatch.setattr(train_tiny, "TOWER_STEPS", 2)
+    monkeypatch.setattr(data, "SCENES", tuple((name, seed, 36, kinds) for name, seed, _, kinds in data.SCENES))
+    monkeypatch.setattr(train, "TOWER_STEPS", 2)
     work, output = tmp_path / "work", tmp_path / "tiny"
-    for recipe in train_tiny.RECIPES.glob("*.yaml"):
+    for recipe in train.RECIPES.glob("*.yaml"):
         (tmp_path / recipe.name).write_text(recipe.read_text().replace("sampling_strategy: random:", "# "))
-    (tmp_path / "chat_template.jinja").write_text((train_tiny.RECIPES / "chat_template.jinja").read_text())
-    monkeypatch.setattr(train_tiny, "RECIPES", tmp_path)
-    command = ["train_tiny.py", "--work-dir", str(work), "--output-dir", str(output), "training.max_steps=2"]
+    (tmp_path / "chat_template.jinja").write_text((train.RECIPES / "chat_template.jinja").read_text())
+    monkeypatch.setattr(train, "RECIPES", tmp_path)
+    command = ["train.py", "--work-dir", str(work), "--output-dir", str(output), "training.max_steps=2"]
     command.append("training.logging_steps=1")
     monkeypatch.setattr(sys, "argv", command)
     output.mkdir()
     (output / "results.json").write_text("{}")
-    train_tiny.main()
+    train.main()
     assert not (output / "results.json").exists()  # of other weights
     states = {path: path.stat().st_mtime_ns for path in work.rglob("trainer_state.json")}
     assert len(states) == 6  # of each stage, and of its checkpoint
@@ -239,5 +231,5 @@ def test_whole_way_in_miniature_and_again(train_tiny, tiny_data, tmp_path, monke
     assert {"README.md", "curves.png", "handler.py", "processor_config.json"} <= {
         path.name for path in output.iterdir()
     }
-    train_tiny.main()
+    train.main()
     assert {path: path.stat().st_mtime_ns for path in work.rglob("trainer_state.json")} == states

@@ -15,8 +15,8 @@ from transformers import AutoModelForImageTextToText, BitsAndBytesConfig
 
 from fusion_vlm.commands.main import main
 from fusion_vlm.convert_checkpoints import main as convert
-from fusion_vlm.synthesis.render import draw_scene
-from fusion_vlm.synthesis.scene import Scene, SceneObject
+from fusion_vlm.synthesis.scenes.render import draw_scene
+from fusion_vlm.synthesis.scenes.scene import Scene, SceneObject
 from fusion_vlm.verification import verify as verification
 from fusion_vlm.verification.questions import PICTURES, QUESTIONS
 from fusion_vlm.verification.verify import verify
@@ -26,8 +26,8 @@ from .conftest import GOLDEN_DIR, PHI
 from .tiny import tiny_model
 
 
-TINY = Path(__file__).parents[1] / "examples" / "tiny"
-pytestmark = pytest.mark.skipif(not TINY.exists(), reason="examples/train_tiny.py has not written examples/tiny yet")
+TINY = Path(__file__).parents[1] / "small_model" / "model"
+pytestmark = pytest.mark.skipif(not TINY.exists(), reason="small_model/train.py has not written small_model/model yet")
 
 
 # Objects of each bundled picture: shape, color, and place.

@@ -346,9 +346,9 @@ def test_clear_errors_of_occlusion(model, prompts, answer_ids):
 @pytest.fixture(scope="module")
 def scores(import_script):
     """Return figures for ten scenes with two questions each; those for 50 are in docs/visualization.md."""
-    benchmark = import_script("occlusion")
+    benchmark = import_script("benchmarks/occlusion.py")
     cases = [*benchmark.read_examples(), *benchmark.draw_scenes(10)]
-    return benchmark.measure(benchmark.Model(str(benchmark.ROOT / "examples" / "tiny")), cases, [6])
+    return benchmark.measure(benchmark.Model(str(benchmark.ROOT / "small_model" / "model")), cases, [6])
 
 
 def test_maximum_lies_on_the_object_that_was_asked_for(scores):

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fusion_vlm.synthesis.audit_text import STOP_WORDS, Question, words_of
+from fusion_vlm.audit.questions import STOP_WORDS, Question, words_of
 
 
 NUM_FOLDS = 5

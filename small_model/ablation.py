@@ -11,19 +11,18 @@ learnt at the same time. `a*` is not at equal compute: it takes as many steps as
 each example from what they cost. `a1` and `b1` are `a` and `b` with one image token (of the four patches in the
 middle): into it a tower has to gather all objects, or, if it knows the question, one.
 
-    python benchmarks/ablation.py run [--seeds 0 1 2] [--variants a b c d e f h4 h36 h64 a* a1 b1] [--teraflops 8]
-    python benchmarks/ablation.py report [--plot FILE]
+    python -m fusion_vlm.small_model.ablation run [--seeds 0 1 2] [--variants a b c ...] [--teraflops 8]
+    python -m fusion_vlm.small_model.ablation report [--plot FILE]
 
 A run is one line of `results.jsonl` in the work folder; what is there already is not run again. Several processes
 can share the work, each with variants of its own, once one of them has made data and tower. `report` prints the table
-and draws the plot. The runs that docs/small_model.md reports are in docs/ablation.jsonl.
+and draws the plot. The runs that docs/small_model.md reports are in small_model/results/ablation.jsonl.
 """
 
 import argparse
 import dataclasses
 import json
 import random
-import sys
 import time
 from pathlib import Path
 
@@ -36,26 +35,21 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlamaConfig, SiglipVisionConfig
 from transformers.models.siglip.modeling_siglip import SiglipAttention
 
-
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "examples"))
-
-from accuracy import read_test_questions  # noqa: E402
-from pretrain_tower import CLASSES, PatchExamples, label_scene, pretrain  # noqa: E402
-from tiny_data import list_objects, make_easy_vqa, to_conversation  # noqa: E402
-from train_tiny import make_processor  # noqa: E402
-
-from fusion_vlm.configuration_fusion import FusionConfig  # noqa: E402
-from fusion_vlm.modeling_fusion import (  # noqa: E402
+from fusion_vlm.configuration_fusion import FusionConfig
+from fusion_vlm.modeling_fusion import (
     FusionForConditionalGeneration,
     FusionVisionAttention,
     FusionVisionModel,
 )
-from fusion_vlm.processing_fusion import FusionProcessor  # noqa: E402
-from fusion_vlm.synthesis.render import draw_scene  # noqa: E402
-from fusion_vlm.synthesis.scene import Scene, SceneObject, capitalise, join, with_article  # noqa: E402
-from fusion_vlm.training.collator import FusionDataCollator  # noqa: E402
-from fusion_vlm.training.trainer import FusionTrainer, FusionTrainingArguments  # noqa: E402
+from fusion_vlm.processing_fusion import FusionProcessor
+from fusion_vlm.small_model.accuracy import read_test_questions
+from fusion_vlm.small_model.data import list_objects, make_easy_vqa, to_conversation
+from fusion_vlm.small_model.tower import CLASSES, PatchExamples, label_scene, pretrain
+from fusion_vlm.small_model.train import make_processor
+from fusion_vlm.synthesis.scenes.render import draw_scene
+from fusion_vlm.synthesis.scenes.scene import Scene, SceneObject, capitalise, join, with_article
+from fusion_vlm.training.collator import FusionDataCollator
+from fusion_vlm.training.trainer import FusionTrainer, FusionTrainingArguments
 
 
 CROP_SIZE, PATCH_SIZE = 48, 8

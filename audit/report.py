@@ -9,7 +9,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
 
-from fusion_vlm.synthesis.audit_language import Association, LanguageOnly, tail
+from fusion_vlm.audit.language_only import Association, LanguageOnly, tail
 
 
 OK, FAILED, NOT_JUDGED = "ok", "FAILED", "not judged"

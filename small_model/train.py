@@ -1,13 +1,12 @@
 """
-From nothing to the small trained FUSION of `examples/tiny`: data (scenes of the data engine, easy-VQA), a tokenizer, a
-pretrained tower (`pretrain_tower.py`), the three stages of training (`tiny_recipes/`), curves, and the folder that is
-shipped.
+Train the small FUSION of `small_model/model` from nothing: data (scenes of the data engine, easy-VQA), a tokenizer, a
+pretrained tower (`tower.py`), the three stages of training (`recipes/`), curves, and the folder that is shipped.
 
     pip install -e ".[train,synthesis]" easy-vqa
-    python examples/train_tiny.py [--work-dir out/tiny] [--output-dir examples/tiny] [key=value ...]
+    python -m fusion_vlm.small_model.train [--work-dir out/tiny] [--output-dir small_model/model] [key=value ...]
 
-Started again, it goes on where it was stopped. Once trained, `python benchmarks/accuracy.py --json
-examples/tiny/results.json` measures, and the same command once more writes the figures into the model card.
+Started again, it goes on where it was stopped. Once trained, `python -m fusion_vlm.small_model.accuracy --json
+small_model/model/results.json` measures, and the same command once more writes the figures into the model card.
 `key=value` changes all recipes, `training.use_cpu=false training.bf16=true` on a GPU. On two CPU cores it takes
 about 100 minutes.
 """
@@ -23,8 +22,6 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import torch
-from pretrain_tower import PatchExamples, pretrain
-from tiny_data import list_files, list_objects, make_data
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GenerationConfig, LlamaConfig, PreTrainedTokenizerFast, SiglipVisionConfig
 
@@ -33,12 +30,14 @@ from fusion_vlm.convert_checkpoints import SHIPPED_FILES
 from fusion_vlm.hub.card import write_card
 from fusion_vlm.modeling_fusion import FusionForConditionalGeneration
 from fusion_vlm.processing_fusion import FusionImageProcessor, FusionProcessor
-from fusion_vlm.synthesis.questions import SHORT_HINT
+from fusion_vlm.small_model.data import list_files, list_objects, make_data
+from fusion_vlm.small_model.tower import PatchExamples, pretrain
+from fusion_vlm.synthesis.scenes.questions import SHORT_HINT
 from fusion_vlm.training.build import load_recipe
 
 
 ROOT = Path(__file__).resolve().parent
-RECIPES = ROOT / "tiny_recipes"
+RECIPES = ROOT / "recipes"
 STAGES = ("stage1", "stage1_5", "stage2")
 CROP_SIZE, PATCH_SIZE = 72, 12
 VOCAB_SIZE = 1024
@@ -223,11 +222,15 @@ def export(work_dir: Path, output_dir: Path):
 
 
 def write_tiny_card(folder: Path):
-    """The model card, with the figures that `benchmarks/accuracy.py --json FOLDER/results.json` has measured."""
+    """The model card, with the figures that `small_model/accuracy.py --json FOLDER/results.json` has measured."""
     path = folder / "results.json"
     rows = read_results(json.loads(path.read_text())) if path.exists() else None
     examples = [
-        {"image": ROOT / "images" / f"{name}.png", "question": f"{question}\n{SHORT_HINT}", "title": title}
+        {
+            "image": ROOT.parent / "examples" / "images" / f"{name}.png",
+            "question": f"{question}\n{SHORT_HINT}",
+            "title": title,
+        }
         for name, question, title in EXAMPLES
     ]
     write_card(
@@ -255,7 +258,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("changes", nargs="*", metavar="key=value", help="changes of all recipes")
     parser.add_argument("--work-dir", type=Path, default=Path("out/tiny"))
-    parser.add_argument("--output-dir", type=Path, default=ROOT / "tiny")
+    parser.add_argument("--output-dir", type=Path, default=ROOT / "model")
     parser.add_argument("--num-processes", type=int, default=2, help="of one thread each, or GPU (default: 2)")
     args = parser.parse_args()
     make_start(args.work_dir)

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fusion_vlm.synthesis.filters import normalise, out_of_bounds
+from fusion_vlm.synthesis.filters.rules import normalise, out_of_bounds
 from fusion_vlm.synthesis.sample import Sample, stable_hash
 
 

@@ -10,9 +10,9 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from fusion_vlm.synthesis.render import visible_objects
 from fusion_vlm.synthesis.sample import Sample, Turn
-from fusion_vlm.synthesis.scene import (
+from fusion_vlm.synthesis.scenes.render import visible_objects
+from fusion_vlm.synthesis.scenes.scene import (
     CHANGES,
     COLOURS,
     DIRECTIONS,

@@ -2,7 +2,7 @@
 How good a FUSION is at what the small one was trained on: the test split of easy-VQA, and drawn scenes of all kinds
 that training has not seen. Answers are generated greedily, each asked for with the true turns before it.
 
-    python benchmarks/accuracy.py [MODEL] [--4bit] [--sections easy-vqa scenes objects turns] [--json FILE]
+    python -m fusion_vlm.small_model.accuracy [MODEL] [--4bit] [--sections easy-vqa scenes objects turns] [--json FILE]
 
 * easy-vqa: with the image, with a blank (grey) one, and the share of the commonest answer.
 * scenes: per kind, with the image and with a blank one; the commonest answer of each type of question; and a model of
@@ -24,7 +24,6 @@ import io
 import json
 import random
 import re
-import sys
 import tempfile
 import time
 from collections import Counter, defaultdict
@@ -37,16 +36,17 @@ import torch
 from PIL import Image
 from transformers import BitsAndBytesConfig
 
+from fusion_vlm.audit.audit import turns_of
+from fusion_vlm.audit.language_only import NUM_FOLDS, Features, features_of, label_answers, try_language_only
+from fusion_vlm.audit.questions import Question, read_question, unify_answers, words_of
 from fusion_vlm.modeling_fusion import FusionForConditionalGeneration
 from fusion_vlm.processing_fusion import FusionProcessor
+from fusion_vlm.small_model.data import GROUPS, find_pairs, open_content, open_place
 from fusion_vlm.synthesis import generate
-from fusion_vlm.synthesis.audit import turns_of
-from fusion_vlm.synthesis.audit_language import NUM_FOLDS, Features, features_of, label_answers, try_language_only
-from fusion_vlm.synthesis.audit_text import Question, read_question, unify_answers, words_of
-from fusion_vlm.synthesis.questions import SHORT_HINT, Fact, ask_direction, open_colour, open_count, open_shape
-from fusion_vlm.synthesis.render import draw_scene
 from fusion_vlm.synthesis.sample import CAPTION_KINDS, INSTRUCTION_KINDS
-from fusion_vlm.synthesis.scene import (
+from fusion_vlm.synthesis.scenes.questions import SHORT_HINT, Fact, ask_direction, open_colour, open_count, open_shape
+from fusion_vlm.synthesis.scenes.render import draw_scene
+from fusion_vlm.synthesis.scenes.scene import (
     COLOURS,
     DIRECTIONS,
     NUMBERS,
@@ -57,12 +57,6 @@ from fusion_vlm.synthesis.scene import (
     make_scene_sample,
     plural,
 )
-
-
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "examples"))
-
-from tiny_data import GROUPS, find_pairs, open_content, open_place  # noqa: E402
 
 
 SECTIONS = ("easy-vqa", "scenes", "objects", "turns")
@@ -376,7 +370,7 @@ def print_types(scores: dict[str, dict[str, dict[str, float]]]):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", nargs="?", default=str(ROOT / "examples" / "tiny"))
+    parser.add_argument("model", nargs="?", default=str(Path(__file__).with_name("model")))
     parser.add_argument("--4bit", dest="quantized", action="store_true", help="load the model in 4 bits (nf4)")
     parser.add_argument("--sections", nargs="+", choices=SECTIONS, default=SECTIONS)
     parser.add_argument("--json", type=Path, help="file to write the figures to")

@@ -1,7 +1,7 @@
 """
 Looks for biases that let a model answer without seeing: in the questions and answers of any LLaVA JSON or `datasets`.
 
-    python -m fusion_vlm.synthesis.audit PATH [--json FILE] [--plot FILE] [--fail-on default] [--fail-on NAME=LIMIT]
+    python -m fusion_vlm.audit PATH [--json FILE] [--plot FILE] [--fail-on default] [--fail-on NAME=LIMIT]
 
 PATH is a .json, .jsonl or .parquet file or a folder (of `write_output`, of the Hub, of `save_to_disk`); all splits are
 read. Types of questions are those that the set declares, else inferred from the text (English). Each turn is audited
@@ -32,7 +32,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fusion_vlm.synthesis.audit_language import (
+from fusion_vlm.audit.language_only import (
     MAX_QUESTIONS,
     NUM_FOLDS,
     Features,
@@ -42,7 +42,8 @@ from fusion_vlm.synthesis.audit_language import (
     tail,
     try_language_only,
 )
-from fusion_vlm.synthesis.audit_report import (
+from fusion_vlm.audit.questions import ATTRIBUTES, Question, attributes_of, read_question, unify_answers
+from fusion_vlm.audit.report import (
     CERTAINTY,
     NOT_JUDGED,
     AuditReport,
@@ -52,7 +53,6 @@ from fusion_vlm.synthesis.audit_report import (
     parse_limits,
     plot,
 )
-from fusion_vlm.synthesis.audit_text import ATTRIBUTES, Question, attributes_of, read_question, unify_answers
 
 
 ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"}
@@ -315,7 +315,3 @@ def main(argv: list[str] | None = None) -> int:
             file=sys.stderr,
         )
     return int(bool(arguments.fail_on and (report.failed or unjudged)))
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -20,8 +20,8 @@ from torch.utils.data import IterableDataset
 from transformers import Trainer, TrainingArguments
 
 from fusion_vlm.modeling_fusion import FusionVisionModel
-from fusion_vlm.synthesis.render import draw_scene
-from fusion_vlm.synthesis.scene import (
+from fusion_vlm.synthesis.scenes.render import draw_scene
+from fusion_vlm.synthesis.scenes.scene import (
     COLOURS,
     PLACES,
     PLAIN_BACKGROUNDS,

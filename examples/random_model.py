@@ -2,7 +2,7 @@
 Writes a small FUSION with random weights to a folder: 64x64 crops, 4 decoder layers, the tokenizer of the test
 fixtures. Something to train where nothing can be downloaded.
 
-    python examples/small_model.py OUTPUT_DIR
+    python examples/random_model.py OUTPUT_DIR
 """
 
 import sys

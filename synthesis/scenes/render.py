@@ -15,7 +15,7 @@ from typing import Protocol
 from PIL import Image, ImageDraw, ImageFont
 
 from fusion_vlm.synthesis.sample import Sample
-from fusion_vlm.synthesis.scene import COLOURS, PLAIN_BACKGROUNDS, SIZES, Scene, SceneObject, Sign
+from fusion_vlm.synthesis.scenes.scene import COLOURS, PLAIN_BACKGROUNDS, SIZES, Scene, SceneObject, Sign
 
 
 FONT = Path(__file__).parent / "fonts" / "DejaVuSans-Bold.ttf"

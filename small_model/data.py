@@ -1,5 +1,5 @@
 """
-The data of `train_tiny.py`: scenes of the data engine, rows that tell of each object of a scene how it looks and where
+The data of `train.py`: scenes of the data engine, rows that tell of each object of a scene how it looks and where
 it is, and easy-VQA.
 """
 
@@ -14,9 +14,9 @@ from pathlib import Path
 import easy_vqa
 
 from fusion_vlm.synthesis import generate
-from fusion_vlm.synthesis.questions import SHORT_HINT, Fact, ask_direction, open_colour, open_count, open_shape
 from fusion_vlm.synthesis.sample import CAPTION_KINDS, INSTRUCTION_KINDS
-from fusion_vlm.synthesis.scene import (
+from fusion_vlm.synthesis.scenes.questions import SHORT_HINT, Fact, ask_direction, open_colour, open_count, open_shape
+from fusion_vlm.synthesis.scenes.scene import (
     COLOURS,
     GRID,
     SHAPES,
