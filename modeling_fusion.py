@@ -1,7 +1,7 @@
 """
-FUSION (arXiv 2504.09925): a vision-language model in which the question guides the vision encoder and latent tokens
-re-read the image inside the decoder.
+FUSION (arXiv 2504.09925), a vision-language model.
 
+The question guides the vision encoder, and latent tokens re-read the image inside the decoder.
 SigLIP and the decoder are transformers' own modules. This file adds the tower's forward with question tokens
 (`FusionVisionModel`, paper section 3.1), the two projectors, the interaction layers (section 3.2) and the mapping loss
 (section 3.3). Where the paper and the released weights differ, the code does what the weights were trained with and
@@ -15,6 +15,7 @@ Dimensions named in the shape comments:
 """
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from math import isqrt
@@ -75,6 +76,10 @@ def find_cache(kwargs: dict) -> Cache | None:
     return kwargs.get("past_key_values") if cache is None else cache
 
 
+def num_cached_tokens(cache: Cache | None) -> int:
+    return 0 if cache is None else cache.get_seq_length()
+
+
 # From 5.23 on, a checkpointed layer computes its `forward` again, without the hooks around it.
 CHECKPOINTS_HOOKS = not hasattr(PreTrainedModel, "activation_checkpointing_enable")
 
@@ -93,19 +98,11 @@ except ImportError:  # 5.21
 # --------------------------------------------------------------------------------------------------------------------
 
 NUM_CROPS_PER_SIDE = 2
+NUM_CROPS = NUM_CROPS_PER_SIDE**2
 
 # The released weights were trained with this id taken for padding: as a question token it is no attention key and has
 # no mapping loss, although it is "!" for the Llama tokenizer. Its row stays in the tower all the same.
 UNATTENDED_TOKEN_ID = 0
-
-# Where 4 bits cost more accuracy than they save memory (benchmarks/quantization.py). The interaction layers, a sixth
-# of the 3B model, are hardly harmed. Patterns match from the start of a module's name.
-SKIPPED_IN_4BIT = (
-    "lm_head",
-    "model.vision_tower",
-    "model.multi_modal_projector",
-    "model.text_to_vision_projector",
-)
 
 
 @dataclass
@@ -196,47 +193,246 @@ class FusionCausalLMOutputWithPast(CausalLMOutputWithPast):
     image_outputs: FusionImageFeaturesOutput | None = None
 
 
-def question_key_mask(input_ids: torch.LongTensor, attention_mask: torch.Tensor | None) -> torch.BoolTensor:
-    """Question tokens that are attended to and have a mapping loss: not padding, nor `UNATTENDED_TOKEN_ID`."""
+def find_question_keys(input_ids: torch.LongTensor, attention_mask: torch.Tensor | None) -> torch.BoolTensor:
+    """Return the mask of question tokens that are attention keys and have a mapping loss."""
     mask = input_ids != UNATTENDED_TOKEN_ID
     return mask if attention_mask is None else mask & attention_mask.bool()
 
 
-def guard_4bit_packing(layer: nn.Module, is_training: bool):
-    """
-    Keeps bitsandbytes (0.50) from packing a 4-bit layer where that does harm, and unpacks it for training.
-
-    On CPUs with AVX512-BF16 it packs a layer's weights in the first forward in evaluation mode, for kernels that have
-    no gradient (training afterwards learns nothing, without an error) and that fail on narrow layers. What is not
-    doubly quantised it unpacks wrong.
-    """
-    quant_state = layer.weight.quant_state
-    if is_training and getattr(quant_state, "packing_format_for_cpu", False):
-        layer.state_dict()  # it unpacks the weights to save them
-    can_be_packed = (
-        layer.out_features % 32 == 0 and layer.in_features % 64 == 0 and getattr(quant_state, "nested", True)
-    )
-    if is_training or not can_be_packed:
-        layer.support_avx512bf16_for_cpu = False
-
-
 def cosine_distance(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """`1 - cos` over the last dimension, in float32."""
+    """Return `1 - cos` over the last dimension, in float32."""
     return 1 - F.cosine_similarity(a.float(), b.float().to(a.device), dim=-1)
 
 
+def resize_image_grid(image_features: torch.Tensor, grid_size: int) -> torch.Tensor:
+    """Resize `(batch, side * side, dim)` to `(batch, grid_size * grid_size, dim)`, bilinearly (FUSION-L)."""
+    side = isqrt(image_features.shape[1])
+    if grid_size == side:
+        return image_features
+    feature_map = image_features.transpose(1, 2).unflatten(2, (side, side))  # (batch, dim, side, side)
+    feature_map = F.interpolate(feature_map, size=(grid_size, grid_size), mode="bilinear", align_corners=False)
+    return feature_map.flatten(2).transpose(1, 2)
+
+
+def stitch_crops(crop_features: torch.Tensor) -> torch.Tensor:
+    """Join four crops `(batch, 4, side * side, dim)`, row-major, to one map `(batch, dim, 2 * side, 2 * side)`."""
+    batch, num_crops, num_patches, dim = crop_features.shape
+    side = isqrt(num_patches)
+    crops = crop_features.view(batch, NUM_CROPS_PER_SIDE, NUM_CROPS_PER_SIDE, side, side, dim)
+    # (batch, dim, crop row, row, crop column, column)
+    return crops.permute(0, 5, 1, 3, 2, 4).reshape(batch, dim, NUM_CROPS_PER_SIDE * side, NUM_CROPS_PER_SIDE * side)
+
+
+def context_windows(context_map: torch.Tensor, grid_size: int, window_size: int) -> torch.Tensor:
+    """
+    Max-pool `(batch, dim, height, width)` so that each latent token has a window of its own.
+
+    Returns:
+        `torch.Tensor` of shape `(batch, grid_size**2 * window_size**2, dim)`: window by window, row-major.
+    """
+    pooled = F.adaptive_max_pool2d(context_map, grid_size * window_size)
+    windows = pooled.unflatten(3, (grid_size, window_size)).unflatten(2, (grid_size, window_size))
+    # (batch, dim, grid row, window row, grid column, window column)
+    return windows.permute(0, 2, 4, 3, 5, 1).flatten(1, 4)
+
+
+# Prompt layout ------------------------------------------------------------------------------------------------------
+# Where images, latents and question ends are in a batch of prompts. It is found from token ids, so that any collator,
+# padding side or tool keeps it right. All checks of their counts are here; nothing here needs weights.
+
+
+@dataclass(frozen=True)
+class PromptLayout:
+    """
+    Places of the images and questions in a batch of prompts, as `locate_prompts` finds them.
+
+    Args:
+        image_mask, latent_mask (`torch.BoolTensor` of shape `(batch, sequence)`):
+            The image tokens and the latent tokens.
+        image_examples (`list[int]`):
+            The examples with an image.
+        image_grid_size, latent_grid_size (`int`):
+            Sides of the grid of image tokens and of the latents of a question; 0 if there are none.
+        latent_positions (`torch.LongTensor` of shape `(questions, latents)`):
+            Index of each latent token in the flattened `(batch * sequence)`.
+        question_end_positions (`torch.LongTensor` of shape `(questions,)`):
+            Index of the last token of each question, likewise.
+        question_examples (`torch.LongTensor` of shape `(questions,)`):
+            The example that each question belongs to.
+    """
+
+    image_mask: torch.BoolTensor
+    latent_mask: torch.BoolTensor
+    image_examples: list[int]
+    image_grid_size: int = 0
+    latent_grid_size: int = 0
+    latent_positions: torch.LongTensor | None = None
+    question_end_positions: torch.LongTensor | None = None
+    question_examples: torch.LongTensor | None = None
+
+    @property
+    def has_image(self) -> torch.BoolTensor:
+        """Mask of shape `(batch,)` of the examples with an image."""
+        return self.image_mask.any(dim=1)
+
+
+def locate_prompts(
+    config: FusionConfig,
+    find_token: Callable[[int], torch.BoolTensor],
+    *,
+    num_prompt_tokens: int | None = None,
+    num_cached: int = 0,
+    has_merged_images: bool = False,
+    may_guess: bool = True,
+) -> PromptLayout:
+    """
+    Find the layout of a batch of prompts, and check that its counts match.
+
+    Args:
+        find_token (`Callable`):
+            Returns the mask of shape `(batch, sequence)` of a token id.
+        num_prompt_tokens (`int`, *optional*):
+            How many of the first tokens are the prompt; those after them are text whatever their ids.
+        num_cached (`int`):
+            Tokens that are in the cache already.
+        has_merged_images (`bool`):
+            Whether the caller has put image features in, whose rows equal that of the image token by chance only.
+        may_guess (`bool`):
+            Whether the question ends may be guessed if the config does not say how a question ends; they cannot in a
+            prompt that holds the answer.
+
+    Raises:
+        ValueError: if part of the prompt is in the cache already; if the processor has not expanded the placeholders;
+            if image tokens, latent tokens and question ends do not match, naming the example and both counts.
+    """
+    image_mask, latent_mask = find_token(config.image_token_id), find_token(config.latent_token_id)
+    if num_prompt_tokens is not None:
+        image_mask[:, num_prompt_tokens:] = latent_mask[:, num_prompt_tokens:] = False
+    if num_cached:
+        _check_one_piece(image_mask, latent_mask, num_cached)
+    if has_merged_images:
+        image_mask = torch.zeros_like(image_mask)
+    _check_expansion(config, image_mask, latent_mask)
+    num_image_tokens = image_mask.sum(dim=1).tolist()
+    images = {
+        "image_examples": [example for example, number in enumerate(num_image_tokens) if number],
+        "image_grid_size": _measure_image_grid(config, num_image_tokens),
+    }
+    if not latent_mask.any():
+        return PromptLayout(image_mask, latent_mask, **images)
+    end_mask = _find_question_ends(config, find_token, latent_mask, num_prompt_tokens, may_guess)
+    latent_positions, end_positions, examples = locate_questions(latent_mask, end_mask)
+    latent_grid_size = isqrt(latent_positions.shape[1])
+    if latent_grid_size > config.max_latent_grid_size:
+        raise ValueError(
+            f"A latent grid of side {latent_grid_size} does not fit: expected at most {config.max_latent_grid_size},"
+            " the side of the context map. Pass a smaller `latent_grid_size` to the processor."
+        )
+    return PromptLayout(
+        image_mask,
+        latent_mask,
+        **images,
+        latent_grid_size=latent_grid_size,
+        latent_positions=latent_positions,
+        question_end_positions=end_positions,
+        question_examples=examples,
+    )
+
+
 def shift_right(mask: torch.BoolTensor, distance: int) -> torch.BoolTensor:
-    """`mask` of shape `(batch, sequence)`, moved `distance` positions to the right; what comes in is False."""
+    """Move `mask` of shape `(batch, sequence)` by `distance` positions to the right; what comes in is False."""
     return F.pad(mask, (distance, 0))[:, : mask.shape[1]]
 
 
-def num_cached_tokens(cache: Cache | None) -> int:
-    return 0 if cache is None else cache.get_seq_length()
+def find_group_starts(latent_mask: torch.BoolTensor) -> torch.BoolTensor:
+    """Return the mask of the first token of each group of adjacent latents: of each question."""
+    return latent_mask & ~shift_right(latent_mask, 1)
 
 
-def guess_question_ends(latent_mask: torch.BoolTensor, num_prompt_tokens: int | None = None) -> torch.BoolTensor:
+def _check_one_piece(image_mask: torch.BoolTensor, latent_mask: torch.BoolTensor, num_cached: int):
+    num_placeholders = (image_mask | latent_mask).sum().item()
+    if num_placeholders:
+        raise ValueError(
+            f"{num_placeholders} image and latent tokens follow {num_cached} tokens that are in the cache already."
+            " A FUSION prompt has to be processed in one piece, because what comes first in it depends on the"
+            " questions that come last: no chunked prefill, no reuse of a prefix cache. For a new turn, pass the"
+            f" whole conversation without `{CACHE_NAME}`."
+        )
+
+
+def _check_expansion(config: FusionConfig, image_mask: torch.BoolTensor, latent_mask: torch.BoolTensor):
+    """Refuse a prompt with one token for each placeholder, as a tokenizer makes it without the processor."""
+    num_groups = find_group_starts(latent_mask).sum(dim=1)
+    num_latents, num_images = latent_mask.sum(dim=1), image_mask.sum(dim=1)
+    for example in ((num_images > 0) & (num_groups == 0)).nonzero().squeeze(1).tolist():
+        raise ValueError(
+            f"Example {example} has {num_images[example].item()} image tokens but no latent tokens, so the vision"
+            " tower reads no question, and nothing reads the image again. Render the prompt with the chat template"
+            " (`apply_chat_template`; evaluation harnesses have a switch for it)."
+        )
+    if 1 in (config.latent_grid_size, *config.latent_grid_sizes):
+        return
+    for example in ((num_groups > 0) & (num_latents == num_groups)).nonzero().squeeze(1).tolist():
+        raise ValueError(
+            f"Example {example} has {num_images[example].item()} image tokens and {num_latents[example].item()}"
+            f" latent tokens for {num_groups[example].item()} questions, expected"
+            f" {config.image_grid_size**2} and {config.latent_grid_size**2} for each: the placeholders"
+            " were not expanded. Make the inputs with the processor instead of its tokenizer."
+        )
+
+
+def _measure_image_grid(config: FusionConfig, num_image_tokens: list[int]) -> int:
+    """Return the side of the grid of image tokens, the same for all images of a batch; 0 without images."""
+    grid_size = 0
+    for example, number in enumerate(num_image_tokens):
+        if not number:
+            continue
+        grid_size = grid_size or isqrt(number)
+        if grid_size > config.num_patches_per_side:
+            raise ValueError(
+                f"Example {example} has {number} image tokens, a grid of side {grid_size}, expected at most"
+                f" {config.num_patches_per_side}, the side of the tower's patch grid. Set `image_grid_size` of"
+                " the image processor."
+            )
+        if number != grid_size**2:
+            raise ValueError(
+                f"Example {example} has {number} image tokens, expected {grid_size**2} (a square, the"
+                " same for all images of a batch). Was the prompt truncated?"
+            )
+    return grid_size
+
+
+def _find_question_ends(
+    config: FusionConfig,
+    find_token: Callable[[int], torch.BoolTensor],
+    latent_mask: torch.BoolTensor,
+    num_prompt_tokens: int | None,
+    may_guess: bool,
+) -> torch.BoolTensor:
+    """Return the mask of the last token of each generation prompt, of the prompt's tokens."""
+    if config.question_end_token_ids is None:
+        if not may_guess:
+            raise ValueError(
+                "A loss needs `config.question_end_token_ids`: in a prompt that holds the answer, the end of the"
+                " question cannot be guessed. Set it to `processor.question_end_token_ids`."
+            )
+        logger.warning_once(
+            "`config.question_end_token_ids` is not set: taking the last token before the next latent group, or of"
+            " the sequence, for the end of a question. Set it to `processor.question_end_token_ids`."
+        )
+        return _guess_question_ends(latent_mask, num_prompt_tokens)
+    ends = torch.ones_like(latent_mask)
+    for distance, token_id in enumerate(reversed(config.question_end_token_ids)):
+        ends &= shift_right(find_token(token_id), distance)
+    if num_prompt_tokens is not None:
+        ends[:, num_prompt_tokens:] = False
+    # Before the first latents there is no question, only what the conversation may have begun with.
+    return ends & (latent_mask.cumsum(dim=1) > 0)
+
+
+def _guess_question_ends(latent_mask: torch.BoolTensor, num_prompt_tokens: int | None) -> torch.BoolTensor:
     """Return the last position before each following latent group, and of the prompt, in examples with latents."""
-    starts = latent_mask & ~shift_right(latent_mask, 1)
+    starts = find_group_starts(latent_mask)
     ends = F.pad(starts, (0, 1))[:, 1:] & (starts.cumsum(dim=1) > 0)
     ends[:, (num_prompt_tokens or latent_mask.shape[1]) - 1] = starts.any(dim=1)
     return ends
@@ -246,7 +442,7 @@ def locate_questions(
     latent_mask: torch.BoolTensor, end_mask: torch.BoolTensor
 ) -> tuple[torch.LongTensor, torch.LongTensor, torch.LongTensor]:
     """
-    Pairs the latent groups of a batch with the ends of their questions.
+    Pair the latent groups of a batch with the ends of their questions.
 
     Args:
         latent_mask (`torch.BoolTensor` of shape `(batch, sequence)`):
@@ -261,7 +457,7 @@ def locate_questions(
     Raises:
         ValueError: if the groups differ in size or are not square, or if a group has no question end of its own.
     """
-    start_mask = latent_mask & ~shift_right(latent_mask, 1)
+    start_mask = find_group_starts(latent_mask)
     num_groups, num_ends = start_mask.sum(dim=1), end_mask.sum(dim=1)
     for example in (num_groups != num_ends).nonzero().squeeze(1).tolist():
         raise ValueError(
@@ -298,36 +494,7 @@ def locate_questions(
     return latent_positions.view(-1, num_latents), ends, example_indices
 
 
-def resize_image_grid(image_features: torch.Tensor, grid_size: int) -> torch.Tensor:
-    """Bilinear resize of `(batch, side * side, dim)` to `(batch, grid_size * grid_size, dim)` (FUSION-L)."""
-    side = isqrt(image_features.shape[1])
-    if grid_size == side:
-        return image_features
-    feature_map = image_features.transpose(1, 2).unflatten(2, (side, side))  # (batch, dim, side, side)
-    feature_map = F.interpolate(feature_map, size=(grid_size, grid_size), mode="bilinear", align_corners=False)
-    return feature_map.flatten(2).transpose(1, 2)
-
-
-def stitch_crops(crop_features: torch.Tensor) -> torch.Tensor:
-    """Four crops `(batch, 4, side * side, dim)`, row-major, to one map `(batch, dim, 2 * side, 2 * side)`."""
-    batch, num_crops, num_patches, dim = crop_features.shape
-    side = isqrt(num_patches)
-    crops = crop_features.view(batch, NUM_CROPS_PER_SIDE, NUM_CROPS_PER_SIDE, side, side, dim)
-    # (batch, dim, crop row, row, crop column, column)
-    return crops.permute(0, 5, 1, 3, 2, 4).reshape(batch, dim, NUM_CROPS_PER_SIDE * side, NUM_CROPS_PER_SIDE * side)
-
-
-def context_windows(context_map: torch.Tensor, grid_size: int, window_size: int) -> torch.Tensor:
-    """
-    Max-pools `(batch, dim, height, width)` so that each latent token has a window of its own.
-
-    Returns:
-        `torch.Tensor` of shape `(batch, grid_size**2 * window_size**2, dim)`: window by window, row-major.
-    """
-    pooled = F.adaptive_max_pool2d(context_map, grid_size * window_size)
-    windows = pooled.unflatten(3, (grid_size, window_size)).unflatten(2, (grid_size, window_size))
-    # (batch, dim, grid row, window row, grid column, window column)
-    return windows.permute(0, 2, 4, 3, 5, 1).flatten(1, 4)
+# --------------------------------------------------------------------------------------------------------------------
 
 
 class FusionVisionAttention(SiglipAttention):
@@ -342,6 +509,8 @@ class FusionVisionAttention(SiglipAttention):
         **kwargs,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """
+        Attend, and replace the question rows by a weighted mean where there are `uniform_weights`.
+
         Args:
             uniform_weights (`torch.Tensor` of shape `(batch, patches + tokens)`, *optional*):
                 Attention weights of every question row, in place of those from its scores.
@@ -352,8 +521,8 @@ class FusionVisionAttention(SiglipAttention):
         if uniform_weights is None:
             return attn_output, attn_weights
 
-        # The released early layers: computed as the mean that it is, since no mask gives it in every dtype and
-        # backend. The mean of the values is the value of the mean.
+        # Early question rows of the released models are a mean. No mask gives that mean in every dtype and backend, so
+        # it is computed as one: the mean of the values is the value of the mean.
         mean_states = torch.einsum("bt,btd->bd", uniform_weights, hidden_states.float()).to(hidden_states.dtype)
         mean_output = self.out_proj(self.v_proj(mean_states.unsqueeze(1)))  # (batch, 1, vision_dim)
         num_tokens = hidden_states.shape[1] - num_patches
@@ -408,6 +577,8 @@ class FusionVisionModel(SiglipPreTrainedModel):
         **kwargs,
     ) -> FusionVisionOutput:
         """
+        Encode images together with their questions.
+
         Args:
             pixel_values (`torch.Tensor` of shape `(batch, 3, size, size)`)
             question_states (`torch.Tensor` of shape `(batch, tokens, vision_dim)`, *optional*)
@@ -433,21 +604,33 @@ class FusionVisionModel(SiglipPreTrainedModel):
             config=self.config, inputs_embeds=hidden_states, attention_mask=attention_mask
         )
 
-        # Running sums in float32 instead of the hidden states of all layers. A tower of an odd number of layers leaves
-        # the input of its last layer out of both groups (the released 39-layer towers do).
-        group_sums = [0, 0]
-        for index, layer in enumerate(self.encoder.layers):
-            group = index // self.num_early_layers if self.num_early_layers else 2
-            if group < 2:
-                group_sums[group] = group_sums[group] + hidden_states.float()
-            hidden_states = layer(hidden_states, attention_mask, **(early_kwargs if group == 0 else {}))
-        means = [(group_sum / self.num_early_layers).to(hidden_states.dtype) for group_sum in group_sums]
+        # A tower of an odd number of layers leaves the input of its last layer out of both groups, as the released
+        # 39-layer towers do.
+        layers, num_early = self.encoder.layers, self.num_early_layers
+        hidden_states, early_mean = self._encode_group(layers[:num_early], hidden_states, attention_mask, early_kwargs)
+        hidden_states, late_mean = self._encode_group(layers[num_early : 2 * num_early], hidden_states, attention_mask)
+        for layer in layers[2 * num_early :]:
+            hidden_states = layer(hidden_states, attention_mask)
 
         return FusionVisionOutput(
             last_hidden_state=hidden_states[:, :num_patches],
-            features=torch.cat([hidden_states, *means], dim=-1),
+            features=torch.cat([hidden_states, early_mean, late_mean], dim=-1),
             patch_embeds=patch_embeds,
         )
+
+    def _encode_group(
+        self,
+        layers: nn.ModuleList,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        kwargs: dict | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Run layers, and return the states after them and the mean of the states before each of them."""
+        total = 0  # a running sum in float32, instead of the hidden states of all layers
+        for layer in layers:
+            total = total + hidden_states.float()
+            hidden_states = layer(hidden_states, attention_mask, **(kwargs or {}))
+        return hidden_states, (total / len(layers)).to(hidden_states.dtype)
 
 
 class FusionProjector(nn.Module):
@@ -463,9 +646,13 @@ class FusionProjector(nn.Module):
         return self.linear_2(self.act(self.linear_1(hidden_states)))
 
 
+# The decoder passes this keyword argument on to its layers, where the hooks of the interaction layers find it.
+CONTEXT_NAME = "fusion_context"
+
+
 class InteractionContext(NamedTuple):
     """
-    What the interaction layers need of one forward; travels to them through the decoder's keyword arguments.
+    Inputs of the interaction layers in one forward; the decoder passes them on as the argument `CONTEXT_NAME`.
 
     Args:
         windows (`torch.Tensor` of shape `(maps, latents * window, dim)`):
@@ -515,6 +702,8 @@ class FusionInteractionLayer(GradientCheckpointingLayer):
         map_indices: torch.Tensor,
     ) -> torch.Tensor:
         """
+        Rewrite the latent states of each question.
+
         Args:
             latent_states (`torch.Tensor` of shape `(questions, latents, dim)`)
             question_end_states (`torch.Tensor` of shape `(questions, dim)`)
@@ -534,7 +723,7 @@ class FusionInteractionLayer(GradientCheckpointingLayer):
         kv_shape = (num_questions * num_latents, -1, self.num_heads, dim // self.num_heads)
         k = self.k_proj(self.k_norm(context))[map_indices].view(kv_shape).transpose(1, 2)
         v = self.v_proj(self.v_norm(context))[map_indices].view(kv_shape).transpose(1, 2)
-        # One query over the few cells of a window: no backend has anything to choose here.
+        # Not by the attention interface: one query over the few cells of a window gains nothing from another backend.
         attn_output = F.scaled_dot_product_attention(q, k, v)  # (questions * latents, heads, 1, head_dim)
 
         attn_output = self.o_proj(attn_output.reshape(num_questions, num_latents, dim))
@@ -548,7 +737,7 @@ class FusionPreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     _no_split_modules = ["FusionInteractionLayer"]
     # The interaction layers move what they need themselves; accelerate would copy the context at every layer.
-    _skip_keys_device_placement = ["cache", "past_key_values", "fusion_context"]
+    _skip_keys_device_placement = ["cache", "past_key_values", CONTEXT_NAME]
 
     _supports_flash_attn = True
     _supports_sdpa = True
@@ -615,11 +804,11 @@ class FusionModel(FusionPreTrainedModel):
 
     def _interact(
         self, index: int, module: nn.Module, args: tuple, kwargs: dict, output: torch.Tensor
-    ) -> torch.Tensor:
-        """Replaces the latent states in the output of a decoder layer; leaves it alone when decoding."""
-        context: InteractionContext | None = kwargs.get("fusion_context")
+    ) -> torch.Tensor | None:
+        """Replace the latent states in the output of a decoder layer; return None, which keeps it, when decoding."""
+        context: InteractionContext | None = kwargs.get(CONTEXT_NAME)
         if context is None:
-            return output
+            return None
         hidden_states = output.flatten(0, 1)  # (batch * sequence, dim)
         windows, latent_positions, end_positions, map_indices = (tensor.to(output.device) for tensor in context)
         latent_states = self.interaction_layers[index](
@@ -641,11 +830,11 @@ class FusionModel(FusionPreTrainedModel):
         **kwargs,
     ) -> FusionImageFeaturesOutput:
         """
-        Encodes images with their questions.
+        Encode images with their questions.
 
         Args:
             pixel_values (`torch.Tensor` of shape `(batch, 3, size, size)`):
-                Normalised base images.
+                Normalized base images.
             question_input_ids (`torch.LongTensor` of shape `(batch, tokens)`, *optional*):
                 Ids of the questions about each image. Without them the tower sees the image alone.
             question_attention_mask (`torch.Tensor` of shape `(batch, tokens)`, *optional*):
@@ -665,7 +854,7 @@ class FusionModel(FusionPreTrainedModel):
             question_kwargs = {
                 "question_states": self.text_to_vision_projector(question_embeds),
                 "question_attention_mask": question_attention_mask,
-                "question_key_mask": question_key_mask(question_input_ids, question_attention_mask),
+                "question_key_mask": find_question_keys(question_input_ids, question_attention_mask),
             }
         outputs = self.vision_tower(pixel_values, **question_kwargs, **kwargs, return_dict=True)
         num_patches = outputs.patch_embeds.shape[1]
@@ -684,11 +873,11 @@ class FusionModel(FusionPreTrainedModel):
 
     def get_context_map(self, high_res_pixel_values: torch.Tensor) -> torch.Tensor:
         """
-        Encodes the four crops of each image, without text, into the map that latent tokens read from.
+        Encode the four crops of each image, without text, to the map that latent tokens read from.
 
         Args:
             high_res_pixel_values (`torch.Tensor` of shape `(batch, 4, 3, size, size)`):
-                Normalised crops, row-major.
+                Normalized crops, row-major.
 
         Returns:
             `torch.Tensor` of shape `(batch, dim, 2 * side, 2 * side)`: to pass as `context_map` instead of the crops,
@@ -697,35 +886,25 @@ class FusionModel(FusionPreTrainedModel):
         Raises:
             ValueError: if the crops have the wrong shape or hold NaN or infinity.
         """
-        features = self._encode_crops(self._flatten_crops(high_res_pixel_values))
-        return stitch_crops(features.unflatten(0, (-1, NUM_CROPS_PER_SIDE**2)))
+        self._check_crops(high_res_pixel_values)
+        return stitch_crops(self._encode_crops(high_res_pixel_values.flatten(0, 1)).unflatten(0, (-1, NUM_CROPS)))
 
-    def get_blank_context_map(self, device: torch.device) -> torch.Tensor:
-        """Context map of an all-zero image, `(1, dim, 2 * side, 2 * side)`: what questions without an image read."""
-        return self._stitch_blank(self._encode_crops(self._make_blank_image(device)))
-
-    def _flatten_crops(self, high_res_pixel_values: torch.Tensor) -> torch.Tensor:
-        num_crops = NUM_CROPS_PER_SIDE**2
-        if high_res_pixel_values.ndim != 5 or high_res_pixel_values.shape[1] != num_crops:
+    def _check_crops(self, high_res_pixel_values: torch.Tensor):
+        if high_res_pixel_values.ndim != 5 or high_res_pixel_values.shape[1] != NUM_CROPS:
             raise ValueError(
                 f"`high_res_pixel_values` has shape {tuple(high_res_pixel_values.shape)}, expected"
-                f" (batch, {num_crops}, 3, size, size)."
+                f" (batch, {NUM_CROPS}, 3, size, size)."
             )
-        crops = high_res_pixel_values.flatten(0, 1)
-        self._check_pixels(crops, "high_res_pixel_values")
-        return crops
+        self._check_pixels(high_res_pixel_values, "high_res_pixel_values")
 
     def _encode_crops(self, crops: torch.Tensor) -> torch.Tensor:
-        """Projected patches `(crops, patches, dim)`, without text."""
+        """Encode `(crops, 3, size, size)` without text to projected patches `(crops, patches, dim)`."""
         return self.multi_modal_projector(self.vision_tower(crops, return_dict=True).features)
 
     def _make_blank_image(self, device: torch.device) -> torch.Tensor:
+        """Return `(1, 3, size, size)` zeros: where there is no image, the same modules run on this one."""
         size = self.config.vision_config.image_size
         return torch.zeros(1, 3, size, size, device=device)
-
-    def _stitch_blank(self, crop_features: torch.Tensor) -> torch.Tensor:
-        """The map of four equal crops, of the features `(1, patches, dim)` of one."""
-        return stitch_crops(crop_features.unsqueeze(1).expand(-1, NUM_CROPS_PER_SIDE**2, -1, -1))
 
     def _check_pixels(self, pixel_values: torch.Tensor, name: str):
         size = self.config.vision_config.image_size
@@ -738,226 +917,174 @@ class FusionModel(FusionPreTrainedModel):
             pixel_values.isfinite().all(), f"`{name}` holds NaN or infinity; check the input images."
         )
 
-    def find_token(
-        self, token_id: int, input_ids: torch.LongTensor | None, inputs_embeds: torch.Tensor
-    ) -> torch.BoolTensor:
-        """Mask of shape `(batch, sequence)` of a token, by its id or, without ids, by its embedding."""
-        if input_ids is not None:
-            return input_ids == token_id
-        token_embed = self.get_input_embeddings()(torch.tensor(token_id, device=inputs_embeds.device))
-        return (inputs_embeds == token_embed).all(dim=-1)
-
-    def find_placeholders(
+    def _locate_prompts(
         self,
         input_ids: torch.LongTensor | None,
         inputs_embeds: torch.Tensor,
         pixel_values: torch.Tensor | None,
-        num_prompt_tokens: int | None,
-        num_cached: int,
-    ) -> tuple[torch.BoolTensor, torch.BoolTensor]:
-        """
-        Return masks of shape `(batch, sequence)` of the image tokens and of the latent tokens of the prompt.
+        **kwargs,
+    ) -> PromptLayout:
+        """Find the layout of the prompts by their ids or, without ids, by their embeddings; see `locate_prompts`."""
 
-        Raises:
-            ValueError: if there are any although part of the prompt is in the cache already, or if the processor has
-                not expanded them.
-        """
-        image_mask = self.find_token(self.config.image_token_id, input_ids, inputs_embeds)
-        latent_mask = self.find_token(self.config.latent_token_id, input_ids, inputs_embeds)
-        if num_prompt_tokens is not None:  # what follows was generated, and is text whatever its ids
-            image_mask[:, num_prompt_tokens:] = latent_mask[:, num_prompt_tokens:] = False
-        num_placeholders = (image_mask | latent_mask).sum().item() if num_cached else 0
-        if num_placeholders:
-            raise ValueError(
-                f"{num_placeholders} image and latent tokens follow {num_cached} tokens that are in the cache already."
-                " A FUSION prompt has to be processed in one piece, because what comes first in it depends on the"
-                " questions that come last: no chunked prefill, no reuse of a prefix cache. For a new turn, pass the"
-                f" whole conversation without `{CACHE_NAME}`."
-            )
-        if input_ids is None and pixel_values is None:
-            # The caller may have put image features in, with rows that are those of placeholders by chance.
-            image_mask = torch.zeros_like(image_mask)
-        self._check_expansion(image_mask, latent_mask)
-        return image_mask, latent_mask
+        def find_token(token_id: int) -> torch.BoolTensor:
+            if input_ids is not None:
+                return input_ids == token_id
+            token_embed = self.get_input_embeddings()(torch.tensor(token_id, device=inputs_embeds.device))
+            return (inputs_embeds == token_embed).all(dim=-1)
 
-    def _check_expansion(self, image_mask: torch.BoolTensor, latent_mask: torch.BoolTensor):
-        """Refuse a prompt with one token for each placeholder, as a tokenizer makes it without the processor."""
-        num_groups = (latent_mask & ~shift_right(latent_mask, 1)).sum(dim=1)
-        num_latents, num_images = latent_mask.sum(dim=1), image_mask.sum(dim=1)
-        for example in ((num_images > 0) & (num_groups == 0)).nonzero().squeeze(1).tolist():
-            raise ValueError(
-                f"Example {example} has {num_images[example].item()} image tokens but no latent tokens, so the vision"
-                " tower reads no question, and nothing reads the image again. Render the prompt with the chat template"
-                " (`apply_chat_template`; evaluation harnesses have a switch for it)."
-            )
-        if 1 in (self.config.latent_grid_size, *self.config.latent_grid_sizes):
-            return
-        for example in ((num_groups > 0) & (num_latents == num_groups)).nonzero().squeeze(1).tolist():
-            raise ValueError(
-                f"Example {example} has {num_images[example].item()} image tokens and {num_latents[example].item()}"
-                f" latent tokens for {num_groups[example].item()} questions, expected"
-                f" {self.config.image_grid_size**2} and {self.config.latent_grid_size**2} for each: the placeholders"
-                " were not expanded. Make the inputs with the processor instead of its tokenizer."
-            )
+        has_merged_images = input_ids is None and pixel_values is None
+        return locate_prompts(self.config, find_token, has_merged_images=has_merged_images, **kwargs)
 
-    def find_question_ends(
+    def _encode_images(
         self,
-        latent_mask: torch.BoolTensor,
-        input_ids: torch.LongTensor | None,
-        inputs_embeds: torch.Tensor,
-        num_prompt_tokens: int | None = None,
-        may_guess: bool = True,
-    ) -> torch.BoolTensor:
-        """
-        Return a mask of shape `(batch, sequence)` of the last token of each generation prompt, of the prompt's tokens.
-
-        Raises:
-            ValueError: if the config does not say how a question ends and this `may_guess` not, as in a prompt that
-                holds the answer.
-        """
-        if self.config.question_end_token_ids is None:
-            if not may_guess:
-                raise ValueError(
-                    "A loss needs `config.question_end_token_ids`: in a prompt that holds the answer, the end of the"
-                    " question cannot be guessed. Set it to `processor.question_end_token_ids`."
-                )
-            logger.warning_once(
-                "`config.question_end_token_ids` is not set: taking the last token before the next latent group, or of"
-                " the sequence, for the end of a question. Set it to `processor.question_end_token_ids`."
-            )
-            return guess_question_ends(latent_mask, num_prompt_tokens)
-        ends = torch.ones_like(latent_mask)
-        for distance, token_id in enumerate(reversed(self.config.question_end_token_ids)):
-            ends &= shift_right(self.find_token(token_id, input_ids, inputs_embeds), distance)
-        if num_prompt_tokens is not None:
-            ends[:, num_prompt_tokens:] = False
-        # Before the first latents there is no question, only what the conversation may have begun with.
-        return ends & (latent_mask.cumsum(dim=1) > 0)
-
-    def encode_images(
-        self,
-        image_mask: torch.BoolTensor,
+        layout: PromptLayout,
         pixel_values: torch.Tensor | None,
         question_input_ids: torch.LongTensor | None,
         question_attention_mask: torch.Tensor | None,
     ) -> FusionImageFeaturesOutput | None:
         """
-        Encodes the images of those examples that have image tokens; `None` if there are none.
+        Encode the images of those examples that have image tokens; return None if there are none.
 
         Raises:
             ValueError: if images and image tokens do not belong together.
         """
-        if pixel_values is not None and len(pixel_values) != len(image_mask):
-            raise ValueError(
-                f"Got {len(pixel_values)} images in `pixel_values` for {len(image_mask)} prompts. Each prompt needs a"
-                " row, all zeros for a prompt without an image."
-            )
-        counts = image_mask.sum(dim=1).tolist()
-        examples = [example for example, count in enumerate(counts) if count > 0]
-        if pixel_values is not None:
-            for example in set(range(len(counts))).difference(examples):
-                if pixel_values[example].any():
-                    raise ValueError(f"Example {example} has an image but 0 image tokens in its prompt.")
+        examples = layout.image_examples
+        self._check_images(layout, pixel_values)
         if not examples:
             return None
-        first = examples[0]
-        if pixel_values is None:
-            raise ValueError(f"Example {first} has {counts[first]} image tokens but 0 images: pass `pixel_values`.")
         if question_input_ids is None:
             logger.warning_once(
                 "Images come without `question_input_ids`: the vision tower is not guided by the questions, as it was"
                 " in training. Pass on all that the processor returns."
             )
-        grid_size = isqrt(counts[first])
-        if grid_size > self.config.num_patches_per_side:
-            raise ValueError(
-                f"Example {first} has {counts[first]} image tokens, a grid of side {grid_size}, expected at most"
-                f" {self.config.num_patches_per_side}, the side of the tower's patch grid. Set `image_grid_size` of"
-                " the image processor."
-            )
-        for example in examples:
-            if counts[example] != grid_size**2:
-                raise ValueError(
-                    f"Example {example} has {counts[example]} image tokens, expected {grid_size**2} (a square, the"
-                    " same for all images of a batch). Was the prompt truncated?"
-                )
-        if question_input_ids is not None:
+        else:
             question_input_ids = question_input_ids[examples]
         if question_attention_mask is not None:
             question_attention_mask = question_attention_mask[examples]
         return self.get_image_features(
-            pixel_values[examples], question_input_ids, question_attention_mask, grid_size, return_dict=True
+            pixel_values[examples],
+            question_input_ids,
+            question_attention_mask,
+            layout.image_grid_size,
+            return_dict=True,
         )
 
-    def encode_blank_image(self, device: torch.device) -> FusionImageFeaturesOutput:
+    def _check_images(self, layout: PromptLayout, pixel_values: torch.Tensor | None):
+        num_prompts, examples = len(layout.image_mask), layout.image_examples
+        if pixel_values is None:
+            for example in examples:
+                number = layout.image_mask[example].sum().item()
+                raise ValueError(f"Example {example} has {number} image tokens but 0 images: pass `pixel_values`.")
+            return
+        if len(pixel_values) != num_prompts:
+            raise ValueError(
+                f"Got {len(pixel_values)} images in `pixel_values` for {num_prompts} prompts. Each prompt needs a"
+                " row, all zeros for a prompt without an image."
+            )
+        for example in set(range(num_prompts)).difference(examples):
+            if pixel_values[example].any():
+                raise ValueError(f"Example {example} has an image but 0 image tokens in its prompt.")
+
+    def _encode_blank_image(self, device: torch.device) -> FusionImageFeaturesOutput:
         """
-        What a training step without any image encodes, to no effect on its loss: so every step uses all parameters in
-        the same order. DDP expects that of each process, and FSDP and ZeRO-3 wait for each other in every layer.
+        Encode a blank image, in a training step without any image, to no effect on its loss.
+
+        So every step uses all parameters in the same order. Else DDP fails, which expects the gradients of each
+        process, and FSDP and ZeRO-3 hang, which wait for each other in every layer.
         """
         question_input_ids = torch.zeros(1, 1, dtype=torch.long, device=device)
         return self.get_image_features(self._make_blank_image(device), question_input_ids, return_dict=True)
 
-    def encode_context(
-        self,
-        has_image: torch.BoolTensor,
-        high_res_pixel_values: torch.Tensor | None,
-        context_map: torch.Tensor | None,
+    def _encode_context(
+        self, layout: PromptLayout, high_res_pixel_values: torch.Tensor | None, context_map: torch.Tensor | None
     ) -> torch.Tensor:
         """
-        The context map of each example, `(batch, dim, 2 * side, 2 * side)`: as given, from the crops, or blank; one
-        row if it is the same for all.
+        Return the context map of each example, `(batch, dim, 2 * side, 2 * side)`; one row if all have the same.
+
+        The map is the given one, that of the crops, or for an example without an image that of a blank image.
 
         Raises:
-            ValueError: if an example with an image has neither.
+            ValueError: if an example with an image has neither map nor crops, or if the map has the wrong shape.
         """
+        num_prompts, examples = len(layout.image_mask), layout.image_examples
         if context_map is not None:
-            shape = (self.config.text_config.hidden_size, *2 * [NUM_CROPS_PER_SIDE * self.config.num_patches_per_side])
-            if context_map.shape[1:] != shape:
-                raise ValueError(
-                    f"`context_map` has shape {tuple(context_map.shape)}, expected (1 or batch, "
-                    + ", ".join(map(str, shape))
-                    + "): what `get_context_map` returns."
-                )
-            if len(context_map) not in (1, len(has_image)):
-                raise ValueError(
-                    f"`context_map` has {len(context_map)} rows for {len(has_image)} prompts, expected 1 (all prompts"
-                    " are about one image) or a row for each prompt."
-                )
+            self._check_context_map(context_map, num_prompts)
             return context_map
-        examples = has_image.nonzero().squeeze(1)
-        if len(examples) and (high_res_pixel_values is None or len(high_res_pixel_values) != len(has_image)):
+        if examples and (high_res_pixel_values is None or len(high_res_pixel_values) != num_prompts):
             rows = 0 if high_res_pixel_values is None else len(high_res_pixel_values)
             raise ValueError(
-                f"Got {rows} rows of crops for {len(has_image)} prompts, {len(examples)} of them with an image: pass"
+                f"Got {rows} rows of crops for {num_prompts} prompts, {len(examples)} of them with an image: pass"
                 " `high_res_pixel_values` (or `context_map`) with a row for each prompt. Of TRL's trainers, GRPO and"
                 " RLOO drop them: use those of fusion_vlm.training.grpo."
             )
-        if len(examples) == len(has_image):
+        if len(examples) == num_prompts:
             return self.get_context_map(high_res_pixel_values)
-        if len(examples) == 0:
-            return self.get_blank_context_map(has_image.device)
-        # One pass of the tower for both kinds, as in a batch of one kind: see `encode_blank_image`.
-        crops = self._flatten_crops(high_res_pixel_values[examples])
-        features = self._encode_crops(torch.cat([crops, self._make_blank_image(crops.device).to(crops.dtype)]))
-        maps = stitch_crops(features[:-1].unflatten(0, (len(examples), -1)))
-        blank_map = self._stitch_blank(features[-1:])
-        return blank_map.repeat(len(has_image), 1, 1, 1).index_copy(0, examples.to(maps.device), maps)
+        blank_image = self._make_blank_image(layout.image_mask.device)
+        crops = blank_image
+        if examples:
+            self._check_crops(high_res_pixel_values)
+            crops = high_res_pixel_values[examples].flatten(0, 1)
+            # One pass of the tower for both kinds, as in a batch of one kind: see `_encode_blank_image`.
+            crops = torch.cat([crops, blank_image.to(crops)])
+        features = self._encode_crops(crops)
+        blank_map = stitch_crops(features[-1:].unsqueeze(1).expand(-1, NUM_CROPS, -1, -1))
+        if not examples:
+            return blank_map
+        maps = stitch_crops(features[:-1].unflatten(0, (-1, NUM_CROPS)))
+        return blank_map.repeat(num_prompts, 1, 1, 1).index_copy(0, torch.tensor(examples, device=maps.device), maps)
 
-    def get_mapping_losses(
+    def _check_context_map(self, context_map: torch.Tensor, num_prompts: int):
+        side = NUM_CROPS_PER_SIDE * self.config.num_patches_per_side
+        shape = (self.config.text_config.hidden_size, side, side)
+        if context_map.shape[1:] != shape:
+            raise ValueError(
+                f"`context_map` has shape {tuple(context_map.shape)}, expected (1 or batch, "
+                + ", ".join(map(str, shape))
+                + "): what `get_context_map` returns."
+            )
+        if len(context_map) not in (1, num_prompts):
+            raise ValueError(
+                f"`context_map` has {len(context_map)} rows for {num_prompts} prompts, expected 1 (all prompts"
+                " are about one image) or a row for each prompt."
+            )
+
+    def _prepare_latents(
+        self, inputs_embeds: torch.Tensor, layout: PromptLayout, context_map: torch.Tensor
+    ) -> tuple[torch.Tensor, InteractionContext]:
+        """
+        Put the initial latent states into the embeddings, and gather what the interaction layers need.
+
+        The latents of a question start as the max-pooled context map, or as zeros where there is no image.
+
+        Returns:
+            The embeddings `(batch, sequence, dim)` and the context of this forward.
+        """
+        context_map, examples = context_map.to(inputs_embeds), layout.question_examples
+        map_indices = examples if len(context_map) > 1 else torch.zeros_like(examples)
+        # (maps, latents, dim)
+        latents = F.adaptive_max_pool2d(context_map, layout.latent_grid_size).flatten(2).transpose(1, 2)
+        latents = latents[map_indices] * layout.has_image[examples, None, None]  # (questions, latents, dim)
+        inputs_embeds = inputs_embeds.masked_scatter(layout.latent_mask.unsqueeze(-1), latents)
+        windows = context_windows(context_map, layout.latent_grid_size, self.config.window_size)
+        context = InteractionContext(windows, layout.latent_positions, layout.question_end_positions, map_indices)
+        return inputs_embeds, context
+
+    def _compute_mapping_losses(
         self,
         image_outputs: FusionImageFeaturesOutput,
         has_image: torch.BoolTensor,
         question_input_ids: torch.LongTensor | None,
         question_attention_mask: torch.Tensor | None,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    ) -> dict[str, torch.Tensor]:
         """
-        Dual-supervised semantic mapping loss (paper section 3.3) of each example: the mean of `1 - cos` of its
-        question embeddings against the tower's output for them, and of its patch embeddings against its image features
-        mapped back.
+        Compute the dual-supervised semantic mapping loss (paper section 3.3) of each example.
+
+        It is the mean of `1 - cos` of the question embeddings against the tower's output for them, and of the patch
+        embeddings against the image features mapped back.
 
         Args:
             image_outputs (`FusionImageFeaturesOutput`):
-                Of the examples with an image, or of `encode_blank_image` if there is none.
+                Of the examples with an image, or of `_encode_blank_image` if there is none.
 
         Returns:
             Two `torch.Tensor` of shape `(batch,)`, float32: the text term (zero without a question) and the vision
@@ -970,15 +1097,15 @@ class FusionModel(FusionPreTrainedModel):
         if len(examples) == 0:
             unused = image_outputs.question_features.float().mean() + image_outputs.question_embeds.float().mean()
             zero = 0.0 * (losses.sum() + unused).to(text_losses.device)
-            return text_losses + zero, text_losses + zero
+            return {"text_mapping_loss": text_losses + zero, "vision_mapping_loss": text_losses + zero}
         vision_losses = text_losses.index_copy(0, examples, losses.to(text_losses))
         if image_outputs.question_features is not None:
             # (images, tokens)
             distances = cosine_distance(image_outputs.question_embeds, image_outputs.question_features)
-            mask = question_key_mask(question_input_ids, question_attention_mask)[examples].to(distances.device)
+            mask = find_question_keys(question_input_ids, question_attention_mask)[examples].to(distances.device)
             losses = (distances * mask).sum(dim=1) / mask.sum(dim=1).clamp(min=1)
             text_losses = text_losses.index_copy(0, examples, losses.to(text_losses))
-        return text_losses, vision_losses
+        return {"text_mapping_loss": text_losses, "vision_mapping_loss": vision_losses}
 
     @can_return_tuple
     def forward(
@@ -997,7 +1124,7 @@ class FusionModel(FusionPreTrainedModel):
         **kwargs: Unpack[TransformersKwargs],
     ) -> FusionModelOutputWithPast:
         """
-        Takes what `FusionForConditionalGeneration.forward` takes, and raises what it raises.
+        Compute hidden states; see `FusionForConditionalGeneration.forward` for the other arguments and for errors.
 
         Args:
             num_prompt_tokens (`int`, *optional*):
@@ -1011,83 +1138,47 @@ class FusionModel(FusionPreTrainedModel):
         if inputs_embeds is None:
             inputs_embeds = self.get_input_embeddings()(input_ids)
 
-        image_outputs = image_hidden_states = None
-        has_image = torch.zeros(len(inputs_embeds), dtype=torch.bool, device=inputs_embeds.device)
+        layout = image_outputs = image_hidden_states = None
         is_decoding = inputs_embeds.shape[1] == 1 or num_prompt_tokens == 0
         if not is_decoding or pixel_values is not None or output_mapping_losses:
-            num_cached = num_cached_tokens(find_cache(kwargs))
-            image_mask, latent_mask = self.find_placeholders(
-                input_ids, inputs_embeds, pixel_values, num_prompt_tokens, num_cached
+            layout = self._locate_prompts(
+                input_ids,
+                inputs_embeds,
+                pixel_values,
+                num_prompt_tokens=num_prompt_tokens,
+                num_cached=num_cached_tokens(find_cache(kwargs)),
+                may_guess=not output_mapping_losses,
             )
-            has_image = image_mask.any(dim=1)
-            image_outputs = self.encode_images(image_mask, pixel_values, question_input_ids, question_attention_mask)
+            image_outputs = self._encode_images(layout, pixel_values, question_input_ids, question_attention_mask)
             if image_outputs is not None:
                 image_hidden_states = torch.stack(image_outputs.pooler_output).to(inputs_embeds)
-                inputs_embeds = inputs_embeds.masked_scatter(image_mask.unsqueeze(-1), image_hidden_states)
+                inputs_embeds = inputs_embeds.masked_scatter(layout.image_mask.unsqueeze(-1), image_hidden_states)
             elif output_mapping_losses:
-                image_outputs = self.encode_blank_image(inputs_embeds.device)
-            if latent_mask.any():
-                end_mask = self.find_question_ends(
-                    latent_mask, input_ids, inputs_embeds, num_prompt_tokens, may_guess=not output_mapping_losses
-                )
-                context_map = self.encode_context(has_image, high_res_pixel_values, context_map)
-                inputs_embeds, kwargs["fusion_context"] = self.prepare_latents(
-                    inputs_embeds, latent_mask, end_mask, has_image, context_map
-                )
+                image_outputs = self._encode_blank_image(inputs_embeds.device)
+            if layout.latent_grid_size:
+                context_map = self._encode_context(layout, high_res_pixel_values, context_map)
+                inputs_embeds, kwargs[CONTEXT_NAME] = self._prepare_latents(inputs_embeds, layout, context_map)
 
         if output_mapping_losses and self.training:
-            # Nothing reads it, and layers that are computed again would fill it twice.
+            # No cache in training: checkpointed layers run twice and would append twice.
             kwargs.setdefault("use_cache", False)
         outputs = self.language_model(
             inputs_embeds=inputs_embeds, attention_mask=attention_mask, position_ids=position_ids, **kwargs
         )
-        losses = (None, None)
+        losses = {}
         if output_mapping_losses:
-            losses = self.get_mapping_losses(image_outputs, has_image, question_input_ids, question_attention_mask)
+            losses = self._compute_mapping_losses(
+                image_outputs, layout.has_image, question_input_ids, question_attention_mask
+            )
         return FusionModelOutputWithPast(
             last_hidden_state=outputs.last_hidden_state,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
             image_hidden_states=image_hidden_states,
-            text_mapping_loss=losses[0],
-            vision_mapping_loss=losses[1],
             image_outputs=None if image_hidden_states is None else image_outputs,
+            **losses,
             **{CACHE_NAME: outputs.get(CACHE_NAME)},
         )
-
-    def prepare_latents(
-        self,
-        inputs_embeds: torch.Tensor,
-        latent_mask: torch.BoolTensor,
-        end_mask: torch.BoolTensor,
-        has_image: torch.BoolTensor,
-        context_map: torch.Tensor,
-    ) -> tuple[torch.Tensor, InteractionContext]:
-        """
-        Puts the initial latent states into the embeddings, and gathers what the interaction layers need.
-
-        The latents of a question start as the max-pooled context map, or as zeros where there is no image.
-
-        Returns:
-            The embeddings `(batch, sequence, dim)` and the context of this forward.
-
-        Raises:
-            ValueError: if latent groups or question ends do not match.
-        """
-        latent_positions, end_positions, example_indices = locate_questions(latent_mask, end_mask)
-        grid_size = isqrt(latent_positions.shape[1])
-        if grid_size > self.config.max_latent_grid_size:
-            raise ValueError(
-                f"A latent grid of side {grid_size} does not fit: expected at most {self.config.max_latent_grid_size},"
-                " the side of the context map. Pass a smaller `latent_grid_size` to the processor."
-            )
-        context_map = context_map.to(inputs_embeds)
-        map_indices = example_indices if len(context_map) > 1 else torch.zeros_like(example_indices)
-        latents = F.adaptive_max_pool2d(context_map, grid_size).flatten(2).transpose(1, 2)  # (maps, latents, dim)
-        latents = latents[map_indices] * has_image[example_indices, None, None]  # (questions, latents, dim)
-        inputs_embeds = inputs_embeds.masked_scatter(latent_mask.unsqueeze(-1), latents)
-        windows = context_windows(context_map, grid_size, self.config.window_size)
-        return inputs_embeds, InteractionContext(windows, latent_positions, end_positions, map_indices)
 
 
 class FusionForConditionalGeneration(FusionPreTrainedModel, GenerationMixin):
@@ -1107,7 +1198,7 @@ class FusionForConditionalGeneration(FusionPreTrainedModel, GenerationMixin):
         cls, vision_path: str, text_path: str, processor, *, dtype: torch.dtype | None = None, **config_kwargs
     ) -> "FusionForConditionalGeneration":
         """
-        Builds a model to be trained from a pretrained SigLIP tower and a pretrained decoder; what FUSION adds is new.
+        Build a model to be trained from a pretrained SigLIP tower and a pretrained decoder; what FUSION adds is new.
 
         As in the released models, the last layer of the tower is left out. The vocabulary grows, if it has to, for the
         tokens that the processor added to the tokenizer.
@@ -1147,27 +1238,6 @@ class FusionForConditionalGeneration(FusionPreTrainedModel, GenerationMixin):
             model.resize_token_embeddings(len(processor.tokenizer))
         return model
 
-    @classmethod
-    def from_pretrained(cls, *args, quantization_config: QuantizationConfigMixin | dict | None = None, **kwargs):
-        """
-        As `PreTrainedModel.from_pretrained`; 4-bit quantisation skips `SKIPPED_IN_4BIT` unless the config names
-        modules to skip in `llm_int8_skip_modules`.
-        """
-        if isinstance(quantization_config, dict):
-            quantization_config = AutoQuantizationConfig.from_dict(quantization_config)
-        if getattr(quantization_config, "load_in_4bit", False) and quantization_config.llm_int8_skip_modules is None:
-            quantization_config = copy.deepcopy(quantization_config)
-            quantization_config.llm_int8_skip_modules = list(SKIPPED_IN_4BIT)
-        return super().from_pretrained(*args, quantization_config=quantization_config, **kwargs)
-
-    def train(self, mode: bool = True) -> "FusionForConditionalGeneration":
-        """As `nn.Module.train`; 4-bit layers are made ready for it."""
-        super().train(mode)
-        for module in self.modules():
-            if hasattr(module, "support_avx512bf16_for_cpu"):
-                guard_4bit_packing(module, mode)
-        return self
-
     def get_context_map(self, high_res_pixel_values: torch.Tensor) -> torch.Tensor:
         """Encode crops; see `FusionModel.get_context_map`."""
         return self.model.get_context_map(high_res_pixel_values)
@@ -1183,7 +1253,7 @@ class FusionForConditionalGeneration(FusionPreTrainedModel, GenerationMixin):
         if prompt is not None:
             # An assistant model gets that of the model that it assists.
             kwargs.setdefault("num_prompt_tokens", prompt.shape[1])
-        if "tokenizer" in kwargs:  # of `stop_strings`, which want a tokenizer, and get a processor from some servers
+        if "tokenizer" in kwargs:  # `stop_strings` need a tokenizer, and some servers pass a processor
             kwargs["tokenizer"] = getattr(kwargs["tokenizer"], "tokenizer", kwargs["tokenizer"])
         return super().generate(inputs, *args, **kwargs)
 
@@ -1204,8 +1274,10 @@ class FusionForConditionalGeneration(FusionPreTrainedModel, GenerationMixin):
         **kwargs: Unpack[TransformersKwargs],
     ) -> FusionCausalLMOutputWithPast:
         """
-        Takes the output of `FusionProcessor`. A prompt is processed in one piece, since its latent tokens depend on
-        the question that follows them; once it is, decoding is the plain decoder's.
+        Compute logits, and with `labels` the loss, from the output of `FusionProcessor`.
+
+        A prompt is processed in one piece, since its latent tokens depend on the question that follows them. After the
+        prompt, decoding is the plain decoder's.
 
         Args:
             pixel_values (`torch.Tensor` of shape `(batch, 3, size, size)`, *optional*):
@@ -1244,7 +1316,7 @@ class FusionForConditionalGeneration(FusionPreTrainedModel, GenerationMixin):
 
         loss, parts = None, {}
         if labels is not None:
-            loss, parts = self.compute_loss(logits, labels, outputs, **kwargs)
+            loss, parts = self._compute_loss(logits, labels, outputs, **kwargs)
         elif kwargs.get("num_items_in_batch") is not None:
             raise ValueError(
                 "Got `num_items_in_batch` without `labels`: `Trainer` took the labels away, to compute a loss of its"
@@ -1263,7 +1335,7 @@ class FusionForConditionalGeneration(FusionPreTrainedModel, GenerationMixin):
             **{CACHE_NAME: outputs.get(CACHE_NAME)},
         )
 
-    def compute_loss(
+    def _compute_loss(
         self,
         logits: torch.Tensor,
         labels: torch.LongTensor,
@@ -1288,7 +1360,8 @@ class FusionForConditionalGeneration(FusionPreTrainedModel, GenerationMixin):
             shift_labels = F.pad(labels, (0, 1), value=-100)[:, 1:]
         shift_labels = shift_labels.to(logits.device)
         is_labelled = shift_labels != -100
-        # The loss works on a float32 copy of its logits: of the labelled ones only, not of a thousand image tokens'.
+        # The loss function copies its logits to float32, so it gets only those with a label: a thousand image tokens
+        # have none.
         logits = logits[is_labelled]
         language_loss = self.loss_function(
             logits=logits,
@@ -1366,8 +1439,10 @@ class FusionForConditionalGeneration(FusionPreTrainedModel, GenerationMixin):
         self, input_ids: torch.LongTensor, is_prompt: bool, num_cached: int, next_sequence_length: int | None
     ) -> bool:
         """
-        Tell whether `generate` passes the prompt in chunks. Below transformers 5.23 none of them counts as the prompt;
-        later, all of them do. In a chunk of one token, the model itself would take a placeholder for generated text.
+        Tell whether `generate` passes the prompt in chunks.
+
+        Below transformers 5.23 no chunk counts as the prompt; later, all of them do. In a chunk of one token, the
+        model itself would take a placeholder for generated text.
         """
         if not is_prompt or num_cached == 0:
             return not is_prompt and num_cached == 0
@@ -1376,11 +1451,68 @@ class FusionForConditionalGeneration(FusionPreTrainedModel, GenerationMixin):
 
     def _leaves_short_context(self, length: int, cache: Cache | None) -> bool:
         """
-        Tell whether this step takes a decoder with LongRoPE (Phi-3) past its original context. Its position factors
-        change there, and everything in the cache is to be computed again, as `Phi3ForCausalLM` does.
+        Tell whether this step takes a decoder with LongRoPE (Phi-3) past its original context.
+
+        Its position factors change there, so everything in the cache is computed again, as `Phi3ForCausalLM` does.
         """
         limit = getattr(self.config.text_config, "original_max_position_embeddings", None)
         return limit is not None and length > limit and 0 < num_cached_tokens(cache) <= limit
 
+    # 4 bits, with the section at the end of the file
+
+    @classmethod
+    def from_pretrained(cls, *args, quantization_config: QuantizationConfigMixin | dict | None = None, **kwargs):
+        """
+        Load a model; see `PreTrainedModel.from_pretrained`.
+
+        4-bit quantization skips `SKIPPED_IN_4BIT`, unless the config names modules in `llm_int8_skip_modules`.
+        """
+        if isinstance(quantization_config, dict):
+            quantization_config = AutoQuantizationConfig.from_dict(quantization_config)
+        if getattr(quantization_config, "load_in_4bit", False) and quantization_config.llm_int8_skip_modules is None:
+            quantization_config = copy.deepcopy(quantization_config)
+            quantization_config.llm_int8_skip_modules = list(SKIPPED_IN_4BIT)
+        return super().from_pretrained(*args, quantization_config=quantization_config, **kwargs)
+
+    def train(self, mode: bool = True) -> "FusionForConditionalGeneration":
+        """Set the mode; see `nn.Module.train`. 4-bit layers are made ready for training."""
+        super().train(mode)
+        for module in self.modules():
+            if hasattr(module, "support_avx512bf16_for_cpu"):
+                guard_4bit_packing(module, mode)
+        return self
+
+
+# 4 bits (bitsandbytes) -----------------------------------------------------------------------------------------------
+
+# Where 4 bits cost more accuracy than they save memory (benchmarks/quantization.py). The interaction layers, a sixth
+# of the 3B model, are hardly harmed. Patterns match from the start of a module's name.
+SKIPPED_IN_4BIT = (
+    "lm_head",
+    "model.vision_tower",
+    "model.multi_modal_projector",
+    "model.text_to_vision_projector",
+)
+
+
+def guard_4bit_packing(layer: nn.Module, is_training: bool):
+    """
+    Keep bitsandbytes (0.50) from packing a 4-bit layer where that does harm, and unpack it for training.
+
+    On CPUs with AVX512-BF16 it packs a layer's weights in the first forward in evaluation mode, for kernels that have
+    no gradient (training afterwards learns nothing, without an error) and that fail on narrow layers. What is not
+    doubly quantized it unpacks wrong.
+    """
+    quant_state = layer.weight.quant_state
+    if is_training and getattr(quant_state, "packing_format_for_cpu", False):
+        layer.state_dict()  # unpacks the weights, to save them
+    can_be_packed = (
+        layer.out_features % 32 == 0 and layer.in_features % 64 == 0 and getattr(quant_state, "nested", True)
+    )
+    if is_training or not can_be_packed:
+        layer.support_avx512bf16_for_cpu = False
+
+
+# --------------------------------------------------------------------------------------------------------------------
 
 FusionForConditionalGeneration.register_for_auto_class("AutoModelForImageTextToText")
