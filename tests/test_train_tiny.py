@@ -3,6 +3,7 @@
 import json
 import random
 import re
+import shutil
 import sys
 from collections import Counter
 
@@ -211,6 +212,15 @@ def test_input_layer_begins_by_whitening_patches(pretrain_tower):
     covariance = torch.cov(outputs.T)
     assert outputs.mean(dim=0).abs().max() < 1e-3
     assert (covariance - torch.eye(64)).abs().max() < 0.1
+
+
+def test_shipped_card_is_the_one_that_is_written_today(train_tiny, tmp_path):
+    """The code on it, the figures and the answers are those of the code and the weights in this repository."""
+    folder = tmp_path / "tiny"
+    shutil.copytree(train_tiny.ROOT / "tiny", folder)
+    train_tiny.write_tiny_card(folder)
+    for name in ("README.md", "requirements.txt"):
+        assert (folder / name).read_text() == (train_tiny.ROOT / "tiny" / name).read_text(), name
 
 
 @pytest.mark.slow
