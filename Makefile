@@ -1,7 +1,9 @@
 # make demo: ask the small trained model about a picture.   make test: the test suite.
 # Both set up .venv themselves and need nothing but Python.
 
-PYTHON ?= $(shell command -v python3.11 || command -v python3)
+# The first that runs: a name alone may be a stub that selects no version (pyenv).
+PYTHON ?= $(shell for name in python3.11 python3.12 python3.13 python3; do \
+	"$$name" -c "" 2>/dev/null && echo "$$name" && break; done)
 # Threads that spin while they wait slow small forwards down 30 times on a busy machine.
 export OMP_WAIT_POLICY = PASSIVE
 export HF_HUB_DISABLE_TELEMETRY = 1
@@ -40,6 +42,7 @@ test-versions: .venv-lowest/.ready .venv/.ready .venv-newest/.ready
 
 # What a newcomer gets: whatever the index has today, unpinned but for torch.
 test-newest:
+	@echo "Setting up .venv-unpinned with whatever the index has today; 2 to 10 minutes"
 	$(PYTHON) -m venv --clear .venv-unpinned
 	.venv-unpinned/bin/python -m pip install --quiet "$$(grep '^torch==' constraints.txt)"
 	.venv-unpinned/bin/python -m pip install --quiet --editable ".[convert,test]"
@@ -61,22 +64,16 @@ test-slow: .venv/.ready
 test-transformers: .venv/.ready
 	HF_HUB_OFFLINE=1 .venv/bin/python tests/run_transformers_common.py
 
+# Name, versions, the oldest Python that they install on (3.MINOR), a Python, and what to install.
 .venv/.ready: constraints.txt setup.cfg pyproject.toml
-	$(PYTHON) -m venv .venv
-	# First and alone, so that no other package pulls a build with CUDA where a CPU build is at hand.
-	.venv/bin/python -m pip install --quiet "$$(grep '^torch==' constraints.txt)"
-	.venv/bin/python -m pip install --quiet --constraint constraints.txt --editable ".[convert,test]"
-	touch $@
+	@sh make_environment.sh .venv constraints.txt 11 "$(PYTHON)" ".[convert,test]"
 
-.venv-%/.ready: constraints-%.txt setup.cfg pyproject.toml
-	$(PYTHON) -m venv .venv-$*
-	.venv-$*/bin/python -m pip install --quiet "$$(grep '^torch==' $<)"
-	.venv-$*/bin/python -m pip install --quiet --constraint $< --editable ".[convert,test-core]"
-	touch $@
+.venv-lowest/.ready: constraints-lowest.txt setup.cfg pyproject.toml
+	@sh make_environment.sh .venv-lowest constraints-lowest.txt 10 "$(PYTHON)" ".[convert,test-core]"
+
+.venv-newest/.ready: constraints-newest.txt setup.cfg pyproject.toml
+	@sh make_environment.sh .venv-newest constraints-newest.txt 11 "$(PYTHON)" ".[convert,test-core]"
 
 # Its own environment, because Gradio needs an older Pillow than the suite has.
 .venv-demo/.ready: constraints-demo.txt setup.cfg pyproject.toml
-	$(PYTHON) -m venv .venv-demo
-	.venv-demo/bin/python -m pip install --quiet "$$(grep '^torch==' constraints-demo.txt)"
-	.venv-demo/bin/python -m pip install --quiet --constraint constraints-demo.txt --editable ".[demo]" pytest selenium
-	touch $@
+	@sh make_environment.sh .venv-demo constraints-demo.txt 11 "$(PYTHON)" ".[demo]" pytest selenium

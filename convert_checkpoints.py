@@ -14,7 +14,6 @@ import logging
 import os
 import pickle
 import re
-import shutil
 import sys
 import tempfile
 import types
@@ -55,6 +54,7 @@ from transformers import (
 )
 
 from .hub.card import released_ids, write_card
+from .hub.endpoint import add_endpoint_files
 from .hub.push import prepare_repository, upload
 from .modeling_fusion import FusionForConditionalGeneration
 from .processing_fusion import FusionImageProcessor, FusionProcessor
@@ -64,7 +64,6 @@ from .processing_fusion import FusionImageProcessor, FusionProcessor
 logger = logging.getLogger(__name__)
 
 PACKAGE_DIR = Path(__file__).resolve().parent
-SHIPPED_FILES = ("configuration_fusion.py", "modeling_fusion.py", "processing_fusion.py", "handler.py")
 
 # The released name is the longest form. Which of the wrappers is written depends on the class of the tower.
 TOWER = r"model\.vision_tower(?:\.vision_tower)?(?:\.vision_model)?"
@@ -1040,8 +1039,7 @@ def convert(
         write_weights(checkpoint, mapped, partial, dtype, max_shard_size)
         processor.save_pretrained(partial)
         generation_config.save_pretrained(partial)
-        for file in SHIPPED_FILES:
-            shutil.copy(PACKAGE_DIR / file, partial)
+        add_endpoint_files(partial, quantized=quantize is not None)
         # After what it takes to run, because a folder without it does not load.
         config.save_pretrained(partial)
         if quantize:

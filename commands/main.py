@@ -202,11 +202,22 @@ def add_card_options(parser: argparse.ArgumentParser):
     parser.add_argument("--description", metavar="TEXT", help="a paragraph on what it was trained on, say")
     parser.add_argument("--base-model", metavar="REPO", nargs="+", help="what it was trained from")
     parser.add_argument("--license", metavar="ID", help="the Hub's id of the licence, such as apache-2.0")
-    parser.add_argument("--license-link", metavar="URL")
+    parser.add_argument(
+        "--license-name", metavar="NAME", help="of a licence that the Hub has no id of (--license other)"
+    )
+    parser.add_argument("--license-link", metavar="URL", help="its text: an address, or a file of the folder")
     parser.add_argument("--datasets", metavar="REPO", nargs="+", help="what it was trained on")
     parser.add_argument("--results", metavar="FILE", help="YAML or JSON with evaluation results")
     parser.add_argument(
-        "--examples", metavar="FILE", help="YAML or JSON with widget examples: image, question, answer"
+        "--examples",
+        metavar="FILE",
+        help="YAML or JSON with widget examples: image (copied to widget/), question, answer, title",
+    )
+    parser.add_argument("--ask", action="store_true", help="let the model answer the examples that have no answer")
+    parser.add_argument(
+        "--handler",
+        action="store_true",
+        help="write handler.py and requirements.txt for Inference Endpoints too, as convert does",
     )
 
 

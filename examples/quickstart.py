@@ -6,6 +6,8 @@ picture of where each answer came from.
 """
 
 import argparse
+import os
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -25,6 +27,14 @@ QUESTIONS = (
     "How many red objects are there?",
     "Where is the circle?",
 )
+NEXT_QUESTION = "What is in the lower right?"
+
+
+def ask_command(question: str) -> str:
+    """Return the command line that asks the small model one more question, as it runs from the current folder."""
+    command = Path(sys.executable).with_name("fusion-vlm")
+    paths = [os.path.relpath(path) for path in (command, MODEL, IMAGE)]
+    return shlex.join([paths[0], "ask", *paths[1:], f"{question} {SHORT_HINT}"])
 
 
 def main():
@@ -43,11 +53,17 @@ def main():
     # The hint is as in the training data: without it, answers are sentences.
     asked = [f"{question}\n{SHORT_HINT}" for question in QUESTIONS]
     answers, _ = visualize(model, processor, IMAGE, asked, args.output)
-    print(f"Image:    {IMAGE}")
+    print(
+        f"Model:    {os.path.relpath(MODEL)}, two million parameters: it knows drawn shapes, their colours and places"
+    )
+    print(f"Image:    {os.path.relpath(IMAGE)}, a drawing: red stars, a blue circle and a green square")
     for question, answer in zip(QUESTIONS, answers, strict=True):
         print(f"Question: {question}\nAnswer:   {answer}")
-    print(f"Picture:  {args.output} (red: a blur there takes the answer's probability away)")
+    print(f"Picture:  {args.output} shows the image beside what each answer came from: where it is red, a blur takes")
+    print("          the answer's probability away. Look at it with any viewer.")
     print(f"Time:     {loaded - start:.1f} s to load, {time.perf_counter() - loaded:.1f} s to answer and to draw")
+    print("Next:     ask a question of your own, about this image or another one:")
+    print(f"          {ask_command(NEXT_QUESTION)}")
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ import difflib
 import json
 import os
 import re
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,8 +21,12 @@ from huggingface_hub import (
     eval_result_entries_to_yaml,
     hf_hub_url,
 )
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
 
-from ..configuration_fusion import TESTED_RELEASES, FusionConfig
+from fusion_vlm.configuration_fusion import TESTED_RELEASES, FusionConfig
+from fusion_vlm.hub.endpoint import add_endpoint_files
+from fusion_vlm.hub.examples import CardError, Example, answer_examples, read_examples, read_rows, write_examples
 
 
 HUB_DIR = Path(__file__).resolve().parent
@@ -120,10 +123,6 @@ PHOTO_EXAMPLES = [
 ]
 
 
-class CardError(ValueError):
-    """The card cannot be written; the message says why."""
-
-
 @dataclass(frozen=True)
 class Architecture:
     """Tower and decoder of a released model, recognised by the sizes in a config."""
@@ -168,20 +167,6 @@ def paper_results(name: str) -> list[EvalResult]:
     ]
 
 
-def read_rows(rows: list[dict] | str | os.PathLike, what: str) -> tuple[list[dict], Path]:
-    """Rows, or those of a YAML or JSON file, and the folder that their relative paths begin at."""
-    folder = Path()
-    if isinstance(rows, (str, os.PathLike)):
-        folder = Path(rows).parent
-        try:
-            rows = yaml.safe_load(Path(rows).read_text())
-        except (OSError, ValueError, yaml.YAMLError) as error:
-            raise CardError(f"Cannot read the {what} from {rows}: {error}.") from error
-    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise CardError(f"The {what} must be a list of mappings, got {rows!r:.200}.")
-    return rows, folder
-
-
 def read_results(rows: list[dict] | str | os.PathLike) -> list[EvalResult]:
     results = []
     for row in read_rows(rows, "results")[0]:
@@ -195,38 +180,22 @@ def read_results(rows: list[dict] | str | os.PathLike) -> list[EvalResult]:
     return results
 
 
-def write_widget(folder: Path, examples: list[dict] | str | os.PathLike, repo_id: str | None) -> list[dict]:
+def make_widget(examples: list[Example], repo_id: str | None) -> list[dict]:
     """
-    Copies the images to `widget/` and gives the widget's metadata, chat messages (the Hub's `WidgetExampleChatInput`).
+    Return the widget's metadata: chat messages, as the Hub's `WidgetExampleChatInput`.
 
     The Hub takes a path inside the repository for `src` only, so the image of a message has its full URL as soon as
     the repository is known.
     """
     widget = []
-    rows, base = read_rows(examples, "widget examples")
-    for row in rows:
-        if not {"image", "question"} <= row.keys() <= {"image", "question", "answer", "title"}:
-            raise CardError(
-                f"The widget example {row!r:.200} has the wrong fields, expected image and question, with answer and"
-                " title if wanted."
-            )
-        image = base / row["image"]
-        target = folder / "widget" / image.name
-        if not image.is_file():
-            raise CardError(f"The widget example {row['question']!r} has no image: {image} is not there.")
-        target.parent.mkdir(exist_ok=True)
-        if image.resolve() != target.resolve():
-            shutil.copyfile(image, target)
-        path = f"widget/{image.name}"
-        content = [
-            {"type": "image_url", "image_url": {"url": hf_hub_url(repo_id, path) if repo_id else path}},
-            {"type": "text", "text": row["question"]},
-        ]
+    for example in examples:
+        url = hf_hub_url(repo_id, example.image) if repo_id else example.image
+        content = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": example.question}]
         entry = {
-            "example_title": row.get("title", row["question"]),
+            "example_title": example.title or example.question,
             "messages": [{"role": "user", "content": content}],
         }
-        widget.append({**entry, "output": {"text": row["answer"]}} if "answer" in row else entry)
+        widget.append({**entry, "output": {"text": example.answer}} if example.answer else entry)
     return widget
 
 
@@ -296,26 +265,58 @@ def find_origin(
     return origin
 
 
-def check_origin(given: dict):
+def check_origin(given: dict, folder: Path):
     """
     Check what the card is going to say of the weights' origin, as the Hub would when the folder is uploaded.
 
     Raises:
-        CardError: for a base model or data set that is no id of the Hub, such as a local path, and for a license that
-            the Hub does not know.
+        CardError: for a base model, data set or repository that is no id of the Hub, such as a local path, and for a
+            license that the Hub does not know, or that it could not show.
     """
-    for field in ("base_model", "datasets"):
+    for field in ("base_model", "datasets", "repo_id"):
         names = given[field] or []
         for name in [names] if isinstance(names, str) else names:
-            if Path(name).exists() or not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name):
-                raise CardError(f"`{field}` is {name!r}, a path: expected an id of the Hub, such as owner/name.")
+            check_hub_id(field, name)
+    check_license(given["license"], given["license_name"], given["license_link"], folder)
+
+
+def check_hub_id(field: str, name: str):
+    """Raise a CardError if a name is no id of the Hub; a repository to upload to has an owner, too."""
+    expected = "expected an id of the Hub, such as owner/name"
+    if "://" in name:
+        raise CardError(f"`{field}` is {name!r}, an address: {expected}.")
+    is_path = name.startswith((".", "/", "~")) or name.count("/") > 1
+    if is_path or (field != "repo_id" and Path(name).exists()):
+        raise CardError(f"`{field}` is {name!r}, a path: {expected}.")
+    try:
+        validate_repo_id(name)
+    except HFValidationError as error:
+        raise CardError(f"`{field}` is {name!r}: {expected} ({' '.join(str(error).split())}).") from error
+    if field == "repo_id" and "/" not in name:
+        raise CardError(f"`{field}` is {name!r}, without an owner: {expected}.")
+
+
+def check_license(license: str | None, name: str | None, link: str | None, folder: Path):
+    """Raise a CardError for a license that the Hub does not know, and for a name or a link that it would not show."""
     known = yaml.safe_load((HUB_DIR / "licenses.yaml").read_text())
-    if given["license"] is not None and given["license"] not in known:
-        near = ", ".join(difflib.get_close_matches(given["license"].lower(), known)) or "apache-2.0, mit"
+    if license is None and (name or link):
         raise CardError(
-            f"`license` is {given['license']!r}, which the Hub does not know: expected one of its ids (near: {near}),"
-            " or `other` with a `license_link`."
+            "`license` is missing: its name and link are shown beside an id of the Hub, or beside `other`."
         )
+    if license is not None and license not in known:
+        near = ", ".join(difflib.get_close_matches(license.lower(), known)) or "apache-2.0, mit"
+        raise CardError(
+            f"`license` is {license!r}, which the Hub does not know: expected one of its ids (near: {near}), or"
+            " `other` with a `license_name` and a `license_link`."
+        )
+    if license == "other" and not (name and link):
+        raise CardError(
+            "`license` is 'other', which says nothing by itself: give its `license_name` and `license_link`."
+        )
+    if name and license != "other":
+        raise CardError(f"`license_name` is {name!r}, which is for `license` 'other' only, not for {license!r}.")
+    if link and not re.fullmatch(r"https?://\S+", link) and not (folder / link).is_file():
+        raise CardError(f"`license_link` is {link!r}: expected an address, or a file of the folder such as LICENSE.")
 
 
 def describe(folder: Path, config: FusionConfig, architecture: Architecture | None, data: ModelCardData) -> dict:
@@ -327,8 +328,7 @@ def describe(folder: Path, config: FusionConfig, architecture: Architecture | No
         "releases": TESTED_RELEASES,
         "image_size": config.vision_config.image_size,
         "handler": (folder / "handler.py").is_file(),
-        "question": json.dumps(data.widget[0]["messages"][0]["content"][1]["text"]),
-        "license_name": f"`{data.license}`",
+        "license_name": data.license_name or f"`{data.license}`",
         "max_new_tokens": GENERATION_PARAMETERS["max_new_tokens"],
         "authors": AUTHORS,
         "llama": False,
@@ -347,6 +347,64 @@ def describe(folder: Path, config: FusionConfig, architecture: Architecture | No
     return text
 
 
+def describe_examples(examples: list[Example]) -> dict:
+    """Return what the text of the card says of the examples: the first image, and what was asked about it."""
+    if not examples:
+        return {"image": None, "question": json.dumps("What is in the picture?")}
+
+    def cell(text: str | None) -> str:
+        return " ".join(text.split()).replace("|", "\\|") if text else ""
+
+    first = examples[0]
+    return {
+        "image": first.image,
+        "question": json.dumps(first.question, ensure_ascii=False),
+        "asked": [(cell(one.question), cell(one.answer)) for one in examples if one.image == first.image],
+        "answered": any(one.answer for one in examples if one.image == first.image),
+    }
+
+
+def choose_examples(
+    folder: Path, examples: list[dict] | str | os.PathLike | None, released: str | None, ask: bool
+) -> list[Example]:
+    """
+    Return the examples of a card, their images written: those given, else the photograph for a released model.
+
+    A model that was trained by others may never have seen a photograph, so that its card has none by default.
+    """
+    rows = read_examples(examples if examples is not None else PHOTO_EXAMPLES if released else [])
+    if ask and not rows:
+        raise CardError("The model cannot be asked without a question: give `examples`, with `image` and `question`.")
+    written = write_examples(folder, rows)
+    return answer_examples(folder, written, GENERATION_PARAMETERS["max_new_tokens"]) if ask else written
+
+
+def find_results(
+    architecture: Architecture | None, stage: str | None, results: list[dict] | str | os.PathLike | None
+) -> list[EvalResult]:
+    """Return the results that are given, else the authors' for a released final checkpoint."""
+    if results:
+        return read_results(results)
+    return paper_results(architecture.name) if stage == "" else []
+
+
+def make_metadata(
+    origin: dict, architecture: Architecture | None, title: str, widget: list[dict], results: list[EvalResult]
+) -> ModelCardData:
+    """Return the metadata that the Hub reads; empty fields are left out of the card."""
+    return ModelCardData(
+        **origin,
+        language="en" if architecture else None,
+        library_name="transformers",
+        pipeline_tag=PIPELINE_TAG,
+        tags=["custom_code", "conversational", "vision-language", "fusion"],
+        inference={"parameters": GENERATION_PARAMETERS},
+        widget=widget or None,
+        model_name=title if results else None,
+        eval_results=results or None,
+    )
+
+
 def write_card(
     folder: str | os.PathLike,
     *,
@@ -356,14 +414,18 @@ def write_card(
     description: str | None = None,
     base_model: str | list[str] | None = None,
     license: str | None = None,
+    license_name: str | None = None,
     license_link: str | None = None,
     datasets: list[str] | None = None,
     results: list[dict] | str | os.PathLike | None = None,
     examples: list[dict] | str | os.PathLike | None = None,
+    ask: bool = False,
+    handler: bool = False,
 ) -> Path:
     """
-    Writes `README.md` of a FUSION folder and what belongs to it: `widget/` with the images of the widget examples,
+    Write `README.md` of a FUSION folder and what belongs to it: `widget/` with the images of the widget examples,
     `.eval_results/` if there are results on datasets of the Hub, and `NOTICE` for a Llama 3.1 decoder.
+    Its code runs as it stands, within the folder and, with `repo_id`, anywhere else.
 
     A folder with the sizes of a released model gets that model's base models and licence; the authors' results, data
     and stage only with `released`, since a fine-tuned model has the same sizes. For any other folder nothing is
@@ -383,22 +445,31 @@ def write_card(
         base_model (`str` or `list[str]`, *optional*):
             Hub ids of what the model was trained from.
         license, license_link (`str`, *optional*):
-            The Hub's id of the licence of the weights, such as `apache-2.0`, and its URL.
+            The Hub's id of the licence of the weights, such as `apache-2.0`, and its URL or its file in the folder.
+        license_name (`str`, *optional*):
+            Name of a licence that has no id; `license` is `other` then, and `license_link` needed.
         datasets (`list[str]`, *optional*):
             Hub ids of the training data.
         results (`list[dict]` or path of a YAML or JSON file, *optional*):
             Evaluation results. Each is a mapping of arguments of `huggingface_hub.EvalResult`: `dataset_name`,
             `dataset_type`, `metric_type`, `metric_value`, and others that may be left out. They replace the authors'.
         examples (`list[dict]` or path of a YAML or JSON file, *optional*):
-            Widget examples: `image` (path, from the file's folder if there is a file), `question`, and if wanted
-            `answer` (of this model) and `title`. Defaults to two questions about a photograph of a cat.
+            Widget examples: `image` (path, from the file's folder if there is a file, or a `PIL.Image`), `question`,
+            and if wanted `answer` (of this model) and `title`. The images are copied to `widget/`; the first one is
+            shown at the top of the card. Defaults to a photograph of a cat for a released model, else to none.
+        ask (`bool`):
+            Load the model and let it answer the examples that have no answer.
+        handler (`bool`):
+            Write `handler.py` and `requirements.txt` for Inference Endpoints, as the converter does, and the code if
+            the folder lacks it.
 
     Returns:
         `Path`: the card.
 
     Raises:
         CardError: a `ValueError`: for a folder that is no FUSION model, a `released` that its config does not fit,
-            malformed results or examples, or a README.md that somebody else has written.
+            an origin that the Hub would refuse, malformed results or examples, or a README.md that somebody else has
+            written.
     """
     folder = Path(folder)
     config = read_config(folder)
@@ -407,35 +478,29 @@ def write_card(
         raise CardError(f"{path} was not written by this command and would be lost. Move it away first.")
     stage = find_stage(folder, config, released) if released else None
     architecture = find_architecture(config)
-    evaluations = read_results(results) if results else []
-    if stage == "" and not results:
-        evaluations = paper_results(architecture.name)
-    given = {"base_model": base_model, "license": license, "license_link": license_link, "datasets": datasets}
-    check_origin(given)
+    evaluations = find_results(architecture, stage, results)
+    given = {"base_model": base_model, "datasets": datasets, "license": license}
+    given |= {"license_name": license_name, "license_link": license_link}
+    check_origin(given | {"repo_id": repo_id}, folder)
     quantized = getattr(config, "quantization_config", None) is not None
+    shown = choose_examples(folder, examples, released, ask)
+    if handler:
+        add_endpoint_files(folder, quantized=quantized)
     title = name or (released or repo_id or folder.resolve().name).split("/")[-1]
-    data = ModelCardData(
-        **find_origin(architecture, released, stage, quantized, given),
-        language="en" if architecture else None,
-        library_name="transformers",
-        pipeline_tag=PIPELINE_TAG,
-        tags=["custom_code", "conversational", "vision-language", "fusion"],
-        inference={"parameters": GENERATION_PARAMETERS},
-        widget=write_widget(folder, examples or PHOTO_EXAMPLES, repo_id),
-        model_name=title if evaluations else None,
-        eval_results=evaluations or None,
-    )
-    text = describe(folder, config, architecture, data) | {
+    origin = find_origin(architecture, released, stage, quantized, given)
+    data = make_metadata(origin, architecture, title, make_widget(shown, repo_id), evaluations)
+    text = describe(folder, config, architecture, data) | describe_examples(shown)
+    text |= {
         "name": title,
         "repo_id": repo_id,
         "released": released,
         "stage": STAGES[stage][0] if released else None,
         "unfinished": bool(stage),
-        "description": description,
+        "description": description.strip() if description else None,
         "quantized": quantized,
         "own_license": license is not None,
         "paper": released and not results,
-        "photo": examples is None,
+        "photo": examples is None and bool(shown),
         "results": evaluations,
     }
     write_eval_results(folder, evaluations)

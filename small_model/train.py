@@ -26,8 +26,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GenerationConfig, LlamaConfig, PreTrainedTokenizerFast, SiglipVisionConfig
 
 from fusion_vlm.configuration_fusion import FusionConfig
-from fusion_vlm.convert_checkpoints import SHIPPED_FILES
 from fusion_vlm.hub.card import write_card
+from fusion_vlm.hub.endpoint import SHIPPED_FILES
 from fusion_vlm.modeling_fusion import FusionForConditionalGeneration
 from fusion_vlm.processing_fusion import FusionImageProcessor, FusionProcessor
 from fusion_vlm.small_model.data import list_files, list_objects, make_data
@@ -234,7 +234,14 @@ def write_tiny_card(folder: Path):
         for name, question, title in EXAMPLES
     ]
     write_card(
-        folder, name="FUSION-tiny", description=DESCRIPTION, license="apache-2.0", results=rows, examples=examples
+        folder,
+        name="FUSION-tiny",
+        description=DESCRIPTION,
+        license="apache-2.0",
+        results=rows,
+        examples=examples,
+        ask=True,
+        handler=True,
     )
 
 

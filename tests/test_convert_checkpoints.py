@@ -135,9 +135,9 @@ def test_output_folder_is_complete(converted):
         "modeling_fusion.py",
         "processing_fusion.py",
         "processor_config.json",
+        "requirements.txt",
         "tokenizer.json",
         "tokenizer_config.json",
-        "widget",
     }
     config = json.loads((converted[LLAMA] / "config.json").read_text())
     assert config["architectures"] == ["FusionForConditionalGeneration"]

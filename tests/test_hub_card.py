@@ -2,18 +2,20 @@
 
 import dataclasses
 import json
+import os
 import re
 import runpy
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
 import pytest
-import torch
 import yaml
 from huggingface_hub import ModelCard, parse_eval_result_entries
 from huggingface_hub.utils import validate_repo_id
+from PIL import Image
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from transformers import LlamaConfig, Phi3Config, SiglipVisionConfig
 
@@ -22,13 +24,15 @@ from fusion_vlm.configuration_fusion import FusionConfig
 from fusion_vlm.convert_checkpoints import ConversionError, convert
 from fusion_vlm.hub import card
 from fusion_vlm.hub.card import CardError, write_card
+from fusion_vlm.hub.endpoint import QUANTIZED_REQUIREMENTS, REQUIREMENTS, SHIPPED_FILES, add_endpoint_files
 
 from .conftest import GOLDEN_DIR, LLAMA, PHI
 from .tiny import tiny_config
 
 
+ROOT = Path(__file__).parents[1]
 PHOTO = Path(__file__).parent / "fixtures" / "chelsea.jpg"
-SMALL_MODEL = Path(__file__).parents[1] / "examples" / "random_model.py"
+SMALL_MODEL = ROOT / "examples" / "random_model.py"
 PHI35, LLAMA31 = "microsoft/Phi-3.5-mini-instruct", "meta-llama/Llama-3.1-8B-Instruct"
 SO400M, GIANT = "google/siglip-so400m-patch14-384", "google/siglip2-giant-opt-patch16-384"
 RELEASED = {
@@ -51,7 +55,7 @@ TOWERS = {
     ),
 }
 # Of https://huggingface.co/docs/hub/repositories-licenses: those that a FUSION may come under.
-LICENSES = Literal["apache-2.0", "mit", "llama3.1", "llama3.2", "llama3.3", "llama4", "gemma", "cc-by-4.0", "cc0-1.0"]
+LICENSES = Literal["apache-2.0", "mit", "llama3.1", "llama3.2", "llama3.3", "llama4", "gemma", "other"]
 
 
 def is_repo_id(value: str) -> str:
@@ -151,11 +155,12 @@ class Metadata(Schema):
     language: Literal["en"] | None = None
     library_name: Literal["transformers"]
     license: LICENSES | None = None
-    license_link: Link | None = None
+    license_name: Text | None = None
+    license_link: Text | None = None
     pipeline_tag: Tag
     tags: list[Text]
     inference: Inference
-    widget: Annotated[list[Example], Field(min_length=1)]
+    widget: Annotated[list[Example], Field(min_length=1)] | None = None
     model_index: Annotated[list[Model], Field(min_length=1, max_length=1)] | None = Field(None, alias="model-index")
 
 
@@ -165,7 +170,7 @@ def read_metadata(path: Path) -> dict:
     Metadata.model_validate(metadata)
     assert {"custom_code", "conversational"} <= set(metadata["tags"])
     assert ("base_model" in metadata) == ("base_model_relation" in metadata)
-    for example in metadata["widget"]:
+    for example in metadata.get("widget", []):
         images = [part for part in example["messages"][0]["content"] if part["type"] == "image_url"]
         assert example["messages"][0]["role"] == "user" and len(images) == 1
         url = images[0]["image_url"]["url"]
@@ -299,7 +304,8 @@ def test_quantised_folder(make_folder):
 def test_any_other_folder_claims_nothing_that_was_not_given(tiny_folder):
     path = write_card(tiny_folder)
     metadata, text = read_metadata(path), read_text(path)
-    assert not {"base_model", "license", "datasets", "language", "model-index"} & metadata.keys()
+    assert not {"base_model", "license", "datasets", "language", "model-index", "widget"} & metadata.keys()
+    assert not (tiny_folder / "widget").exists() and "](widget/" not in text
     assert text.startswith(" # my-fusion A FUSION vision-language model ([arXiv")
     for word in ("Llama", "Phi", "FLUX", "SigLIP", "## Results", "## Training"):
         assert word not in text
@@ -335,18 +341,87 @@ def test_facts_that_are_handed_in(tiny_folder, tmp_path):
 
 
 def test_repository_is_named_where_it_is_known(tiny_folder):
-    code = python_blocks(write_card(tiny_folder))[0]
-    assert 'model_id = "."' in code
-    path = write_card(tiny_folder, repo_id="me/tiny-fusion")
-    assert 'model_id = "me/tiny-fusion"\n' in python_blocks(path)[0] and "# tiny-fusion\n" in path.read_text()
+    assert 'folder = "."  #' in python_blocks(write_card(tiny_folder))[0]
+    examples = [{"image": PHOTO, "question": "What is it?"}]
+    path = write_card(tiny_folder, repo_id="me/tiny-fusion", examples=examples)
+    assert 'snapshot_download("me/tiny-fusion")' in python_blocks(path)[0] and "# tiny-fusion\n" in path.read_text()
     image = read_metadata(path)["widget"][0]["messages"][0]["content"][0]
     assert image["image_url"]["url"] == "https://huggingface.co/me/tiny-fusion/resolve/main/widget/chelsea.jpg"
 
 
+def test_picture_is_at_the_top_with_what_was_asked_and_answered(tiny_folder):
+    examples = [
+        {"image": PHOTO, "question": "How many?\nOne word | digit.", "answer": "1"},
+        {"image": PHOTO, "question": "Which?"},
+    ]
+    text = write_card(tiny_folder, examples=examples).read_text().split("\n---\n", 1)[1]
+    top = text[: text.index("## Use")]
+    assert "![The picture of the example](widget/chelsea.jpg)" in top
+    assert "| How many? One word \\| digit. | 1 |" in top and "| Which? | not recorded |" in top
+    text = write_card(tiny_folder, examples=examples[1:]).read_text()
+    assert "To ask about this picture: *Which?*" in text and "the model's answer" not in text
+
+
+def test_model_of_others_does_not_get_the_photograph(make_folder, tiny_folder):
+    """A cat says nothing of a model that was trained on something else, also with the sizes of a released one."""
+    for folder in (make_folder("FUSION-Phi3.5-3B"), tiny_folder):
+        path = write_card(folder)
+        assert "widget" not in read_metadata(path) and "van der Walt" not in path.read_text()
+    path = write_card(make_folder("FUSION-Phi3.5-3B"), released="starriver030515/FUSION-Phi3.5-3B")
+    assert "](widget/chelsea.jpg)" in path.read_text() and "van der Walt" in path.read_text()
+
+
+def test_examples_of_an_earlier_card_are_not_kept(tiny_folder):
+    write_card(tiny_folder, examples=[{"image": PHOTO, "question": "What animal is this?", "answer": "a cat"}])
+    path = write_card(tiny_folder)
+    assert "widget" not in read_metadata(path) and "cat" not in python_blocks(path)[0]
+
+
+def test_images_of_examples_do_not_overwrite_each_other(tiny_folder, tmp_path):
+    """Two files of one name, one that lies in `widget/` already, a name that no URL takes, and an image in memory."""
+    colors = {}
+    for number, name in enumerate(("a/one.png", "b/one.png", "my-fusion/widget/one.png", "c/my dice (1).png")):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.new("RGB", (4, 4), (number, 0, 0)).save(tmp_path / name)
+        colors[tmp_path / name] = (number, 0, 0)
+    examples = [{"image": path, "question": "What?"} for path in (*colors, tmp_path / "a/one.png")]
+    examples.append({"image": Image.new("RGB", (4, 4), (9, 0, 0)), "question": "What?"})
+    metadata = read_metadata(write_card(tiny_folder, examples=examples))
+    urls = [entry["messages"][0]["content"][0]["image_url"]["url"] for entry in metadata["widget"]]
+    written = [Image.open(tiny_folder / url).getpixel((0, 0)) for url in urls]
+    assert written == [*colors.values(), (0, 0, 0), (9, 0, 0)]
+    assert urls[4] == urls[0] and urls[2] == "widget/one.png" and urls[3] == "widget/my-dice-1.png"
+
+
 def test_handler_is_mentioned_if_it_is_there(tiny_folder):
     assert "handler.py" not in read_text(write_card(tiny_folder))
-    (tiny_folder / "handler.py").write_text("")
-    assert "`handler.py` serves the model" in read_text(write_card(tiny_folder))
+    assert not (tiny_folder / "requirements.txt").exists()
+    assert "`handler.py` serves the model" in read_text(write_card(tiny_folder, handler=True))
+
+
+def test_trained_folder_gets_the_files_of_a_converted_one(tiny_folder, converted):
+    write_card(tiny_folder, handler=True)
+    for name in (*SHIPPED_FILES, "requirements.txt"):
+        assert (tiny_folder / name).read_bytes() == (converted[LLAMA] / name).read_bytes(), name
+
+
+def test_code_and_requirements_of_the_folder_stay(tiny_folder):
+    """The weights may need the code that lies beside them; an old handler is replaced."""
+    for name in ("modeling_fusion.py", "handler.py"):
+        (tiny_folder / name).write_text("# older\n")
+    (tiny_folder / "requirements.txt").write_text("--pre\nPillow==12.0\neinops\n")
+    add_endpoint_files(tiny_folder, quantized=True)
+    add_endpoint_files(tiny_folder, quantized=True)
+    assert (tiny_folder / "modeling_fusion.py").read_text() == "# older\n"
+    assert (tiny_folder / "handler.py").read_text() == (ROOT / "handler.py").read_text()
+    lines = (tiny_folder / "requirements.txt").read_text().splitlines()
+    assert lines == ["--pre", "Pillow==12.0", "einops", *REQUIREMENTS[:2], *QUANTIZED_REQUIREMENTS]
+
+
+def test_requirements_of_the_handler_are_those_of_the_package():
+    """Else an endpoint would install a release that the package has left behind."""
+    required = (ROOT / "setup.cfg").read_text().split("install_requires =")[1].split("[options.package_data]")[0]
+    assert {*REQUIREMENTS, *QUANTIZED_REQUIREMENTS} <= set(required.split())
 
 
 @pytest.mark.parametrize(
@@ -360,6 +435,9 @@ def test_handler_is_mentioned_if_it_is_there(tiny_folder):
         ({"results": "nowhere.yaml"}, "Cannot read the results from nowhere.yaml"),
         ({"examples": [{"image": PHOTO, "text": "What?"}]}, "wrong fields, expected image and question"),
         ({"examples": [{"image": "nowhere.png", "question": "What?"}]}, "no image: nowhere.png is not there"),
+        ({"examples": [{"image": Path(__file__), "question": "What?"}]}, "test_hub_card.py cannot be read"),
+        ({"examples": [{"image": PHOTO, "question": "Two?", "answer": False}]}, "`answer` .* is no text: quote it"),
+        ({"ask": True}, "cannot be asked without a question"),
     ],
 )
 def test_bad_data_is_refused_by_name(arguments, message, tiny_folder):
@@ -379,13 +457,36 @@ def test_bad_data_is_refused_by_name(arguments, message, tiny_folder):
         ({"base_model": "tests"}, "`base_model` is 'tests', a path"),
         ({"datasets": ["../rows.json"]}, "`datasets` is '../rows.json', a path"),
         ({"license": "Apache 2.0"}, "`license` is 'Apache 2.0', which the Hub does not know.*near: apache-2.0"),
-        ({"license": "mine"}, "or `other` with a `license_link`"),
+        ({"base_model": "https://huggingface.co/me/model"}, "an address: expected an id of the Hub"),
+        ({"base_model": "me/model--2"}, "'me/model--2': expected an id of the Hub"),
+        ({"repo_id": "my-model"}, "'my-model', without an owner"),
+        ({"license": "mine"}, "or `other` with a `license_name` and a `license_link`"),
+        (
+            {"license": "other", "license_link": "https://example.org"},
+            "says nothing by itself: give its `license_name`",
+        ),
+        ({"license": "other", "license_name": "mine"}, "says nothing by itself: give its `license_name`"),
+        ({"license_link": "https://example.org"}, "`license` is missing"),
+        ({"license": "mit", "license_name": "mine"}, "`license_name` is 'mine', which is for `license` 'other' only"),
+        ({"license": "mit", "license_link": "LICENSE"}, "`license_link` is 'LICENSE': expected an address, or a file"),
     ],
 )
 def test_origin_that_the_hub_would_refuse(arguments, message, tiny_folder, monkeypatch):
     monkeypatch.chdir(Path(__file__).parents[1])
     with pytest.raises(CardError, match=message):
         write_card(tiny_folder, **arguments)
+
+
+def test_license_without_an_id_is_shown_by_its_name(tiny_folder):
+    (tiny_folder / "LICENSE").write_text("Do as you like.")
+    path = write_card(tiny_folder, license="other", license_name="as-you-like", license_link="LICENSE")
+    metadata = read_metadata(path)
+    assert [metadata[key] for key in ("license", "license_name", "license_link")] == [
+        "other",
+        "as-you-like",
+        "LICENSE",
+    ]
+    assert "The weights are under [as-you-like](LICENSE)." in read_text(path)
 
 
 def test_card_of_somebody_else_is_not_overwritten(tiny_folder):
@@ -418,7 +519,7 @@ class TestConverter:
         hub_id = "starriver030515/FUSION-Phi3.5-3B"
         folder = convert(hub_id, tmp_path / "a", repo_id="me/mine")
         assert len(read_metadata(folder / "README.md")["model-index"][0]["results"]) == 22
-        assert 'model_id = "me/mine"' in (folder / "README.md").read_text()
+        assert 'snapshot_download("me/mine")' in (folder / "README.md").read_text()
         folder = convert("somebody/FUSION-Phi3.5-3B", tmp_path / "b")
         assert "model-index" not in read_metadata(folder / "README.md")
 
@@ -441,24 +542,58 @@ def python_blocks(path: Path) -> list[str]:
     return re.findall(r"```python\n(.*?)```", path.read_text(), flags=re.DOTALL)
 
 
-def test_code_of_the_card_runs(tmp_path, monkeypatch, capsys):
-    """From the folder, as it stands but for fewer tokens; the model in 4 bits is asked with the same lines."""
-    folder = runpy.run_path(str(SMALL_MODEL))["write_small_model"](tmp_path / "small")
-    usage, in_4_bits = python_blocks(write_card(folder))
-    assert len(usage.splitlines()) <= 12 and "max_new_tokens=128" in usage
-    usage = usage.replace("max_new_tokens=128", "max_new_tokens=8")
-    monkeypatch.chdir(folder)
-    shutil.copy(PHOTO, "photo.jpg")
-    capsys.readouterr()
-    names = {}
-    exec(usage, names)
-    assert capsys.readouterr().out.strip()
-    assert names["output"].shape[1] > names["inputs"]["input_ids"].shape[1]
-    exec(in_4_bits, names)
-    assert type(names["model"].model.language_model.layers[0].mlp.up_proj).__name__ == "Linear4bit"
-    assert names["model"].lm_head.weight.dtype in (torch.float32, torch.bfloat16)
-    exec(usage[usage.index("content =") :], names)
-    assert capsys.readouterr().out.strip()
+def run_code(card_path: Path, folder: Path, cache: Path) -> list[str]:
+    """Run all Python of a card as pasted, in one process, offline, from a folder. Return the lines that it prints."""
+    code = "\n".join([*python_blocks(card_path), "print(type(model.get_input_embeddings()).__name__)"])
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(cache), "PYTHONWARNINGS": "ignore"}
+    environment.pop("HF_HUB_CACHE", None)
+    result = subprocess.run([sys.executable, "-c", code], cwd=folder, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    return result.stdout.splitlines()
+
+
+@pytest.fixture(scope="module")
+def small_folder(tmp_path_factory) -> Path:
+    return runpy.run_path(str(SMALL_MODEL))["write_small_model"](tmp_path_factory.mktemp("card") / "small")
+
+
+@pytest.mark.parametrize("kind", ["with an example", "without one", "of a repository"])
+def test_code_runs_as_pasted_in_the_folder(kind, small_folder, tmp_path):
+    """Usage and 4 bits, one after the other; nothing in it stands for a file that is not there."""
+    examples = None if kind == "without one" else [{"image": PHOTO, "question": 'What is "it"?'}]
+    repo_id = "me/small" if kind == "of a repository" else None
+    path = write_card(small_folder, examples=examples, repo_id=repo_id)
+    usage = python_blocks(path)[0]
+    assert len(usage.splitlines()) <= 17 and "photo.jpg" not in usage
+    assert ("widget/chelsea.jpg" in usage) == (examples is not None)
+    assert run_code(path, small_folder, tmp_path)[-1] == "Embedding"
+
+
+def test_code_runs_anywhere_with_the_id_of_the_repository(small_folder, tmp_path):
+    """From an empty folder; the repository is in the cache of the Hub client, as after a download."""
+    path = write_card(small_folder, examples=[{"image": PHOTO, "question": "What is it?"}], repo_id="me/small")
+    repository = tmp_path / "hub" / "models--me--small"
+    shutil.copytree(small_folder, repository / "snapshots" / ("0" * 40))
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("0" * 40)
+    (tmp_path / "empty").mkdir()
+    assert run_code(path, tmp_path / "empty", tmp_path)[-1] == "Embedding"
+
+
+def test_code_of_the_shipped_small_model_gives_the_answer_on_its_card(tmp_path):
+    folder = ROOT / "small_model" / "model"
+    metadata = read_metadata(folder / "README.md")
+    assert run_code(folder / "README.md", folder, tmp_path)[0] == metadata["widget"][0]["output"]["text"] == "blue"
+
+
+def test_model_answers_the_examples_that_have_no_answer(tmp_path):
+    """The shipped small model, asked about a picture that is not on its card."""
+    folder = tmp_path / "tiny"
+    shutil.copytree(ROOT / "small_model" / "model", folder)
+    hint = "Answer with a single word or phrase."
+    row = {"image": ROOT / "examples" / "images" / "stars.png", "question": f"Where is the circle?\n{hint}"}
+    metadata = read_metadata(write_card(folder, examples=[row, {**row, "answer": "there"}], ask=True))
+    assert [entry["output"]["text"] for entry in metadata["widget"]] == ["lower left", "there"]
 
 
 NODE_CHECK = """

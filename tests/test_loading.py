@@ -75,7 +75,7 @@ def test_folder_alone_is_enough_and_is_complete_again_when_saved(variant, conver
     for folder in ("copy", "copy of copy"):
         files = [{path.name for path in place.iterdir()} for place in (converted[variant], tmp_path / folder)]
         # `save_pretrained` writes what a model needs; these belong to the repository on the Hub.
-        assert files[0] - files[1] == {"README.md", "widget", "handler.py"}
+        assert files[0] - files[1] == {"README.md", "handler.py", "requirements.txt"}
     configs = [FusionConfig.from_pretrained(folder).to_dict() for folder in (converted[variant], tmp_path / "copy")]
     for config in configs:
         for part in (config["vision_config"], config["text_config"]):

@@ -5,6 +5,7 @@ truths are those of easy-VQA's test split and of scenes drawn anew, whose images
 
 import json
 import random
+import shlex
 import sys
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from peft import get_peft_model
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor, BitsAndBytesConfig, pipeline
 
+from fusion_vlm.commands.main import main
 from fusion_vlm.small_model import accuracy as measure
 from fusion_vlm.training.collator import FusionDataCollator
 from fusion_vlm.training.lora import lora_config
@@ -153,7 +155,11 @@ def test_demo_answers_rightly(import_script, tmp_path, monkeypatch, capsys):
     said = capsys.readouterr().out
     answers = [line.split(maxsplit=1)[1] for line in said.splitlines() if line.startswith("Answer:")]
     assert answers == ["blue", "3", "lower left"]
-    assert str(quickstart.IMAGE) in said
+    assert str(Path(quickstart.IMAGE).relative_to(TINY.parents[1])) in said and str(tmp_path / "demo.png") in said
+    # The command that it prints at the end runs as it stands.
+    *_, command, model, image, question = shlex.split(said.splitlines()[-1])
+    assert command == "ask" and main([command, model, image, question]) == 0
+    assert capsys.readouterr().out == "green square\n"
     with Image.open(tmp_path / "demo.png") as picture:
         assert min(picture.size) > 300 and picture.convert("L").getextrema() == (0, 255)
 

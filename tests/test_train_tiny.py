@@ -3,6 +3,7 @@
 import json
 import random
 import re
+import shutil
 import sys
 from collections import Counter
 
@@ -205,6 +206,15 @@ def test_input_layer_begins_by_whitening_patches():
     covariance = torch.cov(outputs.T)
     assert outputs.mean(dim=0).abs().max() < 1e-3
     assert (covariance - torch.eye(64)).abs().max() < 0.1
+
+
+def test_shipped_card_is_the_one_that_is_written_today(tmp_path):
+    """The code on it, the figures and the answers are those of the code and the weights in this repository."""
+    folder = tmp_path / "tiny"
+    shutil.copytree(train.ROOT / "model", folder)
+    train.write_tiny_card(folder)
+    for name in ("README.md", "requirements.txt"):
+        assert (folder / name).read_text() == (train.ROOT / "model" / name).read_text(), name
 
 
 @pytest.mark.slow
