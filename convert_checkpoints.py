@@ -7,7 +7,6 @@ This is the only file that knows the released names. It copies tensors one by on
 than one output shard, and it puts the folder in its place only when it is complete.
 """
 
-import argparse
 import dataclasses
 import json
 import logging
@@ -55,7 +54,6 @@ from transformers import (
 
 from .hub.card import released_ids, write_card
 from .hub.endpoint import add_endpoint_files
-from .hub.push import prepare_repository, upload
 from .modeling_fusion import FusionForConditionalGeneration
 from .processing_fusion import FusionImageProcessor, FusionProcessor
 
@@ -1117,87 +1115,7 @@ def build_generation_config(folder: Path, released: dict) -> GenerationConfig:
     return config
 
 
-def parse_override(text: str) -> tuple[str, object]:
-    """Parse `key=value`; the value is JSON, or a text."""
-    key, separator, value = text.partition("=")
-    if not separator or not key.isidentifier():
-        raise argparse.ArgumentTypeError(f"expected KEY=VALUE, got {text!r}")
-    try:
-        return key, json.loads(value)
-    except ValueError:
-        return key, value
-
-
-def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("source", help="folder of a released checkpoint, or the id of its Hub repository")
-    parser.add_argument("output_dir", help="folder to make; may exist if it is empty")
-    parser.add_argument("--dtype", choices=DTYPES, help="of the written tensors (default: that of the source)")
-    parser.add_argument("--max-shard-size", default="5GB", help="of one file, and bound of the memory (default: 5GB)")
-    parser.add_argument("--quantize", choices=["nf4"], help="write 4-bit weights for bitsandbytes")
-    parser.add_argument("--revision", help="branch, tag or commit of the Hub repository")
-    parser.add_argument("--token", help="Hub token (default: the one of `hf auth login`)")
-    parser.add_argument("--copy-of", metavar="ID", help="Hub id of the checkpoint that a local source is a copy of")
-    parser.add_argument(
-        "--vision-tower",
-        metavar="NAME",
-        help="SigLIP tower, where the config has only a path, such as google/siglip-so400m-patch14-384",
-    )
-    parser.add_argument(
-        "--set",
-        dest="overrides",
-        metavar="KEY=VALUE",
-        nargs="+",
-        action="extend",
-        type=parse_override,
-        default=[],
-        help="fields of the released config to replace or to add, such as window_size=3",
-    )
-    parser.add_argument("--verify", action="store_true", help="check the output as `fusion-vlm verify` does")
-    parser.add_argument("--push-to-hub", metavar="REPO", help="upload the folder to this repository, private if new")
-    parser.add_argument("--public", action="store_true", help="push to a public repository")
-    return parser
-
-
-def main(argv: list[str] | None = None):
-    parser = build_parser()
-    args = parser.parse_args(argv)
-    if args.public and not args.push_to_hub:
-        parser.error("--public needs --push-to-hub")
-    api, repo_id = HfApi(token=args.token), None
-    notices = logging.StreamHandler()
-    logger.addHandler(notices)
-    try:
-        if args.push_to_hub:
-            # First, because a conversion takes long and a name or token may be wrong.
-            repo_id = prepare_repository(api, args.push_to_hub, public=args.public)
-        output_dir = convert(
-            args.source,
-            args.output_dir,
-            dtype=args.dtype,
-            max_shard_size=args.max_shard_size,
-            quantize=args.quantize,
-            revision=args.revision,
-            token=args.token,
-            copy_of=args.copy_of,
-            repo_id=repo_id,
-            vision_tower=args.vision_tower,
-            overrides=dict(args.overrides),
-        )
-        print(f"Wrote {output_dir}")
-        if args.verify:
-            from .verification.verify import verify
-
-            if not verify(output_dir, trust_remote_code=True):
-                sys.exit(f"error: {output_dir} did not pass the check above")
-        if repo_id:
-            upload(api, repo_id, output_dir)
-            print(f"Uploaded to {repo_id}")
-    except ValueError as error:
-        sys.exit(f"error: {error}")
-    finally:
-        logger.removeHandler(notices)
-
-
 if __name__ == "__main__":
-    main()
+    from .commands.main import main
+
+    sys.exit(main(["convert", *sys.argv[1:]]))

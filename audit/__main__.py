@@ -1,9 +1,9 @@
-"""Run the audit: `python -m fusion_vlm.audit PATH`."""
+"""`python -m fusion_vlm.audit` is `fusion-vlm audit`."""
 
 import sys
 
-from fusion_vlm.audit.audit import main
+from fusion_vlm.commands.main import main
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(["audit", *sys.argv[1:]]))

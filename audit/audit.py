@@ -1,31 +1,13 @@
 """
 Looks for biases that let a model answer without seeing: in the questions and answers of any LLaVA JSON or `datasets`.
 
-    python -m fusion_vlm.audit PATH [--json FILE] [--plot FILE] [--fail-on default] [--fail-on NAME=LIMIT]
+    fusion-vlm audit PATH [--json FILE] [--plot FILE] [--fail-on default] [--fail-on NAME=LIMIT]
 
-PATH is a .json, .jsonl or .parquet file or a folder (of `write_output`, of the Hub, of `save_to_disk`); all splits are
-read. Types of questions are those that the set declares, else inferred from the text (English). Each turn is audited
-alone: a model that reads earlier turns may find more. `--fail-on` may be repeated. What a threshold looks at:
-
-    yes_no=LOW:HIGH        share of yes among yes/no answers; wider by 0.2 for questions that share a word
-    max_letter=M           share of the commonest letter among answers to lettered options
-    max_count=M            share of the commonest number among answers to "how many"
-    majority=M             share of the commonest answer
-    language_only_gain=M   accuracy of a language-only model, less the share of the commonest answer
-    word_gain=M            share of an answer among questions with a word, less its share among all
-    co_occurrence=M        normalised pointwise mutual information of an attribute and an object
-
-Each is judged for every type of question and for the types in first, second, ... turns; yes_no and max_letter for all
-questions together, too. It fails where the value is outside of the limit and chance does not explain it (a risk of 1 %
-over all that a threshold judges). It is "not judged" where chance may explain it, and where fewer than 30 answers keep
-the limit. The exit code is 1 if a threshold of --fail-on fails, or is named there and judged nowhere (`default` names
-none); 2 if there is nothing to audit, or the report cannot be written.
+commands/audit.py says what the thresholds look at.
 """
 
-import argparse
 import json
 import math
-import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -45,13 +27,11 @@ from fusion_vlm.audit.language_only import (
 from fusion_vlm.audit.questions import ATTRIBUTES, Question, attributes_of, read_question, unify_answers
 from fusion_vlm.audit.report import (
     CERTAINTY,
-    NOT_JUDGED,
     AuditReport,
     Group,
     Pair,
     import_extra,
     parse_limits,
-    plot,
 )
 
 
@@ -285,33 +265,3 @@ def _read_parquet(path: Path) -> Iterator[dict]:
 def _check_columns(names: list[str], path: Path):
     if not {"messages", "conversations"} & set(names):
         raise ValueError(f"{path} has the columns {sorted(names)}, expected `messages` or `conversations` among them.")
-
-
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("path", type=Path, metavar="PATH")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the report")
-    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the distributions, a PNG")
-    parser.add_argument("--fail-on", action="append", default=[], metavar="NAME[=LIMIT]", help="default: all of them")
-    parser.add_argument("--seed", type=int, default=0, help="of the language-only model")
-    arguments = parser.parse_args(argv)
-    try:
-        limits = parse_limits(arguments.fail_on or ["default"])
-        report = audit(read_rows(arguments.path), limits, arguments.seed)
-        if arguments.json:
-            arguments.json.parent.mkdir(parents=True, exist_ok=True)
-            arguments.json.write_text(json.dumps(report.to_dict(), indent=1) + "\n", encoding="utf-8")
-        if arguments.plot:
-            plot(report, arguments.plot)
-    except (ImportError, OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(report.summary())
-    named = {text.partition("=")[0].strip() for text in arguments.fail_on}
-    unjudged = [name for name in limits if name in named and report.verdict(name) == NOT_JUDGED]
-    if unjudged:
-        print(
-            f"\nNamed in --fail-on, but too few answers to show that it is kept: {', '.join(unjudged)}",
-            file=sys.stderr,
-        )
-    return int(bool(arguments.fail_on and (report.failed or unjudged)))

@@ -5,17 +5,42 @@ import sys
 
 from tqdm import tqdm
 
-from .model import check_grid_sizes, limit_new_tokens, load, process, read_image, user_message
+from fusion_vlm.commands.errors import UsageError
+from fusion_vlm.commands.model import check_grid_sizes, limit_new_tokens, load, process, read_image, user_message
+from fusion_vlm.commands.options import add_generation_options, add_model_options
 
 
 # Questions that are answered together; they share the crops of the image.
 BATCH_SIZE = 8
 
 
-def ask(args: argparse.Namespace):
-    """Prints an answer to each question of `args.questions` about `args.image`, which may be None."""
+DESCRIPTION = """\
+Ask one or more questions about an image. Prints the answers, and nothing else, on stdout, one after the other.
+The likeliest answer is taken (no sampling), so that the same question gives the same answer.
+
+examples:
+  fusion-vlm ask out/fusion-phi3.5-3b photo.jpg "What is in the picture?"
+  curl -s https://example.org/photo.jpg | fusion-vlm ask out/fusion-phi3.5-3b - "How many people are there?" > answer
+  fusion-vlm ask --no-image out/fusion-phi3.5-3b "Name three primary colours." """
+
+
+def add_arguments(parser: argparse.ArgumentParser):
+    parser.add_argument("model", metavar="MODEL", help="folder or Hub id")
+    parser.add_argument("image", metavar="IMAGE", help="a file, an http(s) address, or - for stdin")
+    parser.add_argument("questions", metavar="QUESTION", nargs="*", help="what to ask; each is answered on its own")
+    parser.add_argument("--no-image", action="store_true", help="ask without an image; leave IMAGE out")
+    add_generation_options(parser)
+    add_model_options(parser)
+
+
+def run(args: argparse.Namespace):
+    """Print an answer to each question."""
+    if args.no_image:
+        args.image, args.questions = None, [args.image, *args.questions]
+    if not args.questions:
+        raise UsageError("ask needs a QUESTION after the IMAGE, or --no-image")
     image = None if args.image is None else read_image(args.image)
-    model, processor = load(args)
+    model, processor = load(args.model, dtype=args.dtype, device=args.device, four_bit=args.four_bit)
     import torch  # not at the top, so that a missing image is told at once
 
     grid_sizes = check_grid_sizes(model.config, args.latent_grid_size, args.image_grid_size)

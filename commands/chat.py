@@ -3,13 +3,32 @@
 import argparse
 import sys
 
-from .model import check_grid_sizes, limit_new_tokens, load, process, read_image, user_message
+from fusion_vlm.commands.model import check_grid_sizes, limit_new_tokens, load, process, read_image, user_message
+from fusion_vlm.commands.options import add_generation_options, add_model_options
 
 
-def chat(args: argparse.Namespace):
-    """Reads messages from stdin until it ends, and prints the answers as they are written."""
+DESCRIPTION = """\
+Talk about an image in the terminal; answers appear as they are written. A piped stdin works too: one message a line.
+While you chat:
+  /image FILE   take this image (a file or http(s) address) and begin a new conversation
+  /reset        begin a new conversation, with the same image
+  /quit         end (so does Ctrl-D)
+
+example:
+  fusion-vlm chat out/fusion-phi3.5-3b photo.jpg"""
+
+
+def add_arguments(parser: argparse.ArgumentParser):
+    parser.add_argument("model", metavar="MODEL", help="folder or Hub id")
+    parser.add_argument("image", metavar="IMAGE", nargs="?", help="a file or an http(s) address")
+    add_generation_options(parser)
+    add_model_options(parser)
+
+
+def run(args: argparse.Namespace):
+    """Read messages from stdin until it ends, and print the answers as they are written."""
     image = None if args.image is None else read_image(args.image)
-    model, processor = load(args)
+    model, processor = load(args.model, dtype=args.dtype, device=args.device, four_bit=args.four_bit)
     grid_sizes = check_grid_sizes(model.config, args.latent_grid_size, args.image_grid_size)
     is_terminal = sys.stdin.isatty()
     if is_terminal:

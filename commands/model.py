@@ -1,19 +1,21 @@
 """What the commands share: loading a model, reading an image, prompts that fit."""
 
-import argparse
 import json
 import os
-import re
 import sys
 from logging import ERROR, getLogger
+from typing import TYPE_CHECKING
 
-from PIL import Image
-
-
-# torch and transformers are imported where they are needed: a missing image file is told at once.
+from fusion_vlm.hub.names import find_fusion
 
 
-def read_image(source: str) -> Image.Image:
+if TYPE_CHECKING:
+    from PIL import Image
+
+# torch, transformers and PIL are imported where they are needed: a missing image file is told at once.
+
+
+def read_image(source: str) -> "Image.Image":
     """
     Return the image of a file, an http(s) address, or stdin (`"-"`).
 
@@ -39,57 +41,53 @@ def refuse_adapter(model: str):
         )
 
 
-def load(args: argparse.Namespace):
+def load(model: str | os.PathLike, *, dtype: str = "auto", device: str = "auto", four_bit: bool = False):
     """
-    Return the model and the processor that the options of a command name, by the classes of this package: no code of
-    the folder is run.
+    Return the model and the processor of a folder or Hub id, by the classes of this package: no code of the folder is
+    run.
+
+    Args:
+        model (`str` or `os.PathLike`): a folder or Hub id.
+        dtype (`str`): of the weights. Defaults to that in which they are stored.
+        device (`str`): such as `"cpu"` or `"cuda:1"`. Defaults to a GPU if there is one.
+        four_bit (`bool`): whether to load the decoder in 4 bits.
 
     Raises:
         ValueError, OSError: if there is no FUSION model.
     """
+    model = find_fusion(model)
+    refuse_adapter(model)
     import torch
     from huggingface_hub.utils import disable_progress_bars
     from transformers import BitsAndBytesConfig
     from transformers.utils import logging
 
-    from ..configuration_fusion import FusionConfig
-    from ..modeling_fusion import FusionForConditionalGeneration
-    from ..processing_fusion import FusionProcessor
+    from fusion_vlm.modeling_fusion import FusionForConditionalGeneration
+    from fusion_vlm.processing_fusion import FusionProcessor
 
     logging.set_verbosity_error()
     getLogger("bitsandbytes").setLevel(ERROR)
     if not sys.stderr.isatty():
         logging.disable_progress_bar()
         disable_progress_bars()
-    if not os.path.isdir(args.model) and not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", args.model):
-        raise ValueError(f"There is no folder {args.model}, and that is not the id of a Hub repository (owner/name).")
-    refuse_adapter(args.model)
-    values, _ = FusionConfig.get_config_dict(args.model)
-    if not values:
-        raise ValueError(f"There is no model in {args.model}: no config.json.")
-    if values.get("model_type") != FusionConfig.model_type:
-        raise ValueError(
-            f"{args.model} is no converted FUSION model: its model type is {values.get('model_type')!r}, expected"
-            f" {FusionConfig.model_type!r}. A released checkpoint has to be converted first: fusion-vlm convert"
-        )
-    if args.device != "auto":
+    if device != "auto":
         try:
-            torch.empty(0, device=args.device)
+            torch.empty(0, device=device)
         except (RuntimeError, AssertionError) as error:  # the latter from a torch without CUDA
-            raise ValueError(f"There is no device {args.device!r} here: {error}") from error
-    options = {"dtype": args.dtype, "device_map": args.device}
-    if args.four_bit:
+            raise ValueError(f"There is no device {device!r} here: {error}") from error
+    options = {"dtype": dtype, "device_map": device}
+    if four_bit:
         options["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=True,
             bnb_4bit_quant_type="nf4",
             bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=torch.bfloat16,
         )
-    processor = FusionProcessor.from_pretrained(args.model)
-    return FusionForConditionalGeneration.from_pretrained(args.model, **options), processor
+    processor = FusionProcessor.from_pretrained(model)
+    return FusionForConditionalGeneration.from_pretrained(model, **options), processor
 
 
-def user_message(text: str, image: Image.Image | None = None) -> dict:
+def user_message(text: str, image: "Image.Image | None" = None) -> dict:
     parts = [{"type": "text", "text": text}]
     return {"role": "user", "content": parts if image is None else [{"type": "image", "image": image}, *parts]}
 

@@ -23,8 +23,8 @@ import torch
 from PIL import Image
 from transformers import TextIteratorStreamer
 
-from fusion_vlm.commands.main import add_model_options
 from fusion_vlm.commands.model import limit_new_tokens, load, process
+from fusion_vlm.commands.options import add_model_options
 from fusion_vlm.modeling_fusion import FusionForConditionalGeneration
 from fusion_vlm.processing_fusion import FusionProcessor
 from fusion_vlm.visualization import DPI, answer_occlusion, draw_occlusion, shown_image
@@ -420,7 +420,7 @@ def main():
     add_model_options(parser)
     args = parser.parse_args()
     try:
-        page = make_page(*load(args))
+        page = make_page(*load(args.model, dtype=args.dtype, device=args.device, four_bit=args.four_bit))
     except (ValueError, OSError) as error:
         parser.exit(1, f"{error}\n")
     print(f"The page: {launch(page, args.host, args.port, args.share)}", flush=True)

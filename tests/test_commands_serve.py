@@ -27,10 +27,10 @@ import openai
 import pytest
 from PIL import Image
 
-from fusion_vlm.commands import serve
+from fusion_vlm.commands import server
 from fusion_vlm.commands.chat_request import parse_request
 from fusion_vlm.commands.main import build_parser, main
-from fusion_vlm.commands.serve import (
+from fusion_vlm.commands.server import (
     CHAT_PATH,
     MAX_BODY_BYTES,
     ChatServer,
@@ -758,7 +758,7 @@ def test_nothing_is_prepared_for_clients_that_left(gated, monkeypatch):
     entered, released, calls = threading.Event(), threading.Event(), []
 
     def watch(name):
-        function = getattr(serve, name)
+        function = getattr(server, name)
 
         def watched(*args):
             calls.append(name)
@@ -767,7 +767,7 @@ def test_nothing_is_prepared_for_clients_that_left(gated, monkeypatch):
                 assert released.wait(60)
             return function(*args)
 
-        monkeypatch.setattr(serve, name, watched)
+        monkeypatch.setattr(server, name, watched)
 
     watch("parse_request")
     watch("process")
@@ -974,13 +974,13 @@ def test_cors(model, processor):
 
 
 def test_origins_on_the_command_line(capsys):
-    parser = build_parser()
+    parser = build_parser("serve")
     origins = ["http://localhost:3000/", "https://Example.org", "*", "null", "app://desk", "http://[::1]:80"]
     expected = ["http://localhost:3000", "https://example.org", "*", "null", "app://desk", "http://[::1]:80"]
-    assert parser.parse_args(["serve", "model", "--cors", *origins]).cors == expected
+    assert parser.parse_args(["model", "--cors", *origins]).cors == expected
     for wrong in ("localhost:3000", "http://localhost/page", "", "http://a b"):
         with pytest.raises(SystemExit):
-            parser.parse_args(["serve", "model", "--cors", wrong])
+            parser.parse_args(["model", "--cors", wrong])
         assert "expected an origin such as http://localhost:3000" in capsys.readouterr().err
 
 
@@ -1036,16 +1036,16 @@ def test_command_serves_a_folder_until_it_is_interrupted(
 
 SLOW = """
 import torch
-from fusion_vlm.commands import main, serve
+from fusion_vlm.commands import main, server
 
-load = serve.load
+load = server.load
 
-def load_slow_model(args):
-    model, processor = load(args)
+def load_slow_model(model, **options):
+    model, processor = load(model, **options)
     model.lm_head.register_forward_pre_hook(lambda *_: [torch.ones(1).add_(1) for _ in range(200_000)] and None)
     return model, processor
 
-serve.load = load_slow_model
+server.load = load_slow_model
 raise SystemExit(main.main())
 """
 

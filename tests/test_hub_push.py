@@ -15,7 +15,7 @@ import pytest
 from huggingface_hub import HfApi
 
 from fusion_vlm import convert_checkpoints
-from fusion_vlm.convert_checkpoints import main
+from fusion_vlm.commands.main import main
 from fusion_vlm.hub import push
 from fusion_vlm.hub.push import PushError, prepare_repository, upload
 
@@ -288,39 +288,40 @@ def test_weights_of_an_earlier_upload_do_not_stay(hub, api, folder):
 @pytest.fixture
 def connected(hub, monkeypatch):
     """The command talks to the fake Hub."""
-    monkeypatch.setattr(convert_checkpoints, "HfApi", lambda token: HfApi(endpoint=hub.endpoint, token=token))
+    monkeypatch.setattr(huggingface_hub, "HfApi", lambda token: HfApi(endpoint=hub.endpoint, token=token))
 
 
 def test_command_pushes_what_it_wrote(hub, connected, tmp_path, capsys):
-    main([str(SOURCE), str(tmp_path / "out"), "--push-to-hub", "model", "--token", TOKEN])
+    main(["convert", str(SOURCE), str(tmp_path / "out"), "--push-to-hub", "model", "--token", TOKEN])
     assert hub.private == {"me/model": True}
     assert hub.files["me/model"] == uploaded(tmp_path / "out")
     assert 'model_id = "me/model"' in hub.files["me/model"]["README.md"].decode()
     assert capsys.readouterr().out.endswith("Uploaded to me/model\n")
-    with pytest.raises(SystemExit, match="error: me/model exists and is private"):
-        main([str(SOURCE), str(tmp_path / "again"), "--push-to-hub", "me/model", "--public", "--token", TOKEN])
-    main([str(SOURCE), str(tmp_path / "open"), "--push-to-hub", "me/open", "--public", "--token", TOKEN])
+    again = ["--push-to-hub", "me/model", "--public", "--token", TOKEN]
+    assert main(["convert", str(SOURCE), str(tmp_path / "again"), *again]) == 1
+    assert capsys.readouterr().err.startswith("error: me/model exists and is private")
+    main(["convert", str(SOURCE), str(tmp_path / "open"), "--push-to-hub", "me/open", "--public", "--token", TOKEN])
     assert hub.private == {"me/model": True, "me/open": False}
 
 
-def test_command_checks_the_hub_before_the_conversion(hub, connected, tmp_path, monkeypatch):
+def test_command_checks_the_hub_before_the_conversion(hub, connected, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(convert_checkpoints, "convert", lambda *args, **kwargs: pytest.fail("has converted"))
     hub.failures["whoami-v2"] = [401]
-    with pytest.raises(SystemExit, match="error: The Hub does not accept the token"):
-        main([str(SOURCE), str(tmp_path / "out"), "--push-to-hub", "me/model", "--token", TOKEN])
-    with pytest.raises(SystemExit, match="error: 'me/mo del' cannot be the name"):
-        main([str(SOURCE), str(tmp_path / "out"), "--push-to-hub", "me/mo del", "--token", TOKEN])
+    command = ["convert", str(SOURCE), str(tmp_path / "out"), "--token", TOKEN, "--push-to-hub"]
+    assert main([*command, "me/model"]) == 1
+    assert capsys.readouterr().err.startswith("error: The Hub does not accept the token")
+    assert main([*command, "me/mo del"]) == 1
+    assert capsys.readouterr().err.startswith("error: 'me/mo del' cannot be the name")
     assert not hub.files
 
 
-def test_command_keeps_the_folder_if_the_upload_fails(hub, connected, tmp_path):
+def test_command_keeps_the_folder_if_the_upload_fails(hub, connected, tmp_path, capsys):
     hub.failures["commit"] = [403]
-    with pytest.raises(SystemExit, match=r"error: .*is complete, .* go on with `hf upload me/model"):
-        main([str(SOURCE), str(tmp_path / "out"), "--push-to-hub", "me/model", "--token", TOKEN])
+    assert main(["convert", str(SOURCE), str(tmp_path / "out"), "--push-to-hub", "me/model", "--token", TOKEN]) == 1
+    assert re.search("error: .*is complete, .* go on with `hf upload me/model", capsys.readouterr().err)
     assert (tmp_path / "out" / "config.json").is_file()
 
 
 def test_public_alone_makes_no_sense(tmp_path, capsys):
-    with pytest.raises(SystemExit):
-        main([str(SOURCE), str(tmp_path / "out"), "--public"])
+    assert main(["convert", str(SOURCE), str(tmp_path / "out"), "--public"]) == 2
     assert "--public needs --push-to-hub" in capsys.readouterr().err

@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fusion_vlm.audit.audit import audit, main, read_rows
+from fusion_vlm.audit.audit import audit, read_rows
 from fusion_vlm.audit.language_only import tail
 from fusion_vlm.audit.questions import attributes_of, read_question
 from fusion_vlm.audit.report import THRESHOLDS, parse_limits
+from fusion_vlm.commands.main import main
 
 
 OBJECTS = ["ball", "cube", "cone", "dog", "car", "tree", "mug", "star"]
@@ -294,24 +295,26 @@ def write(path: Path, rows: list) -> str:
 
 def test_exit_code_says_whether_a_threshold_failed(tmp_path, capsys):
     biased = write(tmp_path / "biased.json", make_rows(2500, change=mostly_two))
-    assert main([biased]) == 0
-    assert main([biased, "--fail-on", "yes_no=0.45:0.55", "--fail-on", "max_letter"]) == 0
-    assert main([biased, "--fail-on", "default"]) == 1
+    assert main(["audit", biased]) == 0
+    assert main(["audit", biased, "--fail-on", "yes_no=0.45:0.55", "--fail-on", "max_letter"]) == 0
+    assert main(["audit", biased, "--fail-on", "default"]) == 1
     assert "max_count: FAILED" in capsys.readouterr().out
-    assert main([biased, "--fail-on", "max_count=0.9"]) == 0
-    assert main([biased, "--fail-on", "default", "--fail-on", "max_count=0.9", "--fail-on", "majority=0.9"]) == 0
-    assert main([write(tmp_path / "balanced.json", make_rows(2500)), "--fail-on", "default"]) == 0
+    assert main(["audit", biased, "--fail-on", "max_count=0.9"]) == 0
+    assert (
+        main(["audit", biased, "--fail-on", "default", "--fail-on", "max_count=0.9", "--fail-on", "majority=0.9"]) == 0
+    )
+    assert main(["audit", write(tmp_path / "balanced.json", make_rows(2500)), "--fail-on", "default"]) == 0
 
 
 def test_named_threshold_does_not_pass_on_nothing(tmp_path, capsys):
     rows = [make_row(i, [("Is it there?", ["yes", "no"][i % 2])]) for i in range(100)]
     path = write(tmp_path / "rows.json", rows)
-    assert main([path, "--fail-on", "default"]) == 0
+    assert main(["audit", path, "--fail-on", "default"]) == 0
     assert "max_letter: not judged" in capsys.readouterr().out
-    assert main([path, "--fail-on", "max_letter=0.3"]) == 1
+    assert main(["audit", path, "--fail-on", "max_letter=0.3"]) == 1
     assert "max_letter" in capsys.readouterr().err
     few = write(tmp_path / "few.json", rows[:10])
-    assert main([few, "--fail-on", "yes_no=0.45:0.55"]) == 1
+    assert main(["audit", few, "--fail-on", "yes_no=0.45:0.55"]) == 1
 
 
 def test_few_answers_fail_only_if_chance_is_no_explanation():
@@ -326,7 +329,7 @@ def test_few_answers_fail_only_if_chance_is_no_explanation():
 @pytest.mark.parametrize("text", ["yes", "max_leter=0.3", "max_letter=", "max_letter=2", "yes_no=0.5", "yes_no=1:0"])
 def test_wrong_thresholds_are_errors(text, tmp_path, capsys):
     path = write(tmp_path / "rows.json", make_rows(10))
-    assert main([path, "--fail-on", text]) == 2
+    assert main(["audit", path, "--fail-on", text]) == 2
     assert text.partition("=")[0] in capsys.readouterr().err
 
 
@@ -334,8 +337,8 @@ def test_wrong_thresholds_are_errors(text, tmp_path, capsys):
 def test_nothing_to_audit_is_an_error(content, tmp_path, capsys):
     path = tmp_path / "rows.json"
     path.write_text(content)
-    assert main([str(path), "--fail-on", "default"]) == 2
-    assert main([str(tmp_path / "missing.json")]) == 2
+    assert main(["audit", str(path), "--fail-on", "default"]) == 2
+    assert main(["audit", str(tmp_path / "missing.json")]) == 2
     assert "error" in capsys.readouterr().err
 
 
@@ -380,7 +383,7 @@ def test_report_and_plot_are_written_and_the_same_each_time(tmp_path):
     outputs = []
     for run in ("first", "second"):
         report, picture = tmp_path / run / "report.json", tmp_path / run / "plot.png"
-        assert main([path, "--json", str(report), "--plot", str(picture)]) == 0
+        assert main(["audit", path, "--json", str(report), "--plot", str(picture)]) == 0
         outputs.append((report.read_bytes(), picture.read_bytes()))
     assert outputs[0] == outputs[1]
     assert set(json.loads(outputs[0][0])["verdicts"]) == set(THRESHOLDS)

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from fusion_vlm.commands.main import main
 from fusion_vlm.synthesis import generate as command
 from fusion_vlm.synthesis.engine import PART_SIZE, FailureLimit, RunError, RunFolder
 from fusion_vlm.synthesis.pipeline import Options
@@ -117,7 +118,9 @@ def replace_or_die(*arguments, **settings):
     replace(*arguments, **settings)
 
 os.replace = replace_or_die
-sys.exit(generate.main(sys.argv[2:]))
+from fusion_vlm.commands.main import main
+
+sys.exit(main(["synthesize", *sys.argv[2:]]))
 """
 
 
@@ -439,7 +442,7 @@ def test_the_estimate_is_of_the_calls_that_are_made(tmp_path, capsys):
         "--model",
         "stub",
     ]
-    assert command.main([*arguments, "--dry-run", "--price-out", "1000"]) == 0
+    assert main(["synthesize", *arguments, "--dry-run", "--price-out", "1000"]) == 0
     assert "about 60 calls of stub" in capsys.readouterr().out
     assert not (tmp_path / "none").exists()
 
@@ -454,7 +457,7 @@ def test_what_a_stage_raises_stops_the_run_and_is_told(tmp_path, monkeypatch):
     assert read_records(tmp_path) == []
 
 
-CALL_MAIN = "from fusion_vlm.synthesis.generate import main; sys.exit(main(sys.argv[1:]))"
+CALL_MAIN = "from fusion_vlm.commands.main import main; sys.exit(main(['synthesize', *sys.argv[1:]]))"
 
 
 def test_the_language_model_is_not_needed_for_exact_data(tmp_path):

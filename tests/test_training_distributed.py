@@ -6,6 +6,7 @@ hold different modalities; sharded checkpoints; the launch files.
 import contextlib
 import copy
 import os
+import re
 import shutil
 import socket
 import sys
@@ -24,10 +25,11 @@ from accelerate.utils.fsdp_utils import fsdp2_apply_ac, fsdp2_prepare_model
 from torch import distributed
 from transformers import AutoModelForImageTextToText, AutoProcessor, Trainer
 
+from fusion_vlm.commands.main import main
 from fusion_vlm.modeling_fusion import FusionForConditionalGeneration
 from fusion_vlm.processing_fusion import FusionProcessor
 from fusion_vlm.training.collator import FusionDataCollator
-from fusion_vlm.training.consolidate import consolidate, main
+from fusion_vlm.training.consolidate import consolidate
 from fusion_vlm.training.train import save_model
 from fusion_vlm.training.trainer import LOSS_PARTS, FusionTrainer, FusionTrainingArguments
 
@@ -373,7 +375,7 @@ def test_trained_on_fsdp2_the_output_folder_is_a_hub_folder(sharded_trainings, o
 def test_sharded_checkpoint_consolidates_to_a_hub_folder(sharded_trainings, folder, tmp_path, capsys):
     checkpoint, output_dir = sharded_trainings / "whole" / "checkpoint-2", tmp_path / "out"
     assert not list(checkpoint.glob("*.safetensors"))
-    main([str(checkpoint), str(output_dir), "--base", str(folder), "--max-shard-size", "100KB"])
+    main(["consolidate", str(checkpoint), str(output_dir), "--base", str(folder), "--max-shard-size", "100KB"])
     assert capsys.readouterr().out.endswith(f"Wrote {output_dir}\n")
     assert len(list(output_dir.glob("model-*.safetensors"))) > 1
     assert {path.name for path in folder.glob("*.jinja")} | {"generation_config.json"} <= set(os.listdir(output_dir))
@@ -397,7 +399,7 @@ def test_consolidate_finds_the_config_around_the_checkpoint(sharded_trainings, f
     assert (consolidate(checkpoint, tmp_path / "out") / "tokenizer.json").exists()
 
 
-def test_consolidate_says_what_is_wrong(sharded_trainings, folder, tmp_path, monkeypatch):
+def test_consolidate_says_what_is_wrong(sharded_trainings, folder, tmp_path, monkeypatch, capsys):
     checkpoint, output_dir = tmp_path / "checkpoint-2", tmp_path / "out"
     checkpoint.symlink_to(sharded_trainings / "whole" / "checkpoint-2")
     (tmp_path / "empty").mkdir()
@@ -415,8 +417,8 @@ def test_consolidate_says_what_is_wrong(sharded_trainings, folder, tmp_path, mon
     ]:
         with pytest.raises(ValueError, match=message):
             consolidate(source, output_dir, base=base)
-    with pytest.raises(SystemExit, match="error: The output folder .* is not empty"):
-        main([str(checkpoint), str(folder)])
+    assert main(["consolidate", str(checkpoint), str(folder)]) == 1
+    assert re.search("error: The output folder .* is not empty", capsys.readouterr().err)
     assert not output_dir.exists()
 
 

@@ -19,11 +19,11 @@ from transformers import (
     TrainingArguments,
 )
 
+from fusion_vlm.commands.main import main
 from fusion_vlm.training import trainer as training_trainer
 from fusion_vlm.training.build import build_arguments, build_config, build_processor, load_recipe
 from fusion_vlm.training.collator import FusionDataCollator
 from fusion_vlm.training.lora import lora_config
-from fusion_vlm.training.train import main
 from fusion_vlm.training.trainer import LOSS_PARTS, FusionTrainer, FusionTrainingArguments, ModalityLengthSampler
 
 from .conftest import make_messages, needs_recipes
@@ -577,8 +577,8 @@ def write_recipe(folder: Path, parts: dict[str, str]) -> Path:
 def test_training_command(parts, tmp_path):
     """From two pretrained parts to a folder that loads, and on from there; a second start goes on where it was."""
     recipe = write_recipe(tmp_path, parts)
-    main([str(recipe), "training.max_steps=2"])
-    main([str(recipe), "training.logging_steps=1"])
+    main(["train", str(recipe), "training.max_steps=2"])
+    main(["train", str(recipe), "training.logging_steps=1"])
     state = json.loads((tmp_path / "out" / "trainer_state.json").read_text())
     assert state["global_step"] == 3
     logs = [entry for entry in state["log_history"] if "loss" in entry]
@@ -593,7 +593,15 @@ def test_training_command(parts, tmp_path):
     output = model.generate(**FusionDataCollator(processor, with_prompts=True)(make_rows(2))["generation_inputs"])
     assert output.shape[0] == 2
 
-    main([str(recipe), f"model.path={tmp_path}/out", f"training.output_dir={tmp_path}/next", "training.max_steps=2"])
+    main(
+        [
+            "train",
+            str(recipe),
+            f"model.path={tmp_path}/out",
+            f"training.output_dir={tmp_path}/next",
+            "training.max_steps=2",
+        ]
+    )
     continued = AutoModelForImageTextToText.from_pretrained(tmp_path / "next", trust_remote_code=True)
     name = "model.language_model.layers.0.mlp.up_proj.weight"
     weights = [dict(one.named_parameters())[name] for one in (model, continued)]
@@ -603,15 +611,15 @@ def test_training_command(parts, tmp_path):
 @needs_recipes
 def test_finished_run_is_left_alone_and_another_recipe_is_refused(parts, tmp_path, capsys):
     recipe = write_recipe(tmp_path, parts)
-    main([str(recipe), "training.max_steps=2"])
+    main(["train", str(recipe), "training.max_steps=2"])
     weights = (tmp_path / "out" / "model.safetensors").read_bytes()
-    main([str(recipe), "training.max_steps=2"])
+    main(["train", str(recipe), "training.max_steps=2"])
     assert "is finished: 2 steps of 2" in capsys.readouterr().out
     assert (tmp_path / "out" / "model.safetensors").read_bytes() == weights
-    with pytest.raises(SystemExit, match="another recipe: training.learning_rate was '1e-3' and is 0.5"):
-        main([str(recipe), "training.learning_rate=0.5"])
-    with pytest.raises(SystemExit, match="error: .*nothing to start from"):
-        main([str(recipe), "model.vision=null", f"training.output_dir={tmp_path}/other"])
+    assert main(["train", str(recipe), "training.learning_rate=0.5"]) == 1
+    assert "another recipe: training.learning_rate was '1e-3' and is 0.5" in capsys.readouterr().err
+    assert main(["train", str(recipe), "model.vision=null", f"training.output_dir={tmp_path}/other"]) == 1
+    assert "nothing to start from" in capsys.readouterr().err
 
 
 @needs_recipes

@@ -1,15 +1,13 @@
 """
 Checks the data of a recipe before training: every row is read and every image decoded, in parallel processes.
 
-    python -m fusion_vlm.training.check recipe.yaml
+    fusion-vlm check recipe.yaml
 
 Prints rows, lengths and tokens of each source, and the broken rows with file, line and id. Exits with 1 if there are
 broken rows, with `on_error: skip` if there are more of them than `max_errors`.
 """
 
-import argparse
 import json
-import os
 import sys
 from dataclasses import dataclass, field
 from itertools import chain, islice
@@ -17,7 +15,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-import yaml
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 from transformers.utils import logging
@@ -276,30 +273,36 @@ def print_check(name: str, data: dict, report: MixtureCheck) -> bool:
     return num_broken <= limit
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("recipe", type=Path, help="YAML file with a section `data` and perhaps `eval_data`")
-    parser.add_argument("changes", nargs="*", metavar="key=value", help="changes of the recipe")
-    parser.add_argument("--processor", help="folder or Hub id to count tokens with (default: the recipe's model.path)")
-    parser.add_argument("--num-workers", type=int, default=os.cpu_count(), help="processes (default: one per CPU)")
-    parser.add_argument("--report", help="file to write all broken rows to, as JSON lines")
-    args = parser.parse_args(argv)
-    try:
-        recipe = read_recipe(args.recipe, args.changes)
-        if recipe.get("data") is None:
-            raise ValueError(f"{args.recipe} has no section `data`.")
-        sections = {name: recipe[name] for name in ("data", "eval_data") if recipe.get(name) is not None}
-        folder, seed = args.recipe.parent, mixture_seed(recipe)
-        mixtures = {name: load_mixture(data, folder, seed) for name, data in sections.items()}
-        processor = find_processor(args.processor, recipe)
-    except (ValueError, OSError, yaml.YAMLError) as error:
-        sys.exit(f"error: {error}")
-    reports = {name: check_rows(dataset, args.num_workers, processor) for name, dataset in mixtures.items()}
-    if args.report:
-        write_broken([row for report in reports.values() for row in report.broken], args.report)
+def check_recipe(
+    path: Path, overrides: list[str], processor: str | None, num_workers: int, report_path: str | None
+) -> bool:
+    """
+    Check the data of a recipe, print what was found, and return whether it may be trained on.
+
+    Args:
+        path (`Path`): of the recipe.
+        overrides (`list[str]`): see `load_recipe`.
+        processor (`str`, *optional*): folder or Hub id to count tokens with. Defaults to the recipe's model.
+        num_workers (`int`): processes; 0 works in this one.
+        report_path (`str`, *optional*): where all broken rows are written, as JSON lines.
+
+    Raises:
+        ValueError, OSError: if the recipe or its files cannot be read.
+    """
+    recipe = read_recipe(path, overrides)
+    if recipe.get("data") is None:
+        raise ValueError(f"{path} has no section `data`.")
+    sections = {name: recipe[name] for name in ("data", "eval_data") if recipe.get(name) is not None}
+    mixtures = {name: load_mixture(data, path.parent, mixture_seed(recipe)) for name, data in sections.items()}
+    found = find_processor(processor, recipe)
+    reports = {name: check_rows(dataset, num_workers, found) for name, dataset in mixtures.items()}
+    if report_path:
+        write_broken([row for report in reports.values() for row in report.broken], report_path)
     passed = [print_check(name, sections[name], report) for name, report in reports.items()]
-    return int(not all(passed))
+    return all(passed)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    from fusion_vlm.commands.main import main
+
+    sys.exit(main(["check", *sys.argv[1:]]))

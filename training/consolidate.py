@@ -1,13 +1,12 @@
 """
 Makes a Hub folder of a checkpoint whose weights are split over processes, as FSDP and DeepSpeed write them.
 
-    python -m fusion_vlm.training.consolidate out/stage2/checkpoint-1000 out/stage2-1000
+    fusion-vlm consolidate out/stage2/checkpoint-1000 out/stage2-1000
 
 One process, no GPU; memory for the whole model, in the dtype of the checkpoint (FSDP: that of the parameters that were
 trained; DeepSpeed: float32). A checkpoint of one process or of DDP is a Hub folder already.
 """
 
-import argparse
 import os
 import sys
 import tempfile
@@ -200,21 +199,7 @@ def consolidate(
     return output_dir
 
 
-def main(argv: list[str] | None = None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoint_dir", help="a checkpoint-N of a training")
-    parser.add_argument("output_dir", help="folder to make; may exist if it is empty")
-    parser.add_argument(
-        "--base", metavar="FOLDER", help="with config and processor (default: the checkpoint, or around it)"
-    )
-    parser.add_argument("--max-shard-size", default="5GB", help="of one file (default: 5GB)")
-    args = parser.parse_args(argv)
-    try:
-        path = consolidate(args.checkpoint_dir, args.output_dir, base=args.base, max_shard_size=args.max_shard_size)
-    except ValueError as error:
-        sys.exit(f"error: {error}")
-    print(f"Wrote {path}")
-
-
 if __name__ == "__main__":
-    main()
+    from fusion_vlm.commands.main import main
+
+    sys.exit(main(["consolidate", *sys.argv[1:]]))

@@ -1,8 +1,8 @@
 """
 What training by a recipe costs, printed before it runs: parameters, memory of each GPU, FLOPs and time.
 
-    python -m fusion_vlm.training.cost RECIPE [--gpus 8] [--sharding zero2] [--rows N] [--tokens-per-row N]
-        [--peak-tflops 989] [--utilisation 0.4] [key=value ...]
+    fusion-vlm cost RECIPE [--gpus 8] [--sharding zero2] [--rows N] [--tokens-per-row N]
+        [--peak-tflops 989] [--utilization 0.4] [key=value ...]
 
 Activations and FLOPs are not formulas of this file: the model of the recipe, whichever decoder it has, runs one
 training step on tensors that have a shape and a dtype but no data (torch's `FakeTensorMode`), while the storages that
@@ -10,7 +10,6 @@ are alive and the operations of each product are counted. It needs no weights, h
 minute for a model of 3B. tests/test_training_cost.py compares it with steps of real small models.
 """
 
-import argparse
 import copy
 import sys
 import weakref
@@ -579,13 +578,16 @@ def format_parameters(parameters: dict[str, int]) -> list[str]:
     return format_table([[part, f"{count:,}"] for part, count in parts.items()])
 
 
-def format_time(forward: float, backward: float, num_steps: int, args: argparse.Namespace) -> list[str]:
+def format_time(forward: float, backward: float, num_steps: int, gpus: int, flops_per_second: float) -> list[str]:
     """
+    Return the lines on operations and time.
+
     Args:
         forward, backward (`float`): FLOPs of a step, on all GPUs together.
+        flops_per_second (`float`): that one GPU reaches.
     """
     flops = (forward + backward) * num_steps
-    gpu_hours = flops / (args.peak_tflops * 1e12 * args.utilisation) / 3600
+    gpu_hours = flops / flops_per_second / 3600
     return format_table(
         [
             ["a step forward", f"{forward:.3e} FLOPs"],
@@ -593,7 +595,7 @@ def format_time(forward: float, backward: float, num_steps: int, args: argparse.
             ["steps", f"{num_steps:,}"],
             ["all steps", f"{flops:.3e} FLOPs"],
             ["GPU hours", f"{gpu_hours:,.1f}"],
-            [f"hours on {args.gpus} GPUs", f"{gpu_hours / args.gpus:,.1f}"],
+            [f"hours on {gpus} GPUs", f"{gpu_hours / gpus:,.1f}"],
         ]
     )
 
@@ -634,17 +636,34 @@ def format_assumptions(
     return [f"  - {line}" for line in lines]
 
 
-def report(args: argparse.Namespace) -> str:
+def report(
+    path: Path,
+    overrides: list[str],
+    *,
+    gpus: int,
+    sharding: str | None = None,
+    num_rows: int | None = None,
+    text_tokens: int | None = None,
+    peak_tflops: float = 989,
+    utilization: float = 0.4,
+) -> str:
     """
-    What the command prints.
+    Return what the command prints.
+
+    Args:
+        path (`Path`), overrides (`list[str]`): of the recipe, see `load_recipe`.
+        gpus (`int`): on how many it runs.
+        sharding (`str`, *optional*): of `SHARDINGS`. Defaults to all.
+        num_rows, text_tokens (`int`, *optional*): see `plan_rows`.
+        peak_tflops, utilization (`float`): of a GPU, and the share of it that is reached.
 
     Raises:
         ValueError: if the recipe does not fit the GPUs, or if rows or lengths are not known.
         OSError: if the recipe, or a config that it names, is not there.
     """
-    recipe = load_recipe(args.recipe, args.overrides)
-    training, config = read_training(recipe, args.gpus), build_config(recipe)
-    rows = plan_rows(recipe, args.recipe.parent, config, args.rows, args.tokens_per_row)
+    recipe = load_recipe(path, overrides)
+    training, config = read_training(recipe, gpus), build_config(recipe)
+    rows = plan_rows(recipe, path.parent, config, num_rows, text_tokens)
     has_images = any(row.has_image for _, row in rows.kinds)
     longest = longest_row(recipe, config, max(config.latent_grid_sizes) ** 2, has_images)
     batch = replace(longest, batch_size=training["per_device_train_batch_size"])
@@ -653,8 +672,8 @@ def report(args: argparse.Namespace) -> str:
     cost = estimate(
         config,
         batch,
-        gpus=args.gpus,
-        shardings=[args.sharding] if args.sharding else SHARDINGS,
+        gpus=gpus,
+        shardings=[sharding] if sharding else SHARDINGS,
         gradient_checkpointing=checkpointing,
         dtype=dtype,
         bf16=training["bf16"],
@@ -672,31 +691,16 @@ def report(args: argparse.Namespace) -> str:
         num_steps = training["max_steps"]
     sections = {
         "Parameters": format_parameters(cost.parameters),
-        f"Memory of each of {args.gpus} GPUs, GB (1e9 bytes)": format_memory(cost.memory),
-        f"Time at {args.utilisation:.0%} of {args.peak_tflops:g} TFLOP/s": format_time(
-            forward, backward, num_steps, args
+        f"Memory of each of {gpus} GPUs, GB (1e9 bytes)": format_memory(cost.memory),
+        f"Time at {utilization:.0%} of {peak_tflops:g} TFLOP/s": format_time(
+            forward, backward, num_steps, gpus, peak_tflops * 1e12 * utilization
         ),
         "Assumed": format_assumptions(rows, batch, training, dtype, cost.memory),
     }
     return "\n\n".join("\n".join([title, *lines]) for title, lines in sections.items())
 
 
-def main(argv: list[str] | None = None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("recipe", type=Path, help="YAML file, such as those of training/recipes/")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes of the recipe")
-    parser.add_argument("--gpus", type=int, default=8)
-    parser.add_argument("--sharding", choices=SHARDINGS, help="default: all")
-    parser.add_argument("--rows", type=int, help="default: those of the recipe's data")
-    parser.add_argument("--tokens-per-row", type=int, help="tokens of text (default: the mean of the recipe's data)")
-    parser.add_argument("--peak-tflops", type=float, default=989, help="of a GPU (default: H100, dense bfloat16)")
-    parser.add_argument("--utilisation", type=float, default=0.4, help="share of the peak (default: 0.4)")
-    args = parser.parse_intermixed_args(argv)
-    try:
-        print(report(args))
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
-
-
 if __name__ == "__main__":
-    main()
+    from fusion_vlm.commands.main import main
+
+    sys.exit(main(["cost", *sys.argv[1:]]))

@@ -1,18 +1,16 @@
 """
 Trains a FUSION as a recipe says, on one process or many, and writes a folder that loads like any other.
 
-    python -m fusion_vlm.training.train RECIPE [key=value ...]
+    fusion-vlm train RECIPE [key=value ...]
     accelerate launch --config_file training/recipes/launch/fsdp2.yaml -m fusion_vlm.training.train RECIPE
 
 A run that was interrupted goes on from its last checkpoint when it is started again. `key=value` changes the recipe:
 `training.learning_rate=1e-5`, `data.image_folder=/data`. What a recipe costs: `python -m fusion_vlm.training.cost`.
 """
 
-import argparse
 import sys
 from pathlib import Path
 
-import torch
 import yaml
 from accelerate.utils import broadcast_object_list
 from transformers import TrainerState, set_seed
@@ -21,7 +19,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from fusion_vlm.modeling_fusion import FusionForConditionalGeneration
 from fusion_vlm.processing_fusion import FusionProcessor
-from fusion_vlm.training.build import build_arguments, build_model, build_processor, load_recipe
+from fusion_vlm.training.build import build_arguments, build_model, build_processor
 from fusion_vlm.training.check import mixture_seed, prepare_dataset
 from fusion_vlm.training.collator import FusionDataCollator
 from fusion_vlm.training.consolidate import find_reader, write_folder
@@ -156,20 +154,7 @@ def load_data(
     return datasets[0]
 
 
-def main(argv: list[str] | None = None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("recipe", type=Path, help="a YAML file, such as training/recipes/stage1.yaml")
-    parser.add_argument("changes", nargs="*", metavar="key=value", help="changes of the recipe")
-    arguments = parser.parse_args(argv)
-    try:
-        train(load_recipe(arguments.recipe, arguments.changes), arguments.recipe.parent)
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
-    finally:
-        # Left to the end of the process, the threads of a process group may abort it.
-        if torch.distributed.is_initialized():
-            torch.distributed.destroy_process_group()
-
-
 if __name__ == "__main__":
-    main()
+    from fusion_vlm.commands.main import main
+
+    sys.exit(main(["train", *sys.argv[1:]]))

@@ -1,0 +1,48 @@
+"""Options that commands share. Nothing here imports torch."""
+
+import argparse
+
+
+# convert_checkpoints.py has these names too; tests/test_commands.py compares them.
+DTYPES = ("float32", "float16", "bfloat16")
+
+
+def positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"expected 1 or more, got {value}")
+    return value
+
+
+def add_generation_options(parser: argparse.ArgumentParser):
+    parser.add_argument(
+        "--max-new-tokens", type=positive, default=256, help="longest answer, in tokens (default: 256)"
+    )
+    parser.add_argument(
+        "--latent-grid-size", type=positive, metavar="SIDE", help="side of a question's latent grid (default: 8)"
+    )
+    parser.add_argument(
+        "--image-grid-size", type=positive, metavar="SIDE", help="side of the grid of image tokens; 16 is FUSION-L"
+    )
+
+
+def add_model_options(parser: argparse.ArgumentParser):
+    parser.add_argument(
+        "--4bit", dest="four_bit", action="store_true", help="load the decoder in 4 bits (bitsandbytes)"
+    )
+    parser.add_argument(
+        "--dtype",
+        choices=["auto", *DTYPES],
+        default="auto",
+        help="dtype of the weights (default: auto, as they are stored)",
+    )
+    parser.add_argument(
+        "--device", default="auto", help="such as cpu or cuda:1 (default: auto, a GPU if there is one)"
+    )
+
+
+def add_recipe(parser: argparse.ArgumentParser):
+    parser.add_argument("recipe", metavar="RECIPE", help="YAML file, such as training/recipes/stage1.yaml")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="changes of the recipe, such as training.learning_rate=1e-5"
+    )

@@ -1,0 +1,42 @@
+"""`fusion-vlm train`: train by a recipe."""
+
+import argparse
+import sys
+import traceback
+from pathlib import Path
+
+from fusion_vlm.commands.errors import EXIT_ERROR
+from fusion_vlm.commands.options import add_recipe
+
+
+DESCRIPTION = """\
+Train a FUSION as a recipe says, on one process or many, and write a folder that loads like any other. A run that was
+interrupted continues from its last checkpoint when it is started again. What a recipe costs: fusion-vlm cost.
+
+examples:
+  fusion-vlm train training/recipes/stage1.yaml training.learning_rate=1e-5 data.image_folder=/data
+  accelerate launch --config_file training/recipes/launch/fsdp2.yaml -m fusion_vlm.training.train RECIPE"""
+
+
+def add_arguments(parser: argparse.ArgumentParser):
+    add_recipe(parser)
+
+
+def run(args: argparse.Namespace) -> int | None:
+    import torch
+
+    from fusion_vlm.training.build import load_recipe
+    from fusion_vlm.training.train import train
+
+    recipe = Path(args.recipe).expanduser()
+    try:
+        train(load_recipe(recipe, args.overrides), recipe.parent)
+    except RuntimeError:
+        traceback.print_exc()  # a run of days that failed on the hundredth GPU is not started again to see where
+        print("error: the training failed; the traceback is above", file=sys.stderr)
+        return EXIT_ERROR
+    finally:
+        # Left to the end of the process, the threads of a process group may abort it.
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+    return None

@@ -1,0 +1,246 @@
+"""
+What the name of a model, or of a data set, means: a folder here, or a repository of the Hub.
+
+Every name on a command line and in a recipe passes `find_model`, `find_fusion` or `find_folder`. A name that cannot be
+right is refused at once: nothing here imports torch, a path is never asked of the Hub, and a Hub that does not answer
+is waited for `WAIT_SECONDS`, not for the half minute that its client retries.
+"""
+
+import json
+import os
+import re
+import threading
+from pathlib import Path
+
+
+AUTHORS = "starriver030515"  # the account of the released models on the Hub
+MODEL_TYPE = "fusion_vl"  # of configuration_fusion.py, whose import takes seconds; tests/test_hub_names.py compares
+# Of the released configs: the keys of `DECODER_FAMILIES` in convert_checkpoints.py; the same test compares them.
+RELEASED_MODEL_TYPES = ("fusion_phi", "fusion_llama")
+RELEASED_ID = re.compile(rf"{AUTHORS}/FUSION(-X)?-(Phi|LLaMA)[\w.-]*", re.IGNORECASE)
+HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+# For an answer of the Hub and the look-up of its address. HF_HUB_ETAG_TIMEOUT, which its client reads too, goes first.
+WAIT_SECONDS = 5.0
+
+
+class ModelNameError(ValueError):
+    """A name that stands for nothing that can be loaded; says why and what to do."""
+
+
+def expand(name: str | os.PathLike) -> str:
+    return os.path.expanduser(os.fspath(name))
+
+
+def is_path(name: str) -> bool:
+    """Tell whether a name can only be a path: the id of a repository has at most one slash, in its middle."""
+    if name.startswith(("/", "./", "../", "~")) or name in ("", ".", "..") or not HUB_ID.fullmatch(name):
+        return True
+    parent = os.path.dirname(name)
+    return bool(parent) and os.path.isdir(parent)
+
+
+def resolve(name: str | os.PathLike) -> str:
+    """
+    Return a local path with `~` expanded, or the id of a Hub repository as it is; asks nothing of the Hub.
+
+    Raises:
+        ModelNameError: if the name is that of a path that is not there.
+    """
+    path = expand(name)
+    if os.path.exists(path) or not is_path(path):
+        return path
+    parent = os.path.dirname(path.rstrip("/"))
+    if parent and not os.path.isdir(parent):
+        raise ModelNameError(f"There is no folder {path}: {parent} is not there either.")
+    hint = ", and that is not the id of a Hub repository (owner/name)" if not HUB_ID.fullmatch(path) else ""
+    raise ModelNameError(f"There is no folder {path}{hint}.")
+
+
+def find_folder(name: str | os.PathLike) -> str:
+    """
+    Return the path of a folder with a FUSION model.
+
+    Raises:
+        ModelNameError: if there is no such folder, or another model in it.
+    """
+    folder = expand(name)
+    if not os.path.isdir(folder):
+        hint = f" Download it first: hf download {folder} --local-dir FOLDER" if not is_path(folder) else ""
+        raise ModelNameError(f"There is no folder {folder}.{hint}")
+    check_config(folder, read_config(folder))
+    return folder
+
+
+def find_model(name: str | os.PathLike, token: str | None = None, repo_type: str = "model") -> str:
+    """
+    Return what `from_pretrained` can load: the path of a folder, or the id of a Hub repository that answers.
+
+    If the Hub cannot be reached and the repository is in the cache, the process works offline from here on.
+
+    Raises:
+        ModelNameError: if there is no such folder, or the repository cannot be had.
+    """
+    name = resolve(name)
+    if not os.path.exists(name):
+        reach(name, token, repo_type)
+    return name
+
+
+def find_fusion(name: str | os.PathLike) -> str:
+    """
+    Return what `FusionForConditionalGeneration.from_pretrained` can load; see `find_model`. Adapters pass.
+
+    Raises:
+        ModelNameError: if there is no such model, or if it is a released checkpoint or no FUSION.
+    """
+    path = expand(name)
+    if not os.path.exists(path) and RELEASED_ID.fullmatch(path):
+        raise ModelNameError(f"{path} is a released checkpoint. {describe_conversion(path)}")
+    path = find_model(path)
+    if os.path.isfile(path):
+        raise ModelNameError(f"{path} is a file, expected a folder with a model, or the id of a Hub repository.")
+    check_config(path, read_config(path) if os.path.isdir(path) else download_config(path))
+    return path
+
+
+def check_config(name: str, config: dict | None):
+    """
+    Check that a config is that of a converted FUSION.
+
+    Args:
+        config (`dict`, *optional*): of config.json, or None if there is none and an adapter instead.
+
+    Raises:
+        ModelNameError: if it is another.
+    """
+    if config is None or config.get("model_type") == MODEL_TYPE:
+        return
+    if config.get("model_type") in RELEASED_MODEL_TYPES:
+        raise ModelNameError(f"{name} is a released checkpoint. {describe_conversion(name)}")
+    raise ModelNameError(
+        f"{name} is no FUSION model: the model type of its config.json is {config.get('model_type')!r}, expected"
+        f" {MODEL_TYPE!r}."
+    )
+
+
+def describe_conversion(source: str) -> str:
+    """Say how a released checkpoint is converted, with a command that can be pasted."""
+    stem = Path(source).resolve().name if os.path.isdir(source) else source.split("/")[-1]
+    output = f"out/{stem.lower()}"
+    if os.path.exists(output):
+        output = f"{output}-converted"
+    quoted = source if re.fullmatch(r"[\w./~-]+", source) else f"'{source}'"
+    return f"It has to be converted first: fusion-vlm convert {quoted} {output} (then use {output})"
+
+
+def read_config(folder: str) -> dict | None:
+    """
+    Read the config.json of a folder; None if there is an adapter in its place.
+
+    Raises:
+        ModelNameError: if there is neither, or if the file cannot be read.
+    """
+    path = os.path.join(folder, "config.json")
+    if not os.path.isfile(path):
+        if os.path.isfile(os.path.join(folder, "adapter_config.json")):
+            return None
+        raise ModelNameError(f"There is no model in {folder}: no config.json.")
+    try:
+        with open(path, encoding="utf-8") as file:
+            config = json.load(file)
+    except (OSError, ValueError) as error:
+        raise ModelNameError(f"Cannot read {path}: {error}") from error
+    if not isinstance(config, dict):
+        raise ModelNameError(f"Cannot read {path}: it is no JSON object.")
+    return config
+
+
+def download_config(repo_id: str) -> dict | None:
+    """Return the config.json of a Hub repository that was reached; None if it has none, as one of an adapter."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError
+
+    try:
+        path = hf_hub_download(repo_id, "config.json")
+    except EntryNotFoundError:
+        return None
+    return read_config(os.path.dirname(path))
+
+
+def reach(repo_id: str, token: str | None = None, repo_type: str = "model"):
+    """
+    Check that a Hub repository can be had: from the Hub, or if that does not answer from the cache.
+
+    Raises:
+        ModelNameError: if it cannot.
+    """
+    from huggingface_hub import constants, try_to_load_from_cache
+    from huggingface_hub.errors import (
+        EntryNotFoundError,
+        GatedRepoError,
+        HfHubHTTPError,
+        HFValidationError,
+        RepositoryNotFoundError,
+    )
+
+    file = "config.json" if repo_type == "model" else "README.md"
+    kind = "a model" if repo_type == "model" else "a data set"
+    try:
+        is_cached = isinstance(try_to_load_from_cache(repo_id, file, repo_type=repo_type), str)
+    except HFValidationError as error:
+        raise ModelNameError(f"There is no folder {repo_id}, and that is not the id of a Hub repository.") from error
+    download = f"Download it where there is a network: hf download {repo_id}"
+    if repo_type != "model":
+        download += f" --repo-type {repo_type}"
+    if constants.HF_HUB_OFFLINE:
+        if is_cached or repo_type != "model":
+            return
+        raise ModelNameError(
+            f"There is no folder {repo_id}, {kind} {repo_id} is not in the cache ({constants.HF_HUB_CACHE}), and the"
+            f" Hub is switched off (HF_HUB_OFFLINE). {download}"
+        )
+    error = ask_hub(repo_id, file, token, repo_type)
+    if error is None or isinstance(error, EntryNotFoundError):
+        return
+    if isinstance(error, GatedRepoError):
+        raise ModelNameError(
+            f"{repo_id} is gated: ask for access at {constants.ENDPOINT}/{repo_id}, then `hf auth login`."
+        ) from error
+    if isinstance(error, RepositoryNotFoundError):
+        raise ModelNameError(
+            f"There is no folder {repo_id}, and the Hub has no {repo_id} that may be seen. Check the name; for a"
+            " private one, `hf auth login`."
+        ) from error
+    status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
+    reason = f"it answered {status}" if status else " ".join(str(error).split()) or type(error).__name__
+    if is_cached:
+        # Else each of a model's files would be asked for, and each of those that it does not have retried.
+        constants.HF_HUB_OFFLINE = True
+        return
+    raise ModelNameError(
+        f"There is no folder {repo_id}, {kind} {repo_id} is not in the cache, and the Hub ({constants.ENDPOINT})"
+        f" cannot be reached: {reason}. {download}"
+    ) from error
+
+
+def ask_hub(repo_id: str, file: str, token: str | None, repo_type: str) -> Exception | None:
+    """Ask the Hub once for a file, and return the error if that is one."""
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url
+
+    seconds = float(os.environ.get("HF_HUB_ETAG_TIMEOUT") or WAIT_SECONDS)
+    errors: list[Exception | None] = [TimeoutError(f"no answer within {seconds:g} seconds")]
+
+    def ask():
+        try:
+            url = hf_hub_url(repo_id, file, repo_type=repo_type)
+            get_hf_file_metadata(url, token=token, timeout=seconds)
+            errors.append(None)
+        except Exception as error:  # of whatever HTTP library the Hub client uses
+            errors.append(error)
+
+    # In a thread, because the time-out of a request is that of each address of the Hub in turn, and looking the
+    # addresses up has none.
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    return errors[-1]
