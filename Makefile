@@ -9,9 +9,8 @@ export OMP_WAIT_POLICY = PASSIVE
 export HF_HUB_DISABLE_TELEMETRY = 1
 
 # What has to hold on every release of transformers in the range; all but synthesis, cards, audits and cost.
-CORE_TESTS = $(addprefix tests/test_,$(addsuffix .py,backends commands commands_serve configuration_fusion \
-	convert_checkpoints handler images loading messages modeling_fusion parity processing_fusion releases tiny_model \
-	training_collator training_trainer))
+CORE_TESTS = tests/commands tests/training/test_collator.py tests/training/test_trainer.py \
+	tests/small_model/test_model.py tests/test_*.py
 PYTEST = HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(1)/bin/python -m pytest --numprocesses 2 --dist loadfile
 
 .PHONY: demo demo-convert demo-page test lint test-demo test-slow test-transformers test-versions test-newest
@@ -55,7 +54,7 @@ lint: .venv/.ready
 
 # The page in a browser: needs Debian's chromium and chromium-driver.
 test-demo: .venv-demo/.ready
-	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 .venv-demo/bin/python -m pytest tests/test_demo_page.py
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 .venv-demo/bin/python -m pytest tests/examples
 
 test-slow: .venv/.ready
 	HF_HUB_OFFLINE=1 .venv/bin/python -m pytest tests -m slow -s

@@ -6,7 +6,7 @@ from pathlib import Path
 from fusion_vlm.commands.options import add_recipe
 
 
-# Those of training/cost.py, which imports torch; tests/test_commands.py compares them.
+# Those of training/cost.py, which imports torch; tests/commands/test_main.py compares them.
 SHARDINGS = ("ddp", "zero2", "zero3", "fsdp")
 
 DESCRIPTION = """\

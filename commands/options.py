@@ -3,7 +3,7 @@
 import argparse
 
 
-# convert_checkpoints.py has these names too; tests/test_commands.py compares them.
+# convert_checkpoints.py has these names too; tests/commands/test_main.py compares them.
 DTYPES = ("float32", "float16", "bfloat16")
 
 

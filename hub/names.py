@@ -14,7 +14,7 @@ from pathlib import Path
 
 
 AUTHORS = "starriver030515"  # the account of the released models on the Hub
-MODEL_TYPE = "fusion_vl"  # of configuration_fusion.py, whose import takes seconds; tests/test_hub_names.py compares
+MODEL_TYPE = "fusion_vl"  # of configuration_fusion.py, whose import takes seconds; tests/hub/test_names.py compares
 # Of the released configs: the keys of `DECODER_FAMILIES` in convert_checkpoints.py; the same test compares them.
 RELEASED_MODEL_TYPES = ("fusion_phi", "fusion_llama")
 RELEASED_ID = re.compile(rf"{AUTHORS}/FUSION(-X)?-(Phi|LLaMA)[\w.-]*", re.IGNORECASE)

@@ -10,7 +10,7 @@ from transformers import BitsAndBytesConfig, pipeline
 from fusion_vlm.convert_checkpoints import convert
 from fusion_vlm.modeling_fusion import FusionForConditionalGeneration
 
-from .conftest import GOLDEN_DIR, LLAMA, PHI, make_messages, process, relative_error
+from .helpers import GOLDEN_DIR, LLAMA, PHI, make_messages, process, relative_error
 from .tiny import last_logits, random_image, random_model, tiny_config
 
 

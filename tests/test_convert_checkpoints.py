@@ -26,11 +26,11 @@ from fusion_vlm.convert_checkpoints import (
     map_names,
 )
 
-from .conftest import GOLDEN_DIR, LLAMA, PEAK_MEMORY, PHI, VARIANTS
+from .helpers import FIXTURES, GOLDEN_DIR, LLAMA, PEAK_MEMORY, PHI, VARIANTS
 
 
 ROOT = Path(convert_checkpoints.__file__).resolve().parent
-RELEASED = json.loads((Path(__file__).parent / "fixtures" / "released_tensors.json").read_text())
+RELEASED = json.loads((FIXTURES / "released_tensors.json").read_text())
 TOWERS = {"FUSION-X": "google/siglip2-giant-opt-patch16-384", "FUSION": "google/siglip-so400m-patch14-384"}
 # What the released configs say of their decoders and no tensor shape does.
 DECODERS = {

@@ -17,10 +17,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from .conftest import GOLDEN_DIR, PEAK_MEMORY, PHI
+from .helpers import FIXTURES, GOLDEN_DIR, PEAK_MEMORY, PHI
 
 
-FIXTURES = Path(__file__).parent / "fixtures"
 SHAPES = json.loads((FIXTURES / "released_tensors.json").read_text())["FUSION-Phi3.5-3B"]
 SHARD_SIZE = 5 * 10**9
 QUESTION = "What animal is this, and what is it looking at?"

@@ -13,7 +13,7 @@ from transformers.utils import is_flash_attn_2_available
 
 from fusion_vlm.modeling_fusion import FusionForConditionalGeneration
 
-from .conftest import process, relative_error
+from .helpers import process, relative_error
 from .tiny import last_logits
 
 

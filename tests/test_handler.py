@@ -19,12 +19,10 @@ import pytest
 import torch
 from PIL import Image
 
-from .conftest import make_messages, needs_sanitizing, process
+from .helpers import ROOT, SMALL_MODEL, make_messages, needs_sanitizing, process
 from .tiny import random_image
 
 
-ROOT = Path(__file__).parents[1]
-TINY = ROOT / "small_model" / "model"
 GREEDY = {"max_new_tokens": 8}
 PUBLIC, OTHER_PUBLIC = "93.184.216.34", "93.184.216.35"
 # Key and certificate of the test's own https server; they are good for nothing else.
@@ -558,9 +556,9 @@ def test_certificate_of_another_host_is_refused(internet, handler):
 # A model that knows something ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.skipif(not TINY.exists(), reason="small_model/train.py has not written small_model/model yet")
+@pytest.mark.skipif(not SMALL_MODEL.exists(), reason="small_model/train.py has not written small_model/model yet")
 def test_trained_model_answers_rightly(tmp_path):
-    folder = shutil.copytree(TINY, tmp_path / "tiny")
+    folder = shutil.copytree(SMALL_MODEL, tmp_path / "tiny")
     shutil.copy(ROOT / "handler.py", folder)
     _, handler = load_handler(folder)
     expected = {

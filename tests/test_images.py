@@ -16,7 +16,7 @@ from fusion_vlm import handler, processing_fusion
 from fusion_vlm.processing_fusion import read_image
 from fusion_vlm.training.messages import load_image
 
-from .conftest import make_messages, process
+from .helpers import make_messages, process
 from .tiny import random_image
 
 

@@ -20,7 +20,7 @@ from transformers import (
 
 from fusion_vlm.configuration_fusion import FusionConfig
 
-from .conftest import LLAMA, PHI, VARIANTS, make_messages, process
+from .helpers import LLAMA, PHI, VARIANTS, make_messages, process
 
 
 # Ends a process that loads a folder with what it computed; the package is hidden, as if it were not installed.

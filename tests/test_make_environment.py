@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from .helpers import ROOT
 
-SCRIPT = Path(__file__).parents[1] / "make_environment.sh"
+
+SCRIPT = ROOT / "make_environment.sh"
 # Answers what the script asks of a Python: its version, a comparison of it, an environment, pip.
 STUB = """#!/bin/sh
 echo "$*" >>"$STUB_LOG"

@@ -10,7 +10,7 @@ from fusion_vlm.processing_fusion import normalize_messages
 from fusion_vlm.training.collator import FusionDataCollator
 from fusion_vlm.training.messages import RowError, to_messages
 
-from .conftest import make_messages, needs_sanitizing, process
+from .helpers import make_messages, needs_sanitizing, process
 from .tiny import random_image
 
 

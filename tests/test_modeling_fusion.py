@@ -27,7 +27,7 @@ from fusion_vlm.modeling_fusion import (
 )
 from fusion_vlm.processing_fusion import FusionProcessor
 
-from .conftest import enable_checkpointing, make_messages, needs_reentrant, process
+from .helpers import enable_checkpointing, make_messages, needs_reentrant, process
 from .tiny import TEXT_CONFIGS, VISION_CONFIG, last_logits, random_image, tiny_config, tiny_model
 
 

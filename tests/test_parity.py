@@ -13,7 +13,7 @@ from PIL import Image
 from fusion_vlm.convert_checkpoints import map_names
 from fusion_vlm.modeling_fusion import FusionForConditionalGeneration
 
-from .conftest import GOLDEN_DIR, LLAMA, PHI, VARIANTS, Golden, process, relative_error
+from .helpers import GOLDEN_DIR, LLAMA, PHI, VARIANTS, Golden, process, relative_error
 
 
 TOLERANCE = 1e-4

@@ -14,7 +14,7 @@ from transformers import AutoProcessor
 from fusion_vlm import processing_fusion
 from fusion_vlm.processing_fusion import FusionProcessor, expand_token, merge_replacements, split_crops
 
-from .conftest import LLAMA, PHI, VARIANTS, make_messages, needs_sanitizing, process
+from .helpers import LLAMA, PHI, VARIANTS, make_messages, needs_sanitizing, process
 
 
 @pytest.fixture

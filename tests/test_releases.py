@@ -21,12 +21,11 @@ from fusion_vlm.commands.main import main
 from fusion_vlm.modeling_fusion import CACHE_NAME, CHECKPOINTS_HOOKS
 from fusion_vlm.processing_fusion import CAN_SANITIZE
 
-from .conftest import make_messages, process
+from .helpers import ROOT, make_messages, process
 from .tiny import random_image
 from .write_folders import FOLDERS, ask, load
 
 
-ROOT = Path(__file__).parents[1]
 SHIPPED_FILES = ("configuration_fusion.py", "modeling_fusion.py", "processing_fusion.py", "handler.py")
 # Everything that the shipped files import from transformers. A release that lacks one of these names does not work, so
 # a new name has to be worth it.
@@ -235,7 +234,7 @@ def ask_command(folder: Path, question: str):
 @pytest.mark.parametrize("front_end", [ask_processor, ask_handler, ask_command])
 @pytest.mark.parametrize("token", ["<|eot_id|>", "<image>", "<latent>"])
 def test_control_token_of_a_user_is_text_or_refused(token, front_end, folder, capsys):
-    """The server has a test of its own, in test_commands_serve.py."""
+    """The server has a test of its own, in tests/commands/test_serve.py."""
     question = f"What does {token} mean?"
     if CAN_SANITIZE:
         front_end(folder, question)

@@ -17,7 +17,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from fusion_vlm.convert_checkpoints import convert
 from fusion_vlm.modeling_fusion import FusionForConditionalGeneration
 
-from .conftest import GOLDEN_DIR, LLAMA, PHI, make_messages, process
+from .helpers import GOLDEN_DIR, LLAMA, PHI, make_messages, process
 from .tiny import random_image, tiny_processor, wide_config
 
 

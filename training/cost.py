@@ -7,7 +7,7 @@ What training by a recipe costs, printed before it runs: parameters, memory of e
 Activations and FLOPs are not formulas of this file: the model of the recipe, whichever decoder it has, runs one
 training step on tensors that have a shape and a dtype but no data (torch's `FakeTensorMode`), while the storages that
 are alive and the operations of each product are counted. It needs no weights, hardly any memory, and about half a
-minute for a model of 3B. tests/test_training_cost.py compares it with steps of real small models.
+minute for a model of 3B. tests/training/test_cost.py compares it with steps of real small models.
 """
 
 import copy

@@ -44,7 +44,7 @@ class Question:
         return f"{self.text}\n{HINT}"
 
 
-# tests/test_verify.py draws the pictures: two objects each, or two and four triangles.
+# tests/verification/test_verify.py draws the pictures: two objects each, or two and four triangles.
 QUESTIONS = (
     Question("circle_star", "star_circle", "What colour is the circle?", "red", "blue", COLORS),
     Question("circle_star", "star_circle", "What colour is the star?", "blue", "red", COLORS),

@@ -14,7 +14,6 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText, BitsAndBytesConfig
 
 from fusion_vlm.commands.main import main
-from fusion_vlm.convert_checkpoints import main as convert
 from fusion_vlm.synthesis.scenes.render import draw_scene
 from fusion_vlm.synthesis.scenes.scene import Scene, SceneObject
 from fusion_vlm.verification import verify as verification
@@ -22,12 +21,13 @@ from fusion_vlm.verification.questions import PICTURES, QUESTIONS
 from fusion_vlm.verification.verify import verify
 from fusion_vlm.verification.weights import LOST, STRONG, check_weights, fit_score
 
-from .conftest import GOLDEN_DIR, PHI
-from .tiny import tiny_model
+from ..helpers import GOLDEN_DIR, PHI, SMALL_MODEL
+from ..tiny import tiny_model
 
 
-TINY = Path(__file__).parents[1] / "small_model" / "model"
-pytestmark = pytest.mark.skipif(not TINY.exists(), reason="small_model/train.py has not written small_model/model yet")
+pytestmark = pytest.mark.skipif(
+    not SMALL_MODEL.exists(), reason="small_model/train.py has not written small_model/model yet"
+)
 
 
 # Objects of each bundled picture: shape, color, and place.
@@ -52,13 +52,13 @@ def run_verify(folder: Path, **options) -> tuple[bool, str]:
 
 @pytest.fixture(scope="module")
 def tensors() -> dict[str, torch.Tensor]:
-    return load_file(TINY / "model.safetensors")
+    return load_file(SMALL_MODEL / "model.safetensors")
 
 
 @pytest.fixture
 def folder(tmp_path) -> Path:
     """A copy of the small model to damage."""
-    return Path(shutil.copytree(TINY, tmp_path / "model", symlinks=False))
+    return Path(shutil.copytree(SMALL_MODEL, tmp_path / "model", symlinks=False))
 
 
 def damage_tensor(tensor: torch.Tensor, kind: str, generator: torch.Generator) -> torch.Tensor:
@@ -110,7 +110,7 @@ def test_answers_differ_between_the_two_pictures_of_a_question():
 
 
 def test_small_model_passes_in_every_condition(capsys):
-    assert main(["verify", str(TINY), "--time-limit", "600"]) == 0
+    assert main(["verify", str(SMALL_MODEL), "--time-limit", "600"]) == 0
     report = capsys.readouterr().out
     assert report.splitlines()[-1] == "PASS"
     rows = ("each question about its picture", "about the other picture, with its answer", "4 latents", "16 latents")
@@ -139,8 +139,10 @@ def test_quantized_folder_passes_and_its_weights_are_compared(options, tmp_path)
     if "load_in_4bit" in options:
         options["bnb_4bit_use_double_quant"] = True
     config = BitsAndBytesConfig(**options)
-    model = AutoModelForImageTextToText.from_pretrained(TINY, trust_remote_code=True, quantization_config=config)
-    shutil.copytree(TINY, tmp_path / "model", symlinks=False, ignore=shutil.ignore_patterns("*.safetensors"))
+    model = AutoModelForImageTextToText.from_pretrained(
+        SMALL_MODEL, trust_remote_code=True, quantization_config=config
+    )
+    shutil.copytree(SMALL_MODEL, tmp_path / "model", symlinks=False, ignore=shutil.ignore_patterns("*.safetensors"))
     model.save_pretrained(tmp_path / "model")
     passed, report = run_verify(tmp_path / "model", time_limit=0)
     assert passed and "Answers in the stored quantization" in report
@@ -276,15 +278,15 @@ def test_fused_and_shared_matrices_of_a_decoder_are_told_apart(decoder, processo
 
 def test_memory_that_is_too_small_is_told(monkeypatch):
     monkeypatch.setattr(verification, "available_memory", lambda device: 4e6)
-    passed, report = run_verify(TINY, time_limit=0)
+    passed, report = run_verify(SMALL_MODEL, time_limit=0)
     assert passed and "Answers in 4 bits" in report and "float32 (needs 0.0 GB, 0.0 GB are free)" in report
     monkeypatch.setattr(verification, "available_memory", lambda device: 1e5)
     with pytest.raises(ValueError, match="does not fit into the memory of cpu"):
-        run_verify(TINY)
+        run_verify(SMALL_MODEL)
 
 
 @pytest.mark.parametrize(
-    ("path", "words"), [(GOLDEN_DIR / PHI / "checkpoint", "Convert a released"), (GOLDEN_DIR, "no config.json")]
+    ("path", "words"), [(GOLDEN_DIR / PHI / "checkpoint", "has to be converted"), (GOLDEN_DIR, "no config.json")]
 )
 def test_what_is_no_converted_folder_is_told(path, words, capsys):
     assert main(["verify", str(path)]) == 1
@@ -292,15 +294,12 @@ def test_what_is_no_converted_folder_is_told(path, words, capsys):
 
 
 @pytest.mark.parametrize("passes", [True, False])
-def test_convert_verifies_what_it_wrote(passes, tmp_path, monkeypatch):
+def test_convert_verifies_what_it_wrote(passes, tmp_path, monkeypatch, capsys):
     """With the code that was copied into the folder, as users load it. A folder that fails is kept to be looked at."""
     calls = []
     monkeypatch.setattr(verification, "verify", lambda *args, **options: calls.append((args, options)) or passes)
-    arguments = [str(GOLDEN_DIR / PHI / "checkpoint"), str(tmp_path / "out"), "--verify"]
-    if passes:
-        convert(arguments)
-    else:
-        with pytest.raises(SystemExit, match="did not pass the check above"):
-            convert(arguments)
+    code = main(["convert", str(GOLDEN_DIR / PHI / "checkpoint"), str(tmp_path / "out"), "--verify"])
+    assert code == (0 if passes else 1)
+    assert ("did not pass the check above" in capsys.readouterr().err) != passes
     assert calls == [((tmp_path / "out",), {"trust_remote_code": True})]
     assert (tmp_path / "out" / "config.json").is_file()

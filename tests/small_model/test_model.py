@@ -22,9 +22,12 @@ from fusion_vlm.training.collator import FusionDataCollator
 from fusion_vlm.training.lora import lora_config
 from fusion_vlm.training.trainer import FusionTrainer, FusionTrainingArguments
 
+from ..helpers import SMALL_MODEL
 
-TINY = Path(__file__).parents[1] / "small_model" / "model"
-pytestmark = pytest.mark.skipif(not TINY.exists(), reason="small_model/train.py has not written small_model/model yet")
+
+pytestmark = pytest.mark.skipif(
+    not SMALL_MODEL.exists(), reason="small_model/train.py has not written small_model/model yet"
+)
 NUM_QUESTIONS = 64
 # The share of right answers among the questions of this file; on all 9,673 it is in the README.
 MIN_ACCURACY = 0.95
@@ -32,12 +35,12 @@ MIN_ACCURACY = 0.95
 
 @pytest.fixture(scope="module")
 def processor():
-    return AutoProcessor.from_pretrained(TINY, trust_remote_code=True)
+    return AutoProcessor.from_pretrained(SMALL_MODEL, trust_remote_code=True)
 
 
 @pytest.fixture(scope="module")
 def model():
-    return AutoModelForImageTextToText.from_pretrained(TINY, trust_remote_code=True, dtype=torch.float32)
+    return AutoModelForImageTextToText.from_pretrained(SMALL_MODEL, trust_remote_code=True, dtype=torch.float32)
 
 
 @pytest.fixture(scope="module")
@@ -68,9 +71,9 @@ def accuracy(answers: list[str], questions: list[tuple[str, str, str]]) -> float
 
 
 def test_folder_is_small_and_in_half_precision():
-    weights = TINY / "model.safetensors"
+    weights = SMALL_MODEL / "model.safetensors"
     assert weights.stat().st_size <= 20e6
-    assert json.loads((TINY / "config.json").read_text())["dtype"] == "bfloat16"
+    assert json.loads((SMALL_MODEL / "config.json").read_text())["dtype"] == "bfloat16"
 
 
 def test_batch_answers_rightly(model, processor, questions):
@@ -86,7 +89,7 @@ def test_answers_come_from_the_image(model, processor, questions):
 
 
 def test_pipeline_answers_rightly(processor, questions):
-    pipe = pipeline("image-text-to-text", model=str(TINY), trust_remote_code=True)
+    pipe = pipeline("image-text-to-text", model=str(SMALL_MODEL), trust_remote_code=True)
     chats = [to_messages(path, question) for path, question, _ in questions]
     outputs = pipe(text=chats, max_new_tokens=8, batch_size=16, return_full_text=False)
     assert accuracy([output[0]["generated_text"] for output in outputs], questions) >= MIN_ACCURACY
@@ -101,7 +104,7 @@ def test_beams_answer_rightly(model, processor, questions):
 def test_four_bits_keep_the_answers(processor, questions):
     config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")
     quantized = AutoModelForImageTextToText.from_pretrained(
-        TINY, trust_remote_code=True, dtype=torch.float32, quantization_config=config
+        SMALL_MODEL, trust_remote_code=True, dtype=torch.float32, quantization_config=config
     )
     answers = ask(quantized, processor, [to_messages(path, question) for path, question, _ in questions])
     assert accuracy(answers, questions) >= MIN_ACCURACY - 0.03
@@ -140,7 +143,7 @@ def known_images() -> list[tuple[str, tuple[str, ...]]]:
 
 def test_looks_places_and_numbers_are_told_in_scenes_that_training_has_not_seen():
     """Of one object among several; the commonest answers would be right in 0.03 to 0.27, of numbers in 0.39."""
-    model = measure.Model(str(TINY), quantized=False)
+    model = measure.Model(str(SMALL_MODEL), quantized=False)
     scores = measure.measure_grounds(model, measure.GROUNDS["objects"], num_scenes=24)
     bounds = dict.fromkeys(("colour", "shape", "place", "content", "direction"), 0.9) | {"number": 0.75}
     assert scores.keys() == bounds.keys() and all(score["num"] >= 15 for score in scores.values())
@@ -155,7 +158,9 @@ def test_demo_answers_rightly(import_script, tmp_path, monkeypatch, capsys):
     said = capsys.readouterr().out
     answers = [line.split(maxsplit=1)[1] for line in said.splitlines() if line.startswith("Answer:")]
     assert answers == ["blue", "3", "lower left"]
-    assert str(Path(quickstart.IMAGE).relative_to(TINY.parents[1])) in said and str(tmp_path / "demo.png") in said
+    assert (
+        str(Path(quickstart.IMAGE).relative_to(SMALL_MODEL.parents[1])) in said and str(tmp_path / "demo.png") in said
+    )
     # The command that it prints at the end runs as it stands.
     *_, command, model, image, question = shlex.split(said.splitlines()[-1])
     assert command == "ask" and main([command, model, image, question]) == 0
@@ -177,7 +182,7 @@ def test_lora_teaches_a_new_answer(processor, tmp_path):
         for path, (_, shape) in known[:96]
     ]
     held_out = known[96:128]
-    model = AutoModelForImageTextToText.from_pretrained(TINY, trust_remote_code=True, dtype=torch.float32)
+    model = AutoModelForImageTextToText.from_pretrained(SMALL_MODEL, trust_remote_code=True, dtype=torch.float32)
     before = ask(model, processor, [to_messages(path, question) for path, _ in held_out])
     assert not set(before) & set(names.values())
 

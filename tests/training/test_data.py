@@ -19,8 +19,8 @@ from fusion_vlm.training.check import check_rows, prepare_dataset
 from fusion_vlm.training.data import load_mixture, sample, text_of
 from fusion_vlm.training.messages import RowError
 
-from .conftest import process
-from .tiny import random_image
+from ..helpers import process
+from ..tiny import random_image
 
 
 KINDS = ["rows.json", "rows.jsonl", "rows.parquet", "rows", "hub"]

@@ -26,13 +26,12 @@ from fusion_vlm.hub import card
 from fusion_vlm.hub.card import CardError, write_card
 from fusion_vlm.hub.endpoint import QUANTIZED_REQUIREMENTS, REQUIREMENTS, SHIPPED_FILES, add_endpoint_files
 
-from .conftest import GOLDEN_DIR, LLAMA, PHI
-from .tiny import tiny_config
+from ..helpers import FIXTURES, GOLDEN_DIR, LLAMA, PHI, ROOT, SMALL_MODEL
+from ..tiny import tiny_config
 
 
-ROOT = Path(__file__).parents[1]
-PHOTO = Path(__file__).parent / "fixtures" / "chelsea.jpg"
-SMALL_MODEL = ROOT / "examples" / "random_model.py"
+PHOTO = FIXTURES / "chelsea.jpg"
+RANDOM_MODEL = ROOT / "examples" / "random_model.py"
 PHI35, LLAMA31 = "microsoft/Phi-3.5-mini-instruct", "meta-llama/Llama-3.1-8B-Instruct"
 SO400M, GIANT = "google/siglip-so400m-patch14-384", "google/siglip2-giant-opt-patch16-384"
 RELEASED = {
@@ -435,7 +434,7 @@ def test_requirements_of_the_handler_are_those_of_the_package():
         ({"results": "nowhere.yaml"}, "Cannot read the results from nowhere.yaml"),
         ({"examples": [{"image": PHOTO, "text": "What?"}]}, "wrong fields, expected image and question"),
         ({"examples": [{"image": "nowhere.png", "question": "What?"}]}, "no image: nowhere.png is not there"),
-        ({"examples": [{"image": Path(__file__), "question": "What?"}]}, "test_hub_card.py cannot be read"),
+        ({"examples": [{"image": Path(__file__), "question": "What?"}]}, "test_card.py cannot be read"),
         ({"examples": [{"image": PHOTO, "question": "Two?", "answer": False}]}, "`answer` .* is no text: quote it"),
         ({"ask": True}, "cannot be asked without a question"),
     ],
@@ -472,7 +471,7 @@ def test_bad_data_is_refused_by_name(arguments, message, tiny_folder):
     ],
 )
 def test_origin_that_the_hub_would_refuse(arguments, message, tiny_folder, monkeypatch):
-    monkeypatch.chdir(Path(__file__).parents[1])
+    monkeypatch.chdir(ROOT)
     with pytest.raises(CardError, match=message):
         write_card(tiny_folder, **arguments)
 
@@ -554,7 +553,7 @@ def run_code(card_path: Path, folder: Path, cache: Path) -> list[str]:
 
 @pytest.fixture(scope="module")
 def small_folder(tmp_path_factory) -> Path:
-    return runpy.run_path(str(SMALL_MODEL))["write_small_model"](tmp_path_factory.mktemp("card") / "small")
+    return runpy.run_path(str(RANDOM_MODEL))["write_small_model"](tmp_path_factory.mktemp("card") / "small")
 
 
 @pytest.mark.parametrize("kind", ["with an example", "without one", "of a repository"])
@@ -581,7 +580,7 @@ def test_code_runs_anywhere_with_the_id_of_the_repository(small_folder, tmp_path
 
 
 def test_code_of_the_shipped_small_model_gives_the_answer_on_its_card(tmp_path):
-    folder = ROOT / "small_model" / "model"
+    folder = SMALL_MODEL
     metadata = read_metadata(folder / "README.md")
     assert run_code(folder / "README.md", folder, tmp_path)[0] == metadata["widget"][0]["output"]["text"] == "blue"
 
@@ -589,7 +588,7 @@ def test_code_of_the_shipped_small_model_gives_the_answer_on_its_card(tmp_path):
 def test_model_answers_the_examples_that_have_no_answer(tmp_path):
     """The shipped small model, asked about a picture that is not on its card."""
     folder = tmp_path / "tiny"
-    shutil.copytree(ROOT / "small_model" / "model", folder)
+    shutil.copytree(SMALL_MODEL, folder)
     hint = "Answer with a single word or phrase."
     row = {"image": ROOT / "examples" / "images" / "stars.png", "question": f"Where is the circle?\n{hint}"}
     metadata = read_metadata(write_card(folder, examples=[row, {**row, "answer": "there"}], ask=True))

@@ -43,12 +43,10 @@ from fusion_vlm.handler import read_image
 from fusion_vlm.modeling_fusion import FusionForConditionalGeneration
 from fusion_vlm.processing_fusion import CAN_SANITIZE, FusionProcessor
 
-from .conftest import process
-from .tiny import random_image
+from ..helpers import ROOT, SMALL_MODEL, process
+from ..tiny import random_image
 
 
-ROOT = Path(__file__).parents[1]
-TINY = ROOT / "small_model" / "model"
 NAME = "small"
 
 
@@ -257,13 +255,13 @@ def test_concurrent_requests_get_the_answers_they_get_alone(served):
     assert together == alone * 2
 
 
-@pytest.mark.skipif(not TINY.exists(), reason="small_model/train.py has not written small_model/model yet")
+@pytest.mark.skipif(not SMALL_MODEL.exists(), reason="small_model/train.py has not written small_model/model yet")
 def test_trained_model_answers_rightly():
     """Images that it has not seen, many at once."""
-    model = FusionForConditionalGeneration.from_pretrained(TINY)
+    model = FusionForConditionalGeneration.from_pretrained(SMALL_MODEL)
     paths = easy_vqa.get_test_image_paths()
     rows = random.Random(0).sample(list(zip(*easy_vqa.get_test_questions(), strict=True)), 32)
-    with Served(model, FusionProcessor.from_pretrained(TINY)) as served, ThreadPoolExecutor(8) as threads:
+    with Served(model, FusionProcessor.from_pretrained(SMALL_MODEL)) as served, ThreadPoolExecutor(8) as threads:
         answers = threads.map(lambda row: served.ask([to_user(row[0], Image.open(paths[row[2]]))]), rows)
         right = sum(answer == row[1] for answer, row in zip(answers, rows, strict=True))
     assert right >= 0.9 * len(rows)

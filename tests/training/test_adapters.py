@@ -26,8 +26,8 @@ from fusion_vlm.training.collator import FusionDataCollator
 from fusion_vlm.training.grpo import FUSION_INPUTS, FusionGRPOTrainer, FusionRLOOTrainer
 from fusion_vlm.training.lora import lora_config
 
-from .conftest import LLAMA, enable_checkpointing, make_messages, process, relative_error
-from .tiny import last_logits, random_image, tiny_model
+from ..helpers import LLAMA, enable_checkpointing, make_messages, process, relative_error
+from ..tiny import last_logits, random_image, tiny_model
 
 
 QUIET = {"report_to": [], "save_strategy": "no", "logging_steps": 1, "disable_tqdm": True, "use_cpu": True}

@@ -8,7 +8,6 @@ import subprocess
 import sys
 from dataclasses import replace
 from math import prod
-from pathlib import Path
 
 import pytest
 import torch
@@ -39,12 +38,12 @@ from fusion_vlm.training.cost import (
     trace_step,
 )
 
-from .conftest import PEAK_MEMORY, make_messages
-from .tiny import VISION_CONFIG, random_image, tiny_config, tiny_model
+from ..helpers import FIXTURES, PEAK_MEMORY, ROOT, make_messages
+from ..tiny import VISION_CONFIG, random_image, tiny_config, tiny_model
 
 
-RECIPE = Path(__file__).parents[1] / "training" / "recipes" / "stage1.yaml"
-RELEASED = json.loads((Path(__file__).parent / "fixtures" / "released_tensors.json").read_text())
+RECIPE = ROOT / "training" / "recipes" / "stage1.yaml"
+RELEASED = json.loads((FIXTURES / "released_tensors.json").read_text())
 ATTENTION = {
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda *shapes, **_: sdpa_flop_count(*shapes[:3]),
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: lambda *shapes, **_: sdpa_backward_flop_count(

@@ -11,9 +11,9 @@ from torch.utils.data import DataLoader, IterableDataset
 from fusion_vlm.training.collator import FusionDataCollator
 from fusion_vlm.training.messages import RowError, to_messages
 
-from .conftest import VARIANTS, make_messages
-from .test_parity import CASES, training_inputs
-from .tiny import random_image
+from ..helpers import VARIANTS, make_messages
+from ..test_parity import CASES, training_inputs
+from ..tiny import random_image
 
 
 GRID = {"latent_grid_sizes": [2]}

@@ -24,6 +24,8 @@ import torch
 from fusion_vlm.modeling_fusion import FusionForConditionalGeneration
 from fusion_vlm.processing_fusion import FusionProcessor
 
+from ..helpers import ROOT
+
 
 reason = "Gradio needs an older Pillow than the rest, so its tests have an environment of their own: make test-demo"
 pytest.importorskip("gradio", reason=reason)
@@ -31,7 +33,7 @@ webdriver = pytest.importorskip("selenium.webdriver", reason=reason)
 if shutil.which("chromium") is None or shutil.which("chromedriver") is None:
     pytest.skip("needs a browser: apt-get install chromium chromium-driver", allow_module_level=True)
 
-EXAMPLES_DIR = Path(__file__).resolve().parents[1] / "examples"
+EXAMPLES_DIR = ROOT / "examples"
 MODEL = EXAMPLES_DIR.parent / "small_model" / "model"
 STARS, BEACH = EXAMPLES_DIR / "images" / "stars.png", EXAMPLES_DIR / "images" / "beach.png"
 HINT = " Answer with a single word or phrase."  # without it, answers are sentences

@@ -33,13 +33,11 @@ from fusion_vlm.training.consolidate import consolidate
 from fusion_vlm.training.train import save_model
 from fusion_vlm.training.trainer import LOSS_PARTS, FusionTrainer, FusionTrainingArguments
 
-from .conftest import make_messages
-from .tiny import random_image
+from ..helpers import ROOT, make_messages
+from ..tiny import random_image
 
 
-LAUNCH_FILES = {
-    path.stem: path for path in sorted((Path(__file__).parents[1] / "training/recipes/launch").glob("*.yaml"))
-}
+LAUNCH_FILES = {path.stem: path for path in sorted((ROOT / "training/recipes/launch").glob("*.yaml"))}
 NUM_PROCESSES = 2
 COLLECTIVE_TIMEOUT, TIMEOUT = 30, 300  # seconds: a process that waits for another in vain fails, instead of hanging
 ANSWERS = ["Red.", "A blue cube, far behind the others.", "Three of them.", "No, not at all, none of them is."]

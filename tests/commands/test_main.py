@@ -23,13 +23,11 @@ from fusion_vlm.commands.main import COMMANDS, build_parser, main
 from fusion_vlm.commands.model import load
 from fusion_vlm.hub.card import write_card
 
-from .conftest import GOLDEN_DIR, LLAMA, make_messages, needs_sanitizing, process
-from .tiny import random_image
+from ..helpers import GOLDEN_DIR, LLAMA, ROOT, SMALL_MODEL, make_messages, needs_sanitizing, process
+from ..tiny import random_image
 
 
-ROOT = Path(__file__).parents[1]
 CHECKPOINT = GOLDEN_DIR / LLAMA / "checkpoint"
-TINY = ROOT / "small_model" / "model"  # a small trained model
 FEW = ("--max-new-tokens", "8")
 
 
@@ -98,7 +96,7 @@ def test_ask_answers_each_question_on_its_own(folder, loaded, image_file, capsys
     assert capsys.readouterr().out == "".join(f"{answer}\n" for answer in expected)
 
 
-@pytest.mark.skipif(not TINY.exists(), reason="small_model/train.py has not written small_model/model yet")
+@pytest.mark.skipif(not SMALL_MODEL.exists(), reason="small_model/train.py has not written small_model/model yet")
 def test_ask_answers_rightly(capsys):
     """The trained model, about images that it has not seen."""
     paths = easy_vqa.get_test_image_paths()
@@ -107,7 +105,7 @@ def test_ask_answers_rightly(capsys):
     for image in range(3):
         questions = [question for question, _, index in rows if index == image]
         truths += [truth for _, truth, index in rows if index == image]
-        assert main(["ask", str(TINY), paths[image], *questions, *FEW]) == 0
+        assert main(["ask", str(SMALL_MODEL), paths[image], *questions, *FEW]) == 0
         answers += capsys.readouterr().out.splitlines()
     right = sum(answer == truth for answer, truth in zip(answers, truths, strict=True))
     assert right >= 0.9 * len(truths)
@@ -292,14 +290,14 @@ def test_chat_remembers_and_obeys(folder, loaded, image_file, tmp_path, monkeypa
     assert output.err == ""
 
 
-@pytest.mark.skipif(not TINY.exists(), reason="small_model/train.py has not written small_model/model yet")
+@pytest.mark.skipif(not SMALL_MODEL.exists(), reason="small_model/train.py has not written small_model/model yet")
 def test_chat_answers_rightly(monkeypatch, capsys):
     """Each `/image` begins a new conversation: the small model has learned single turns."""
     paths = easy_vqa.get_test_image_paths()
     rows = [row for row in zip(*easy_vqa.get_test_questions(), strict=True) if row[2] < 3]
     lines = [line for question, _, index in rows for line in (f"/image {paths[index]}", question)]
     give_stdin(monkeypatch, "\n".join(lines).encode())
-    assert main(["chat", str(TINY), *FEW]) == 0
+    assert main(["chat", str(SMALL_MODEL), *FEW]) == 0
     answers = capsys.readouterr().out.splitlines()
     right = sum(answer == truth for answer, (_, truth, _) in zip(answers, rows, strict=True))
     assert right >= 0.9 * len(rows)

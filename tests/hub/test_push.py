@@ -19,7 +19,7 @@ from fusion_vlm.commands.main import main
 from fusion_vlm.hub import push
 from fusion_vlm.hub.push import PushError, prepare_repository, upload
 
-from .conftest import GOLDEN_DIR, PHI
+from ..helpers import GOLDEN_DIR, PHI
 
 
 SOURCE = GOLDEN_DIR / PHI / "checkpoint"
