@@ -43,6 +43,14 @@ AUTO_MAP = {
 }
 
 
+DEFAULT_LATENT_GRID_SIZE = 8  # of the released models
+
+
+def default_latent_grid_size(num_patches_per_side: int) -> int:
+    """Return the side of the latent grid of a question, for a tower with this patch grid."""
+    return min(DEFAULT_LATENT_GRID_SIZE, 2 * num_patches_per_side)
+
+
 @strict
 class FusionConfig(PreTrainedConfig):
     """
@@ -92,7 +100,7 @@ class FusionConfig(PreTrainedConfig):
     """
 
     model_type = "fusion_vl"
-    # What `Trainer` leaves out of the predictions it collects, so that those are the logits.
+    # Outputs that `Trainer` drops, so that the predictions it collects are the logits.
     keys_to_ignore_at_inference = [
         "cache",  # of transformers 5.24 and newer
         "past_key_values",  # of older ones
@@ -139,7 +147,7 @@ class FusionConfig(PreTrainedConfig):
         if self.image_grid_size is None:
             self.image_grid_size = self.num_patches_per_side
         if self.latent_grid_size is None:
-            self.latent_grid_size = min(8, self.max_latent_grid_size)
+            self.latent_grid_size = default_latent_grid_size(self.num_patches_per_side)
         if self.latent_grid_sizes is None:
             self.latent_grid_sizes = [size for size in (2, 4, 6, 8, 12) if size <= self.max_latent_grid_size]
         if self.interaction_layer_indices is None:
@@ -162,7 +170,7 @@ class FusionConfig(PreTrainedConfig):
         return 2 * self.num_patches_per_side
 
     def validate_architecture(self):
-        """Checks of fields against each other; runs on init and on save."""
+        """Check fields against each other; runs on init and on save."""
         if self.vision_config.num_hidden_layers < 2:
             raise ValueError(
                 f"The tower has {self.vision_config.num_hidden_layers} layer, expected 2 at least: its features are"

@@ -15,7 +15,6 @@ import pickle
 import re
 import sys
 import tempfile
-import types
 import zipfile
 from collections import Counter
 from collections.abc import Iterable
@@ -25,14 +24,8 @@ from math import isqrt
 from pathlib import Path
 
 
-if not __package__:
-    # Run as a script: the folder that this file lies in is the package.
-    __package__ = "fusion_vlm"
-    package = types.ModuleType(__package__)
-    package.__path__ = [str(Path(__file__).resolve().parent)]
-    sys.modules.setdefault(__package__, package)
-
-from .configuration_fusion import FusionConfig  # isort: skip
+# First, because it checks the version of transformers.
+from fusion_vlm.configuration_fusion import FusionConfig  # isort: skip
 
 import torch
 import transformers
@@ -52,10 +45,10 @@ from transformers import (
     SiglipVisionConfig,
 )
 
-from .hub.card import released_ids, write_card
-from .hub.endpoint import add_endpoint_files
-from .modeling_fusion import FusionForConditionalGeneration
-from .processing_fusion import FusionImageProcessor, FusionProcessor
+from fusion_vlm.hub.card import released_ids, write_card
+from fusion_vlm.hub.endpoint import add_endpoint_files
+from fusion_vlm.modeling_fusion import FusionForConditionalGeneration
+from fusion_vlm.processing_fusion import FusionProcessor
 
 
 # Notices: what was dropped, or filled in. The command line prints them on stderr.
@@ -885,16 +878,12 @@ def convert_tokenizer(folder: Path, family: DecoderFamily, num_rows: int) -> Pre
 def build_processor(
     tokenizer: PreTrainedTokenizerBase, config: FusionConfig, family: DecoderFamily
 ) -> FusionProcessor:
-    size = config.vision_config.image_size
-    image_processor = FusionImageProcessor(
-        size={"height": size, "width": size},
+    return FusionProcessor.from_tokenizer(
+        tokenizer,
+        config.vision_config,
+        chat_template=(PACKAGE_DIR / "chat_templates" / f"{family.model_type}.jinja").read_text(),
         image_grid_size=config.image_grid_size,
         latent_grid_size=config.latent_grid_size,
-    )
-    return FusionProcessor(
-        image_processor,
-        tokenizer,
-        chat_template=(PACKAGE_DIR / "chat_templates" / f"{family.model_type}.jinja").read_text(),
         end_of_turn_token=family.end_of_turn_token,
     )
 
@@ -1116,6 +1105,6 @@ def build_generation_config(folder: Path, released: dict) -> GenerationConfig:
 
 
 if __name__ == "__main__":
-    from .commands.main import main
+    from fusion_vlm.commands.main import main
 
     sys.exit(main(["convert", *sys.argv[1:]]))

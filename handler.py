@@ -1,6 +1,8 @@
 """
-Answers requests to Hugging Face Inference Endpoints. This file goes to the Hub beside the weights, where
-huggingface-inference-toolkit imports it by its path: it needs the folder it is in, and nothing of the package.
+Answer requests to Hugging Face Inference Endpoints.
+
+This file goes to the Hub beside the weights, where huggingface-inference-toolkit imports it by its path. So it imports
+nothing of the package, and needs only the folder that it is in.
 
     {"inputs": {"image": IMAGE, "question": "What is it?"}, "parameters": {"max_new_tokens": 32}}
     {"inputs": "What is it?", "image": IMAGE}
@@ -32,10 +34,12 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 
 MAX_INPUTS = 16
-# As in processing_fusion.py, whose reader opens files, too.
+# The same limits as in processing_fusion.py, which tests/test_handler.py compares. That file's reader opens local
+# files, so it cannot be used for strangers' requests.
 MAX_IMAGE_BYTES = 50 * 2**20
 MAX_IMAGE_PIXELS = 100_000_000  # checked before they are decoded
-# Those that the toolkit takes as a body. Pillow knows more, and runs Ghostscript for one of them.
+# What the toolkit takes as a body. Pillow reads more, and runs Ghostscript for one of them. The same list as in
+# commands/chat_request.py, which tests/test_handler.py compares.
 IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 FETCH_SECONDS = 10
 MAX_REDIRECTS = 3
@@ -46,7 +50,7 @@ OPENAI_NAMES = {"max_tokens": "max_new_tokens", "max_completion_tokens": "max_ne
 
 class EndpointHandler:
     """
-    Model and processor of a folder, ready to answer. May be called from several threads: they take turns.
+    Hold model and processor of a folder, and answer requests. Threads that call it take turns.
 
     Args:
         path (`str` or `Path`, *optional*):
@@ -77,6 +81,8 @@ class EndpointHandler:
 
     def __call__(self, data: dict) -> list | dict:
         """
+        Answer one request.
+
         Args:
             data (`dict`):
                 The parsed body, see the top of this file. `self.parameters` names the parameters; OpenAI's
@@ -112,7 +118,7 @@ class EndpointHandler:
         return answers if form == "batch" else answers[0]
 
     def _read_parameters(self, parameters: dict) -> tuple[dict, dict, int | None]:
-        """Options of `generate`, grid sizes for the processor, and the seed."""
+        """Return the options of `generate`, the grid sizes for the processor, and the seed."""
         if parameters.pop("stream", False):
             raise ValueError("`stream` is true, but an endpoint with a handler answers in one piece: leave it out.")
         values = {OPENAI_NAMES.get(name, name): value for name, value in parameters.items() if value is not None}
@@ -133,7 +139,7 @@ class EndpointHandler:
         return {"max_new_tokens": DEFAULT_NEW_TOKENS, **values, "do_sample": do_sample}, grid_sizes, seed
 
     def _read_conversation(self, item) -> list[dict]:
-        """Messages of one input, with images opened."""
+        """Return the messages of one input, with images opened."""
         # Before any image is opened.
         messages = self.processor.check_messages(read_item(item), sanitize_control_tokens=True)
         for part in [part for message in messages for part in message["content"] if part["type"] == "image"]:
@@ -141,7 +147,7 @@ class EndpointHandler:
         return messages
 
     def _generate(self, conversations: list, options: dict, grid_sizes: dict, seed: int | None) -> tuple:
-        """The answers; of the first one, OpenAI's `usage` and `finish_reason` too."""
+        """Return the answers, and OpenAI's `usage` and `finish_reason` of the first one."""
         with self.lock, torch.random.fork_rng(enabled=seed is not None):
             inputs = self.processor.apply_chat_template(
                 conversations,
@@ -174,7 +180,7 @@ class EndpointHandler:
 
 
 def read_body(data: dict) -> tuple[list, dict, str]:
-    """The inputs of a request, its parameters, and its form: `"single"`, `"batch"` or `"chat"`."""
+    """Return the inputs of a request, its parameters, and its form: `"single"`, `"batch"` or `"chat"`."""
     if not isinstance(data, dict) or not isinstance(data.get("parameters") or {}, dict):
         raise ValueError("Expected a JSON object with `inputs`, and `parameters`, if any, as an object too.")
     body = {**data}
@@ -201,7 +207,7 @@ def read_body(data: dict) -> tuple[list, dict, str]:
 
 
 def read_item(item) -> list[dict]:
-    """Messages of one input, their contents lists of parts, images as they came."""
+    """Return the messages of one input; contents are lists of parts, images stay unread."""
     item = {"text": item} if isinstance(item, (str, list)) else item
     if not isinstance(item, dict):
         raise ValueError(f"There is no question, only {describe(item)}: send it in the query, as in /?question=...")
@@ -227,7 +233,7 @@ def describe(value) -> str:
 
 def read_image(source) -> Image.Image:
     """
-    Opens an image from bytes, base64, a data URI or a public https URL. A `PIL.Image` is what the toolkit has opened.
+    Open an image from bytes, base64, a data URI or a public https URL; return a `PIL.Image` of the toolkit as it is.
 
     Raises:
         ValueError: for everything else, and for what is too large or cannot be decoded.
@@ -255,7 +261,7 @@ def read_image(source) -> Image.Image:
 
 
 def read_source(source: str) -> bytes:
-    """Content of a public https URL, a data URI or base64."""
+    """Return the content of a public https URL, a data URI or base64."""
     scheme, separator, _ = source[:100].partition("://")
     if separator and scheme.lower() != "https":
         raise ValueError(f"An image is at {describe(source)}, expected an https URL: nothing else is fetched.")
@@ -278,8 +284,10 @@ def read_source(source: str) -> bytes:
 
 def fetch(url: str) -> bytes:
     """
-    What a public https URL holds. Each address is checked before it is connected to, that of a redirect too; and a
-    certificate for the URL's own host is needed, which services inside a network do not have.
+    Return the content of a public https URL.
+
+    Each address is checked before the connection, that of a redirect too. The certificate has to be one of the URL's
+    host, which services inside a network do not have.
 
     Raises:
         ValueError: if a host is not public, or does not answer with a file.
@@ -299,7 +307,7 @@ def fetch(url: str) -> bytes:
 
 
 def public_address(host: str) -> str:
-    """An IPv4 address of a host that has public ones only. (IPv6 has several ways to mean an IPv4 address.)"""
+    """Return an IPv4 address of a host that has public ones only. (IPv6 has several ways to write an IPv4 address.)"""
     entries = socket.getaddrinfo(host, None, family=socket.AF_INET, type=socket.SOCK_STREAM)
     addresses = [ipaddress.ip_address(entry[4][0]) for entry in entries]
     if not all(address.is_global and not address.is_multicast for address in addresses):
@@ -308,7 +316,7 @@ def public_address(host: str) -> str:
 
 
 def get(parts: SplitResult, address: str) -> tuple[int, str | None, bytes]:
-    """Status, `Location` and content of a URL, from this address and within `FETCH_SECONDS`."""
+    """Return status, `Location` and content of a URL, from this address and within `FETCH_SECONDS`."""
     plain = socket.create_connection((address, parts.port or 443), FETCH_SECONDS)
     with ssl.create_default_context().wrap_socket(plain, server_hostname=parts.hostname) as encrypted:
         is_late = threading.Event()

@@ -16,7 +16,7 @@ from urllib.parse import unquote_to_bytes, urlsplit
 
 
 # First, because it checks the version of transformers.
-from .configuration_fusion import TESTED_RELEASES  # noqa: F401  # isort: skip
+from .configuration_fusion import DEFAULT_LATENT_GRID_SIZE, default_latent_grid_size  # isort: skip
 
 import numpy as np
 import torch
@@ -52,6 +52,8 @@ CAN_SANITIZE = "sanitize_control_tokens" in inspect.signature(ProcessorMixin.app
 
 class FusionImageProcessorKwargs(ImagesKwargs, total=False):
     """
+    Options of `FusionImageProcessor`.
+
     Args:
         image_grid_size (`int`):
             Side of the grid of image tokens; its square is the number of image placeholders of a prompt.
@@ -65,7 +67,7 @@ class FusionImageProcessorKwargs(ImagesKwargs, total=False):
 
 class FusionImageProcessor(PilBackend):
     """
-    Makes the base image and four high-resolution crops of each image.
+    Make the base image and four high-resolution crops of each image.
 
     The image is resized, without keeping its aspect ratio, to `size` for the base image, and to twice `size` for the
     crops, which are its quarters, row-major. `read_image` says what an image may be.
@@ -90,7 +92,7 @@ class FusionImageProcessor(PilBackend):
     image_mean = [0.5, 0.5, 0.5]
     image_std = [0.5, 0.5, 0.5]
     image_grid_size = 27
-    latent_grid_size = 8
+    latent_grid_size = DEFAULT_LATENT_GRID_SIZE
 
     def fetch_images(self, image_url_or_urls):
         """Return an 8-bit RGB image for each source, in lists as the sources are."""
@@ -128,7 +130,7 @@ class FusionImageProcessor(PilBackend):
     def preprocess(self, images: ImageInput, *args, **kwargs) -> BatchFeature:
         """Return the inputs of the model, see the class."""
         options = {name: kwargs.get(name) for name in ("input_data_format", "do_rescale")}
-        # What is read has 8 bits, whatever it was.
+        # `read_images` returns 8-bit images whatever the sources were.
         kwargs = {**kwargs, "input_data_format": None, "do_rescale": True}
         return super().preprocess(self.read_images(images, **options), *args, **kwargs)
 
@@ -184,7 +186,7 @@ class FusionProcessorKwargs(ProcessingKwargs, total=False):
 
 class FusionProcessor(ProcessorMixin):
     """
-    Makes the inputs of FUSION from conversations (`apply_chat_template`) or rendered prompts (`__call__`).
+    Make the inputs of FUSION from conversations (`apply_chat_template`) or rendered prompts (`__call__`).
 
     A prompt holds one `image_token` if it has an image, and one `latent_token` for each question; both are expanded
     here. What stands between the latents' `vision_end_token` and the `end_of_turn_token` is the question, which the
@@ -234,11 +236,11 @@ class FusionProcessor(ProcessorMixin):
 
     @classmethod
     def _get_arguments_from_pretrained(cls, pretrained_model_name_or_path, processor_dict=None, **kwargs):
-        """The image processor of this file: the Auto class would look for it in the folder, as code to be trusted."""
+        """Load the parts; the Auto class would look for the image processor in the folder, as code to be trusted."""
         return [
             FusionImageProcessor.from_pretrained(pretrained_model_name_or_path, **kwargs),
-            # Tokenizers have no code of ours; without a word on it, users would be asked whether to trust it. Without
-            # a config, that of the model would be read as one of another type, with a warning.
+            # The tokenizer has no code of its own. Without the False, transformers asks users whether to trust it.
+            # Without a config, transformers reads that of the model as one of another type, with a warning.
             cls._load_tokenizer_from_pretrained(
                 "tokenizer",
                 pretrained_model_name_or_path,
@@ -250,6 +252,43 @@ class FusionProcessor(ProcessorMixin):
         question = "question"
         prompt = self.apply_chat_template([{"role": "user", "content": question}]) if self.chat_template else ""
         return prompt.rpartition(question)[2].strip() or self.tokenizer.eos_token
+
+    @classmethod
+    def from_tokenizer(
+        cls,
+        tokenizer,
+        vision_config,
+        *,
+        chat_template: str,
+        image_grid_size: int | None = None,
+        latent_grid_size: int | None = None,
+        end_of_turn_token: str | None = None,
+    ) -> "FusionProcessor":
+        """
+        Build the processor of a new model.
+
+        Args:
+            tokenizer (`PreTrainedTokenizerBase`):
+                That of the decoder. Tokens of FUSION that it does not have are added to it.
+            vision_config (`SiglipVisionConfig`):
+                Config of the vision tower, for the sizes of its images and patches.
+            chat_template (`str`):
+                A template of `chat_templates/`, or one that renders the placeholders as those do.
+            image_grid_size (`int`, *optional*):
+                Side of the grid of image tokens. Defaults to the side of the tower's patch grid.
+            latent_grid_size (`int`, *optional*):
+                Side of the latent grid of a question. Defaults to 8, or to the largest that the tower allows.
+            end_of_turn_token (`str`, *optional*):
+                What the chat template puts after a question. Read from the template if it is not given.
+        """
+        size = vision_config.image_size
+        num_patches_per_side = size // vision_config.patch_size
+        image_processor = FusionImageProcessor(
+            size={"height": size, "width": size},
+            image_grid_size=image_grid_size or num_patches_per_side,
+            latent_grid_size=latent_grid_size or default_latent_grid_size(num_patches_per_side),
+        )
+        return cls(image_processor, tokenizer, chat_template=chat_template, end_of_turn_token=end_of_turn_token)
 
     @property
     def _own_tokens(self) -> list[str]:
@@ -274,6 +313,8 @@ class FusionProcessor(ProcessorMixin):
         **kwargs: Unpack[FusionProcessorKwargs],
     ) -> BatchFeature:
         """
+        Make the inputs of rendered prompts.
+
         Args:
             images (image or `list` of images, *optional*):
                 One for each prompt that holds the image token, in order; or a list of at most one for each prompt.
@@ -401,7 +442,7 @@ class FusionProcessor(ProcessorMixin):
 
     def read_question(self, prompt: str) -> str:
         """
-        The questions of a rendered prompt as the vision tower reads them: each stripped, without a separator.
+        Return the questions of a rendered prompt as the vision tower reads them: each stripped, without a separator.
 
         Raises:
             ValueError: if a question has no end.
@@ -420,7 +461,7 @@ class FusionProcessor(ProcessorMixin):
         return "".join(questions)
 
     def _tokenize_questions(self, questions: list[str], like, sanitize: bool) -> BatchFeature:
-        """Ids and mask of shape `(batch, tokens)`, of the type of `like`; an empty question is all padding."""
+        """Return ids and mask of shape `(batch, tokens)`, of the type of `like`; an empty question is all padding."""
         ids = [self.tokenizer(question).input_ids if question else [] for question in questions]
         if sanitize:
             # Tokenizers refuse to add a BOS to text with marks, so it is added here.
@@ -507,12 +548,12 @@ class FusionProcessor(ProcessorMixin):
 
 
 def unmarked(token: str) -> str:
-    """Pattern of a token that is none of those which `sanitize_control_tokens` has marked as what a user wrote."""
+    """Return a regular expression for `token` that skips what `sanitize_control_tokens` has marked as user text."""
     return f"(?<!{CONTROL_TOKEN_MARK}){re.escape(token)}"
 
 
 def split_crops(image: np.ndarray) -> list[np.ndarray]:
-    """The quarters of a `(channels, 2 * height, 2 * width)` array, row-major."""
+    """Cut a `(channels, 2 * height, 2 * width)` array into its quarters, row-major."""
     return [crop for row in np.split(image, 2, axis=1) for crop in np.split(row, 2, axis=2)]
 
 
@@ -898,7 +939,7 @@ def expand_token(text: str, token: str, count: int) -> tuple[str, list[dict]]:
 
 
 def merge_replacements(first: list[dict], second: list[dict]) -> list[dict]:
-    """Replacements made one after the other, as one list from the original text to the final one."""
+    """Merge replacements made one after the other into one list, from the original text to the final one."""
 
     def moved(position: int, replacements: list[dict], source: str, target: str) -> int:
         before = [item for item in replacements if item[source][1] <= position]
@@ -916,7 +957,7 @@ def merge_replacements(first: list[dict], second: list[dict]) -> list[dict]:
 
 
 def fill_rows(values, has_image: list[bool], shape: tuple[int, ...], like):
-    """Rows of images as rows of prompts, in the type of `like`: zeros of `shape` for a prompt without an image."""
+    """Spread rows of images over rows of prompts, in the type of `like`, with zeros for a prompt without an image."""
     if values is not None and all(has_image):
         return values
     rows = iter(values if values is not None else [])

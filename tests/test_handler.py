@@ -19,6 +19,9 @@ import pytest
 import torch
 from PIL import Image
 
+from fusion_vlm import processing_fusion
+from fusion_vlm.commands import chat_request
+
 from .helpers import ROOT, SMALL_MODEL, make_messages, needs_sanitizing, process
 from .tiny import random_image
 
@@ -576,3 +579,10 @@ def test_trained_model_answers_rightly(tmp_path):
     answers = [answer[0]["generated_text"] for answer in ask(handler, {"inputs": inputs})]
     assert [re.sub(r"\W", "", answer.lower()) for answer in answers] == list(expected.values())
     assert [ask(handler, {"inputs": item})[0]["generated_text"] for item in inputs] == answers
+
+
+def test_limits_are_those_of_the_processor_and_the_server(module):
+    """The handler stands alone, so it holds copies."""
+    for name in ("MAX_IMAGE_BYTES", "MAX_IMAGE_PIXELS", "FETCH_SECONDS"):
+        assert getattr(module, name) == getattr(processing_fusion, name)
+    assert module.IMAGE_FORMATS == chat_request.IMAGE_FORMATS

@@ -170,3 +170,23 @@ def test_pipeline_answers_as_generate_does(converted, image_file, processors, mo
     inputs = process(processor, make_messages(["What is it?"], Image.open(image_file)))
     output = models[LLAMA].generate(**inputs, max_new_tokens=5, do_sample=False)
     assert answer == processor.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+
+
+def test_public_names_are_imported_when_they_are_used():
+    """`import fusion_vlm` alone loads neither torch nor transformers; every public name can be imported."""
+    code = """
+import sys, fusion_vlm
+assert not {"torch", "transformers"} & set(sys.modules)
+assert fusion_vlm.__version__ and set(dir(fusion_vlm)) == set(fusion_vlm.__all__)
+for name in fusion_vlm.__all__:
+    assert getattr(fusion_vlm, name) is not None, name
+from fusion_vlm import FusionProcessor
+from fusion_vlm.processing_fusion import FusionProcessor as same
+assert FusionProcessor is same
+try:
+    fusion_vlm.nothing
+except AttributeError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "'nothing'" in done.stdout

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import AutoProcessor
+from transformers import AutoProcessor, SiglipVisionConfig
 
 from fusion_vlm import processing_fusion
 from fusion_vlm.processing_fusion import FusionProcessor, expand_token, merge_replacements, split_crops
@@ -415,3 +415,17 @@ def test_replacements_of_two_passes_are_merged():
     merged = merge_replacements(first, second)
     assert [item["span"] for item in merged] == [(1, 4), (5, 8), (9, 12)]
     assert [final[slice(*item["new_span"])] for item in merged] == ["<L>" * 3, "<I>" * 2, "<L>" * 3]
+
+
+def test_processor_of_a_new_model_has_the_sizes_of_its_tower(processors):
+    original = processors[LLAMA]
+    tower = SiglipVisionConfig(image_size=384, patch_size=14)
+    processor = FusionProcessor.from_tokenizer(
+        copy.deepcopy(original.tokenizer), tower, chat_template=original.chat_template
+    )
+    assert processor.image_processor.size == {"height": 384, "width": 384}
+    assert (processor.image_processor.image_grid_size, processor.image_processor.latent_grid_size) == (27, 8)
+    assert processor.question_end_token_ids == original.question_end_token_ids
+    tower = SiglipVisionConfig(image_size=24, patch_size=8)
+    small = FusionProcessor.from_tokenizer(original.tokenizer, tower, chat_template=original.chat_template)
+    assert small.image_processor.latent_grid_size == 6  # the largest that a map of 6 cells a side allows

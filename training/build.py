@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoTokenizer, SiglipVisionConfig
 
 from fusion_vlm.configuration_fusion import FusionConfig
 from fusion_vlm.modeling_fusion import FusionForConditionalGeneration
-from fusion_vlm.processing_fusion import FusionImageProcessor, FusionProcessor
+from fusion_vlm.processing_fusion import FusionProcessor
 from fusion_vlm.training.trainer import FusionTrainingArguments
 from fusion_vlm.training.yaml_file import read_yaml
 
@@ -156,14 +156,13 @@ def build_processor(recipe: dict) -> FusionProcessor:
         known = sorted(path.stem for path in CHAT_TEMPLATES.glob("*.jinja"))
         raise ValueError(f"`model.chat_template` is {model.get('chat_template')!r}, expected one of {known}.")
     config = build_config(recipe)
-    size = config.vision_config.image_size
-    image_processor = FusionImageProcessor(
-        size={"height": size, "width": size},
+    return FusionProcessor.from_tokenizer(
+        AutoTokenizer.from_pretrained(model["decoder"], padding_side="left"),
+        config.vision_config,
+        chat_template=template.read_text(),
         image_grid_size=config.image_grid_size,
         latent_grid_size=config.latent_grid_size,
     )
-    tokenizer = AutoTokenizer.from_pretrained(model["decoder"], padding_side="left")
-    return FusionProcessor(image_processor, tokenizer, chat_template=template.read_text())
 
 
 def build_model(recipe: dict, processor: FusionProcessor) -> FusionForConditionalGeneration:
