@@ -10,6 +10,7 @@ import os
 import re
 import sys
 
+from fusion_vlm.commands import finetune
 from fusion_vlm.commands.interrupts import accept_interrupts
 
 
@@ -133,6 +134,8 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add_model_options(serve)
 
+    finetune.add_arguments(add("finetune", finetune.DESCRIPTION, finetune.SUMMARY))
+
     verify = add("verify", VERIFY, "check a converted folder")
     verify.add_argument("folder", metavar="FOLDER", help="a converted folder")
     verify.add_argument(
@@ -238,6 +241,8 @@ def run_command(argv: list[str]) -> int:
         except ImportError as error:
             raise ImportError(f'{error}. What the server needs comes with: pip install "fusion-vlm[serve]"') from error
         serve(args)
+    elif args.command == "finetune":
+        return finetune.run(args)
     elif args.command == "verify":
         from .verify import verify
 

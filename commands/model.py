@@ -39,39 +39,48 @@ def refuse_adapter(model: str):
         )
 
 
+def check_model(model: str):
+    """
+    Raise a ValueError for what is neither the folder nor the Hub id of a converted FUSION; reads its config only.
+    """
+    from ..configuration_fusion import FusionConfig
+
+    if not os.path.isdir(model) and not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", model):
+        raise ValueError(f"There is no folder {model}, and that is not the id of a Hub repository (owner/name).")
+    values, _ = FusionConfig.get_config_dict(model)
+    if not values:
+        raise ValueError(f"There is no model in {model}: no config.json.")
+    if values.get("model_type") != FusionConfig.model_type:
+        raise ValueError(
+            f"{model} is no converted FUSION model: its model type is {values.get('model_type')!r}, expected"
+            f" {FusionConfig.model_type!r}. A released checkpoint has to be converted first: fusion-vlm convert"
+        )
+
+
 def load(args: argparse.Namespace):
     """
     Return the model and the processor that the options of a command name, by the classes of this package: no code of
-    the folder is run.
+    the folder is run. The folder of an adapter is loaded with its base model.
 
     Raises:
         ValueError, OSError: if there is no FUSION model.
+        ImportError: for an adapter without PEFT.
     """
     import torch
     from huggingface_hub.utils import disable_progress_bars
     from transformers import BitsAndBytesConfig
     from transformers.utils import logging
 
-    from ..configuration_fusion import FusionConfig
-    from ..modeling_fusion import FusionForConditionalGeneration
-    from ..processing_fusion import FusionProcessor
+    from ..hub.loading import find_base, has_processor, load_adapter, load_processor
+    from ..modeling_fusion import SKIPPED_IN_4BIT, FusionForConditionalGeneration
 
     logging.set_verbosity_error()
     getLogger("bitsandbytes").setLevel(ERROR)
     if not sys.stderr.isatty():
         logging.disable_progress_bar()
         disable_progress_bars()
-    if not os.path.isdir(args.model) and not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", args.model):
-        raise ValueError(f"There is no folder {args.model}, and that is not the id of a Hub repository (owner/name).")
-    refuse_adapter(args.model)
-    values, _ = FusionConfig.get_config_dict(args.model)
-    if not values:
-        raise ValueError(f"There is no model in {args.model}: no config.json.")
-    if values.get("model_type") != FusionConfig.model_type:
-        raise ValueError(
-            f"{args.model} is no converted FUSION model: its model type is {values.get('model_type')!r}, expected"
-            f" {FusionConfig.model_type!r}. A released checkpoint has to be converted first: fusion-vlm convert"
-        )
+    base = find_base(args.model) or args.model
+    check_model(base)
     if args.device != "auto":
         try:
             torch.empty(0, device=args.device)
@@ -84,9 +93,14 @@ def load(args: argparse.Namespace):
             bnb_4bit_quant_type="nf4",
             bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=torch.bfloat16,
+            # An adapter may hold interaction layers that were trained in full; they cannot replace quantized ones.
+            llm_int8_skip_modules=None if base == args.model else [*SKIPPED_IN_4BIT, "model.interaction_layers"],
         )
-    processor = FusionProcessor.from_pretrained(args.model)
-    return FusionForConditionalGeneration.from_pretrained(args.model, **options), processor
+    processor = load_processor(args.model if has_processor(args.model) else base)
+    model = FusionForConditionalGeneration.from_pretrained(base, **options)
+    if base != args.model:
+        model = load_adapter(model, args.model, merge=not args.four_bit)
+    return model, processor
 
 
 def user_message(text: str, image: Image.Image | None = None) -> dict:

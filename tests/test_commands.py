@@ -28,7 +28,7 @@ from .tiny import random_image
 
 
 ROOT = Path(__file__).parents[1]
-COMMANDS = ("convert", "ask", "chat", "serve", "verify", "card")
+COMMANDS = ("convert", "ask", "chat", "serve", "finetune", "verify", "card")
 CHECKPOINT = GOLDEN_DIR / LLAMA / "checkpoint"
 TINY = ROOT / "examples" / "tiny"  # a small trained model
 FEW = ("--max-new-tokens", "8")
@@ -64,7 +64,7 @@ def give_stdin(monkeypatch, content: bytes):
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content), encoding="utf-8"))
 
 
-@pytest.mark.parametrize("command", ["", "ask", "chat", "serve", "verify", "card"])
+@pytest.mark.parametrize("command", ["", "ask", "chat", "serve", "finetune", "verify", "card"])
 def test_help_has_an_example_and_does_not_wait_for_torch(command, tmp_path):
     code = f"""
 import sys
@@ -126,10 +126,12 @@ def test_ask_takes_sizes_and_text_alone(folder, loaded, image_file, capsys):
 
 @pytest.mark.parametrize("command", ["ask", "chat", "serve", "card"])
 def test_adapter_folder_says_what_it_is(command, tmp_path, image_file, capsys):
-    (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "out/fusion"}')
+    """Where its base model is missing; tests/test_finetune.py has adapters that answer. A card is for whole models."""
+    (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "out/my/fusion"}')
     more = {"ask": [str(image_file), "What?"], "serve": ["--port", "0"]}
     assert main([command, str(tmp_path), *more.get(command, [])]) == 1
-    assert f"{tmp_path} is an adapter of out/fusion, not a model. Merge it first" in capsys.readouterr().err
+    reason = "not a model. Merge it first" if command == "card" else "which is not there. Write where that model is"
+    assert f"{tmp_path} is an adapter of out/my/fusion, {reason}" in capsys.readouterr().err
 
 
 @needs_sanitizing
