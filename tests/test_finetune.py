@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,13 +18,14 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from fusion_vlm.commands.main import main
 from fusion_vlm.commands.model import load
 from fusion_vlm.configuration_fusion import FusionConfig
-from fusion_vlm.modeling_fusion import FusionForConditionalGeneration
+from fusion_vlm.modeling_fusion import CHECKPOINTS_HOOKS, FusionForConditionalGeneration
 from fusion_vlm.rows.table import BadRowsError
 from fusion_vlm.training import finetune as module
 from fusion_vlm.training.answers import AnswerMetrics, most_frequent_share, normalize_answer
 from fusion_vlm.training.finetune import choose_epochs, choose_learning_rate, finetune
 from fusion_vlm.training.progress import ProgressLines
 from fusion_vlm.training.report import choose_examples, format_report
+from fusion_vlm.training.trainer import FusionTrainingArguments
 
 from .conftest import make_messages, process
 from .tiny import last_logits, random_image, tiny_model
@@ -222,6 +224,17 @@ def test_bitsandbytes_that_does_not_work_says_so(base, monkeypatch):
         module.load_model(base, "float32", "cpu", four_bit=True)
 
 
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_what_a_gpu_is_given_trains_and_answers(method, base, table, tmp_path, monkeypatch):
+    """Weights in bfloat16 under the adapters, passes in bfloat16, checkpointing; here on the CPU."""
+    checkpointing = "gradient_checkpointing" if CHECKPOINTS_HOOKS else "activation_checkpointing"
+    options = {"bf16": True, checkpointing: True, f"{checkpointing}_kwargs": {"use_reentrant": False}}
+    monkeypatch.setattr(module, "FusionTrainingArguments", partial(FusionTrainingArguments, **options))
+    monkeypatch.setattr(module, "choose_dtype", lambda method, device: "bfloat16" if method == "lora" else "float32")
+    report = finetune(base, table, tmp_path / "out", method=method, learning_rate=2e-3, **QUICK)
+    assert report["after"]["loss"] < report["before"]["loss"]
+
+
 # Output -------------------------------------------------------------------------------------------------------------
 
 
@@ -231,7 +244,7 @@ def test_the_command_prints_figures_on_stdout_and_the_rest_on_stderr(base, table
     assert "Held-out rows: 3" in out and "right answers" in out and "(always answering 'a square':" in out
     assert "question" in out and "expected" in out
     assert "Rows of table.csv: 10 to train on, 3 held out (no image is in both)." in err
-    assert "LoRA of rank 16" in err and "2 epochs in steps of 4 rows, learning rate 0.002" in err
+    assert "LoRA of rank 16" in err and "Steps of 4 rows, 2 times over all, learning rate 0.002" in err
     assert "step 3/6: held-out loss" in err and "left)" in err
     assert f"Wrote {tmp_path / 'out'}" in err
     assert len(err.splitlines()) < 20, err

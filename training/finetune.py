@@ -577,8 +577,8 @@ def describe_training(
     return [
         f"{names[settings.method]}: {trained / 1e6:.2f}{share} million parameters are trained on the"
         f" {settings.device.upper().replace('CUDA', 'GPU')} in {settings.dtype}{passes}.",
-        f"{settings.epochs} epochs in steps of {settings.batch_size} rows, learning rate {settings.learning_rate:g}."
-        f" The result will be in {output}.",
+        f"Steps of {settings.batch_size} rows, {settings.epochs} times over all, learning rate"
+        f" {settings.learning_rate:g}. The result will be in {output}.",
     ]
 
 
