@@ -1,6 +1,7 @@
 """`fusion-vlm finetune`: from a table of images, questions and answers to a model that answers like it."""
 
 import argparse
+import shlex
 import sys
 
 
@@ -66,7 +67,7 @@ def add_arguments(parser: argparse.ArgumentParser):
     training.add_argument(
         "--learning-rate",
         type=positive_float,
-        help="(default: by method and width; 2e-4 for LoRA and 4e-5 for --full at a decoder of width 3072)",
+        help="(default: by method and width; 2e-4 for LoRA and 2e-5 for --full at a decoder of width 3072)",
     )
     training.add_argument("--batch-size", type=positive, default=8, help="rows of a step (default: 8)")
     training.add_argument("--lora-rank", type=positive, default=16, help="(default: 16)")
@@ -116,9 +117,9 @@ def run(args: argparse.Namespace) -> int:
         print(f"error: {error}\nMend these rows, or leave them out with --skip-bad-rows.", file=sys.stderr)
         return 1
     print(format_report(report))
+    folder = shlex.quote(args.output)
     print(
-        f"\nWrote {args.output}: the model, finetune.json and curves.png. Ask it: fusion-vlm ask {args.output} IMAGE"
-        " QUESTION",
+        f"\nWrote {folder}: the model, finetune.json and curves.png. Ask it: fusion-vlm ask {folder} IMAGE QUESTION",
         file=sys.stderr,
     )
     return 0

@@ -2,6 +2,7 @@
 
 import json
 import os
+import warnings
 from pathlib import Path
 
 from fusion_vlm.processing_fusion import FusionProcessor
@@ -71,7 +72,10 @@ def load_adapter(model, folder: str | Path, merge: bool = True):
     except ImportError as error:
         raise ImportError(f'{folder} is an adapter, which needs PEFT: pip install "fusion-vlm[train]"') from error
     try:
-        adapted = PeftModel.from_pretrained(model, folder)
+        with warnings.catch_warnings():
+            # PEFT asks for a property that transformers has renamed.
+            warnings.simplefilter("ignore", FutureWarning)
+            adapted = PeftModel.from_pretrained(model, folder)
     except (RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())[:300]
         raise ValueError(f"The adapter {folder} does not fit {model.name_or_path}: {reason}") from error

@@ -27,7 +27,7 @@ from fusion_vlm.training.progress import ProgressLines
 from fusion_vlm.training.report import choose_examples, format_report
 from fusion_vlm.training.trainer import FusionTrainingArguments
 
-from .conftest import make_messages, process
+from .conftest import make_messages, process, relative_error
 from .tiny import last_logits, random_image, tiny_model
 
 
@@ -157,7 +157,8 @@ def test_an_adapter_folder_is_small_and_loads_like_a_model(base, merged, table, 
     model, _ = load(args)
     assert not any("lora" in name for name, _ in model.named_parameters())
     # The merged folder is the same run, rounded.
-    torch.testing.assert_close(last_logits(model, inputs), logits_of(merged[0], inputs), rtol=0.05, atol=0.05)
+    assert relative_error(last_logits(model, inputs), logits_of(merged[0], inputs)) < 0.05
+    assert relative_error(logits_of(base, inputs), logits_of(merged[0], inputs)) > 0.2
     random_image(0).save("image.png")
     assert main(["ask", str(folder), "image.png", "What is it?", "--max-new-tokens", "4"]) == 0
     expected = capsys.readouterr().out
@@ -244,7 +245,7 @@ def test_the_command_prints_figures_on_stdout_and_the_rest_on_stderr(base, table
     assert "Held-out rows: 3" in out and "right answers" in out and "(always answering 'a square':" in out
     assert "question" in out and "expected" in out
     assert "Rows of table.csv: 10 to train on, 3 held out (no image is in both)." in err
-    assert "LoRA of rank 16" in err and "Steps of 4 rows, 2 times over all, learning rate 0.002" in err
+    assert "LoRA of rank 16" in err and "Steps of 4 rows, 2 times over all, learning rate 0.005" in err
     assert "step 3/6: held-out loss" in err and "left)" in err
     assert f"Wrote {tmp_path / 'out'}" in err
     assert len(err.splitlines()) < 20, err
@@ -309,7 +310,9 @@ def test_defaults_depend_on_rows_method_and_width(processor):
     assert [choose_epochs(count, 8) for count in (1, 40, 450, 100_000)] == [30, 30, 3, 3]
     config = FusionConfig()
     config.text_config.hidden_size = 3072
-    assert choose_learning_rate("lora", config) == 2e-4 and choose_learning_rate("full", config) == 4.1e-5
+    assert choose_learning_rate("lora", config) == 2e-4 and choose_learning_rate("full", config) == 2e-5
+    config.text_config.hidden_size = 32
+    assert choose_learning_rate("lora", config) == 5e-3
 
 
 # Interruptions ------------------------------------------------------------------------------------------------------

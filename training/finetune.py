@@ -57,9 +57,10 @@ REPORT_NAME = "finetune.json"
 MAX_LENGTH = 4096
 MIN_STEPS, MIN_EPOCHS, MAX_EPOCHS = 150, 3, 30
 NUM_EVALUATIONS = 10
-# Of a decoder of width 128. Rates fall with the square root of the width: 2e-4 and 4e-5 at the 3072 of the 3B model.
-LEARNING_RATES = {"lora": 1e-3, "qlora": 1e-3, "full": 2e-4}
-REFERENCE_WIDTH = 128
+# Times the width of the decoder: 2e-4 and 2e-5 at the 3072 of the 3B model. Adam moves each weight by about the rate,
+# so wider layers need smaller ones.
+SCALED_LEARNING_RATES = {"lora": 0.6, "qlora": 0.6, "full": 0.06}
+MAX_LEARNING_RATES = {"lora": 5e-3, "qlora": 5e-3, "full": 5e-4}
 
 
 @dataclass(frozen=True)
@@ -255,8 +256,8 @@ def choose_epochs(num_rows: int, batch_size: int) -> int:
 
 
 def choose_learning_rate(method: str, config: FusionConfig) -> float:
-    rate = LEARNING_RATES[method] * math.sqrt(REFERENCE_WIDTH / config.text_config.hidden_size)
-    return float(f"{rate:.1e}")
+    rate = SCALED_LEARNING_RATES[method] / config.text_config.hidden_size
+    return float(f"{min(rate, MAX_LEARNING_RATES[method]):.1e}")
 
 
 def check_output(output: Path, resume: bool):
