@@ -23,8 +23,8 @@ from pathlib import Path
 import torch
 from peft import PeftModel, get_peft_model, prepare_model_for_kbit_training
 from transformers import BitsAndBytesConfig, set_seed
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
-from transformers.trainer_utils import get_last_checkpoint
 
 from fusion_vlm.configuration_fusion import FusionConfig
 from fusion_vlm.hub.loading import load_adapter, load_processor
@@ -297,6 +297,12 @@ def check_same_run(output: Path, settings: Settings, data: Data):
         )
 
 
+def find_checkpoint(folder: Path) -> str | None:
+    """Return the last whole checkpoint. The state is written last, so one that was cut off has none."""
+    whole = [path.parent for path in folder.glob(f"checkpoint-*/{TRAINER_STATE_NAME}")]
+    return str(max(whole, key=lambda path: int(path.name.rpartition("-")[2]))) if whole else None
+
+
 def describe_run(settings: Settings, data: Data) -> dict:
     return {**dataclasses.asdict(settings), "digest of the rows": data.digest[:12]}
 
@@ -545,7 +551,7 @@ def finetune(
 def clean_up(output: Path, is_new: bool):
     """Remove what a run has left that stopped before its first checkpoint; say how to continue another one."""
     unfinished = output / UNFINISHED
-    if unfinished.is_dir() and get_last_checkpoint(str(unfinished)) is not None:
+    if unfinished.is_dir() and find_checkpoint(unfinished) is not None:
         say(f"{output} holds an unfinished run: the same command with --resume continues it.")
     elif output.is_dir():
         shutil.rmtree(output if is_new else unfinished, ignore_errors=True)
@@ -615,7 +621,7 @@ def train(
     unfinished = output / UNFINISHED
     unfinished.mkdir(parents=True, exist_ok=True)
     (unfinished / SETTINGS_NAME).write_text(json.dumps(describe_run(settings, data), indent=2), encoding="utf-8")
-    checkpoint = get_last_checkpoint(str(unfinished))
+    checkpoint = find_checkpoint(unfinished)
     if checkpoint is not None:
         say(f"Continuing from {checkpoint}.")
     trainer.train(resume_from_checkpoint=checkpoint)
