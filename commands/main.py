@@ -40,6 +40,7 @@ COMMANDS = {
     "ask": Command("answer questions about an image"),
     "chat": Command("talk about an image in the terminal"),
     "serve": Command("serve the OpenAI API", "serve"),
+    "finetune": Command("fine-tune a model on a table of images, questions and answers", "train"),
     "card": Command("write the model card of a folder"),
     "check": Command("verify the data of a recipe before training", "train"),
     "cost": Command("print what training by a recipe takes", "train"),

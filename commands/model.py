@@ -1,12 +1,11 @@
 """What the commands share: loading a model, reading an image, prompts that fit."""
 
-import json
 import os
 import sys
 from logging import ERROR, getLogger
 from typing import TYPE_CHECKING
 
-from fusion_vlm.hub.names import find_fusion
+from fusion_vlm.hub.names import find_fusion, read_base
 
 
 if TYPE_CHECKING:
@@ -30,21 +29,19 @@ def read_image(source: str) -> "Image.Image":
 
 
 def refuse_adapter(model: str):
-    """Raise a ValueError for the folder of an adapter (PEFT), which is no model by itself."""
-    path = os.path.join(model, "adapter_config.json")
-    if os.path.isfile(path) and not os.path.isfile(os.path.join(model, "config.json")):
-        with open(path, encoding="utf-8") as file:
-            base = json.load(file).get("base_model_name_or_path")
+    """Raise a ValueError for the folder of an adapter (PEFT), which has no weights of its own."""
+    if base := read_base(model):
         raise ValueError(
-            f"{model} is an adapter of {base}, not a model. Merge it first: PeftModel.from_pretrained(model,"
+            f"{model} is an adapter of {base}, not a whole model. Merge it first: PeftModel.from_pretrained(model,"
             f" {model!r}).merge_and_unload().save_pretrained(FOLDER), and processor.save_pretrained(FOLDER)."
         )
 
 
 def load(model: str | os.PathLike, *, dtype: str = "auto", device: str = "auto", four_bit: bool = False):
     """
-    Return the model and the processor of a folder or Hub id, by the classes of this package: no code of the folder is
-    run.
+    Load the model and the processor of a folder or Hub id, by the classes of this package.
+
+    No code of the folder is run. The folder of an adapter is loaded with its base model.
 
     Args:
         model (`str` or `os.PathLike`): a folder or Hub id.
@@ -52,18 +49,21 @@ def load(model: str | os.PathLike, *, dtype: str = "auto", device: str = "auto",
         device (`str`): such as `"cpu"` or `"cuda:1"`. Defaults to a GPU if there is one.
         four_bit (`bool`): whether to load the decoder in 4 bits.
 
+    Returns:
+        The model and its processor.
+
     Raises:
         ValueError, OSError: if there is no FUSION model.
+        ImportError: for an adapter without PEFT.
     """
-    model = find_fusion(model)
-    refuse_adapter(model)
+    path = find_fusion(model)
     import torch
     from huggingface_hub.utils import disable_progress_bars
     from transformers import BitsAndBytesConfig
     from transformers.utils import logging
 
-    from fusion_vlm.modeling_fusion import FusionForConditionalGeneration
-    from fusion_vlm.processing_fusion import FusionProcessor
+    from fusion_vlm.hub.loading import find_base, has_processor, load_adapter, load_processor
+    from fusion_vlm.modeling_fusion import SKIPPED_IN_4BIT, FusionForConditionalGeneration
 
     logging.set_verbosity_error()
     getLogger("bitsandbytes").setLevel(ERROR)
@@ -75,6 +75,8 @@ def load(model: str | os.PathLike, *, dtype: str = "auto", device: str = "auto",
             torch.empty(0, device=device)
         except (RuntimeError, AssertionError) as error:  # the latter from a torch without CUDA
             raise ValueError(f"There is no device {device!r} here: {error}") from error
+    base = find_base(path)
+    base_path = find_fusion(base) if base else path
     options = {"dtype": dtype, "device_map": device}
     if four_bit:
         options["quantization_config"] = BitsAndBytesConfig(
@@ -82,9 +84,14 @@ def load(model: str | os.PathLike, *, dtype: str = "auto", device: str = "auto",
             bnb_4bit_quant_type="nf4",
             bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=torch.bfloat16,
+            # An adapter may hold interaction layers that were trained in full; they cannot replace quantized ones.
+            llm_int8_skip_modules=[*SKIPPED_IN_4BIT, "model.interaction_layers"] if base else None,
         )
-    processor = FusionProcessor.from_pretrained(model)
-    return FusionForConditionalGeneration.from_pretrained(model, **options), processor
+    processor = load_processor(path if has_processor(path) else base_path)
+    loaded = FusionForConditionalGeneration.from_pretrained(base_path, **options)
+    if base:
+        loaded = load_adapter(loaded, path, merge=not four_bit)
+    return loaded, processor
 
 
 def user_message(text: str, image: "Image.Image | None" = None) -> dict:

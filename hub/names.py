@@ -142,7 +142,7 @@ def read_config(folder: str) -> dict | None:
     """
     path = os.path.join(folder, "config.json")
     if not os.path.isfile(path):
-        if os.path.isfile(os.path.join(folder, "adapter_config.json")):
+        if os.path.isfile(os.path.join(folder, ADAPTER_CONFIG)):
             return None
         raise ModelNameError(f"There is no model in {folder}: no config.json.")
     try:
@@ -244,3 +244,24 @@ def ask_hub(repo_id: str, file: str, token: str | None, repo_type: str) -> Excep
     thread.start()
     thread.join(seconds)
     return errors[-1]
+
+
+ADAPTER_CONFIG = "adapter_config.json"  # of PEFT
+
+
+def read_base(folder: str | os.PathLike) -> str | None:
+    """
+    Return the name of the model that an adapter folder adapts, None for a folder or id of anything else.
+
+    Raises:
+        ModelNameError: if the adapter names no model.
+    """
+    path = Path(folder, ADAPTER_CONFIG)
+    if not path.is_file() or Path(folder, "config.json").is_file():
+        return None
+    base = json.loads(path.read_text(encoding="utf-8")).get("base_model_name_or_path")
+    if not base:
+        raise ModelNameError(
+            f"{folder} is an adapter of an unknown model: no `base_model_name_or_path` in {path.name}."
+        )
+    return base

@@ -123,10 +123,12 @@ def test_ask_takes_sizes_and_text_alone(folder, loaded, image_file, capsys):
 
 @pytest.mark.parametrize("command", ["ask", "chat", "serve", "card"])
 def test_adapter_folder_says_what_it_is(command, tmp_path, image_file, capsys):
-    (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "out/fusion"}')
+    """Where its base model is missing; tests/test_finetune.py has adapters that answer. A card is for whole models."""
+    (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "out/my/fusion"}')
     more = {"ask": [str(image_file), "What?"], "serve": ["--port", "0"]}
     assert main([command, str(tmp_path), *more.get(command, [])]) == 1
-    assert f"{tmp_path} is an adapter of out/fusion, not a model. Merge it first" in capsys.readouterr().err
+    reason = "not a model. Merge it first" if command == "card" else "which is not there. Write where that model is"
+    assert f"{tmp_path} is an adapter of out/my/fusion, {reason}" in capsys.readouterr().err
 
 
 @needs_sanitizing
