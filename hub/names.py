@@ -6,9 +6,11 @@ right is refused at once: nothing here imports torch, a path is never asked of t
 is waited for `WAIT_SECONDS`, not for the half minute that its client retries.
 """
 
+import difflib
 import json
 import os
 import re
+import shlex
 import threading
 from pathlib import Path
 
@@ -19,6 +21,8 @@ MODEL_TYPE = "fusion_vl"  # of configuration_fusion.py, whose import takes secon
 RELEASED_MODEL_TYPES = ("fusion_phi", "fusion_llama")
 RELEASED_ID = re.compile(rf"{AUTHORS}/FUSION(-X)?-(Phi|LLaMA)[\w.-]*", re.IGNORECASE)
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+# Folders that training and conversion write to, as in this package's examples; no names of owners of models.
+OUTPUT_PATH = re.compile(r"(out|outputs?|checkpoints|runs|tmp)/.*|(.*/)?checkpoint-\d+")
 # For an answer of the Hub and the look-up of its address. HF_HUB_ETAG_TIMEOUT, which its client reads too, goes first.
 WAIT_SECONDS = 5.0
 
@@ -35,6 +39,8 @@ def is_path(name: str) -> bool:
     """Tell whether a name can only be a path: the id of a repository has at most one slash, in its middle."""
     if name.startswith(("/", "./", "../", "~")) or name in ("", ".", "..") or not HUB_ID.fullmatch(name):
         return True
+    if OUTPUT_PATH.fullmatch(name):
+        return True
     parent = os.path.dirname(name)
     return bool(parent) and os.path.isdir(parent)
 
@@ -49,11 +55,23 @@ def resolve(name: str | os.PathLike) -> str:
     path = expand(name)
     if os.path.exists(path) or not is_path(path):
         return path
-    parent = os.path.dirname(path.rstrip("/"))
-    if parent and not os.path.isdir(parent):
-        raise ModelNameError(f"There is no folder {path}: {parent} is not there either.")
-    hint = ", and that is not the id of a Hub repository (owner/name)" if not HUB_ID.fullmatch(path) else ""
-    raise ModelNameError(f"There is no folder {path}{hint}.")
+    raise ModelNameError(describe_missing(path))
+
+
+def describe_missing(path: str) -> str:
+    """Say that there is no folder of a path, and which one may be meant."""
+    parent, name = os.path.split(path.rstrip("/"))
+    try:
+        names = [entry.name for entry in os.scandir(parent or ".") if entry.is_dir()]
+    except (OSError, ValueError):
+        names = []
+    if near := difflib.get_close_matches(name, names, n=1, cutoff=0.8):
+        return f"There is no folder {path}. Did you mean {os.path.join(parent, near[0])}?"
+    if parent and not os.path.isdir(parent) and is_path(path):
+        return f"There is no folder {path}: {parent} is not there either."
+    if not HUB_ID.fullmatch(path):
+        return f"There is no folder {path}, and that is not the id of a Hub repository (owner/name)."
+    return f"There is no folder {path}."
 
 
 def find_folder(name: str | os.PathLike) -> str:
@@ -65,8 +83,10 @@ def find_folder(name: str | os.PathLike) -> str:
     """
     folder = expand(name)
     if not os.path.isdir(folder):
+        if os.path.isfile(folder):
+            raise ModelNameError(f"{folder} is a file, expected a folder.")
         hint = f" Download it first: hf download {folder} --local-dir FOLDER" if not is_path(folder) else ""
-        raise ModelNameError(f"There is no folder {folder}.{hint}")
+        raise ModelNameError(f"{describe_missing(folder)}{hint}")
     check_config(folder, read_config(folder))
     return folder
 
@@ -129,8 +149,8 @@ def describe_conversion(source: str) -> str:
     output = f"out/{stem.lower()}"
     if os.path.exists(output):
         output = f"{output}-converted"
-    quoted = source if re.fullmatch(r"[\w./~-]+", source) else f"'{source}'"
-    return f"It has to be converted first: fusion-vlm convert {quoted} {output} (then use {output})"
+    command = shlex.join(["fusion-vlm", "convert", source, output])
+    return f"It has to be converted first: {command} (and then name {output})"
 
 
 def read_config(folder: str) -> dict | None:
@@ -184,7 +204,7 @@ def reach(repo_id: str, token: str | None = None, repo_type: str = "model"):
     )
 
     file = "config.json" if repo_type == "model" else "README.md"
-    kind = "a model" if repo_type == "model" else "a data set"
+    kind = "model" if repo_type == "model" else "data set"
     try:
         is_cached = isinstance(try_to_load_from_cache(repo_id, file, repo_type=repo_type), str)
     except HFValidationError as error:
@@ -196,8 +216,8 @@ def reach(repo_id: str, token: str | None = None, repo_type: str = "model"):
         if is_cached or repo_type != "model":
             return
         raise ModelNameError(
-            f"There is no folder {repo_id}, {kind} {repo_id} is not in the cache ({constants.HF_HUB_CACHE}), and the"
-            f" Hub is switched off (HF_HUB_OFFLINE). {download}"
+            f"{describe_missing(repo_id)} The Hub is switched off (HF_HUB_OFFLINE), and its cache"
+            f" ({constants.HF_HUB_CACHE}) has no {kind} {repo_id}. {download}"
         )
     error = ask_hub(repo_id, file, token, repo_type)
     if error is None or isinstance(error, EntryNotFoundError):
@@ -208,7 +228,7 @@ def reach(repo_id: str, token: str | None = None, repo_type: str = "model"):
         ) from error
     if isinstance(error, RepositoryNotFoundError):
         raise ModelNameError(
-            f"There is no folder {repo_id}, and the Hub has no {repo_id} that may be seen. Check the name; for a"
+            f"{describe_missing(repo_id)} The Hub has no {kind} {repo_id} that you may see. Check the name; for a"
             " private one, `hf auth login`."
         ) from error
     status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
@@ -218,8 +238,8 @@ def reach(repo_id: str, token: str | None = None, repo_type: str = "model"):
         constants.HF_HUB_OFFLINE = True
         return
     raise ModelNameError(
-        f"There is no folder {repo_id}, {kind} {repo_id} is not in the cache, and the Hub ({constants.ENDPOINT})"
-        f" cannot be reached: {reason}. {download}"
+        f"{describe_missing(repo_id)} The Hub ({constants.ENDPOINT}) cannot be reached ({reason}), and its cache has"
+        f" no {kind} {repo_id}. {download}"
     ) from error
 
 
