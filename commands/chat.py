@@ -6,8 +6,8 @@ import shlex
 import sys
 
 from fusion_vlm.commands.completion import complete_lines
-from fusion_vlm.commands.errors import one_line
-from fusion_vlm.commands.images import check_image, is_image_name, read_image, shorten, unquote
+from fusion_vlm.commands.errors import UsageError, one_line
+from fusion_vlm.commands.images import check_image, is_image_name, is_question, read_image, shorten, unquote
 from fusion_vlm.commands.model import check_grid_sizes, limit_new_tokens, load, process, user_message
 from fusion_vlm.commands.options import add_generation_options, add_model_options
 from fusion_vlm.hub.names import find_fusion
@@ -82,31 +82,36 @@ class Chat:
             self.answer(line)
 
     def answer(self, text: str):
-        """
-        Answer a message and print the answer while it is written.
-
-        Raises:
-            ValueError: if the conversation has become too long for the model.
-        """
+        """Answer a message, print the answer while it is written, and keep both in the conversation."""
         turn = user_message(text, None if self.turns else self.image)  # the image belongs to the first turn
-        inputs = process(self.processor, [*self.turns, turn], self.grid_sizes).to(self.model.device)
-        try:
-            max_new_tokens = limit_new_tokens(self.model.config, inputs, self.max_new_tokens)
-        except ValueError as error:
-            raise ValueError(f"{error} Begin a new one with /reset.") from error
         written: list[str] = []
-        streamer = build_streamer(self.processor.tokenizer, written)
-        options = {"max_new_tokens": max_new_tokens, "do_sample": False, "streamer": streamer}
         try:
-            output = self.model.generate(**inputs, **options)
-            reply = self.processor.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip()
+            reply = self.generate([*self.turns, turn], written)
         except KeyboardInterrupt:
             if not self.is_terminal:
                 raise
             print("\n(stopped)", file=sys.stderr)
             reply = "".join(written).strip()
-        if reply:
-            self.turns += [turn, {"role": "assistant", "content": [{"type": "text", "text": reply}]}]
+            if not reply:  # a question without an answer would confuse the model
+                return
+        self.turns += [turn, {"role": "assistant", "content": [{"type": "text", "text": reply}]}]
+
+    def generate(self, messages: list[dict], written: list[str]) -> str:
+        """
+        Return the answer to the last message, and note in `written` what is printed of it meanwhile.
+
+        Raises:
+            ValueError: if the conversation has become too long for the model.
+        """
+        inputs = process(self.processor, messages, self.grid_sizes).to(self.model.device)
+        try:
+            max_new_tokens = limit_new_tokens(self.model.config, inputs, self.max_new_tokens)
+        except ValueError as error:
+            raise ValueError(f"{error} Begin a new one with /reset.") from error
+        streamer = build_streamer(self.processor.tokenizer, written)
+        options = {"max_new_tokens": max_new_tokens, "do_sample": False, "streamer": streamer}
+        output = self.model.generate(**inputs, **options)
+        return self.processor.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip()
 
 
 def build_streamer(tokenizer, written: list[str]):
@@ -151,7 +156,9 @@ def add_arguments(parser: argparse.ArgumentParser):
 
 def run(args: argparse.Namespace):
     """Read messages from stdin until it ends, and print the answers as they are written."""
-    if args.image is not None and args.image != "-":
+    if args.image is not None and is_question(args.image):
+        raise UsageError(f"IMAGE is {shorten(args.image)}, which reads like a question: ask when the chat has begun.")
+    if args.image is not None:
         check_image(args.image)
     find_fusion(args.model)
     image = None if args.image is None else read_chat_image(args.image)
@@ -171,21 +178,31 @@ def talk(chat: Chat):
     """Chat on a terminal until the input ends: what goes wrong with a line costs no more than that line."""
     complete_lines(list(COMMANDS))
     print("/image FILE, /reset, /help and /quit are commands; Ctrl-C stops an answer.", file=sys.stderr)
-    while True:
+    goes_on = True
+    while goes_on:
         try:
-            line = read_line("> ")
-            if line is None:
-                print(file=sys.stderr)  # the shell's prompt begins a line
-            if line in (None, "/quit"):
-                return
-            if line:
-                chat.take(line)
+            goes_on = take_line(chat)
         except KeyboardInterrupt:
             print("\n(To leave: Ctrl-D or /quit.)", file=sys.stderr)
-        except BrokenPipeError:
-            raise  # nobody reads the answers
-        except Exception as error:  # whatever a decoder of images or a GPU raises
-            print(f"error: {one_line(error)}", file=sys.stderr)
+
+
+def take_line(chat: Chat) -> bool:
+    """Read a line of a terminal and obey or answer it; return whether the chat goes on."""
+    line = read_line("> ")
+    if line is None:
+        print(file=sys.stderr)  # the shell's prompt begins a line
+    if line in (None, "/quit"):
+        return False
+    try:
+        if line:
+            chat.take(line)
+    except KeyboardInterrupt:  # while an image was fetched, say
+        print("\n(stopped)", file=sys.stderr)
+    except BrokenPipeError:
+        raise  # nobody reads the answers
+    except Exception as error:  # whatever a decoder of images or a GPU raises
+        print(f"error: {one_line(error)}", file=sys.stderr)
+    return True
 
 
 def read_line(prompt: str) -> str | None:

@@ -15,7 +15,7 @@ import threading
 from pathlib import Path
 
 
-AUTHORS = "starriver030515"  # the account of the released models on the Hub
+AUTHORS = "starriver030515"  # the account of the released models on the Hub; hub/card.py has it too
 MODEL_TYPE = "fusion_vl"  # of configuration_fusion.py, whose import takes seconds; tests/test_hub_names.py compares
 # Of the released configs: the keys of `DECODER_FAMILIES` in convert_checkpoints.py; the same test compares them.
 RELEASED_MODEL_TYPES = ("fusion_phi", "fusion_llama")
@@ -195,52 +195,52 @@ def reach(repo_id: str, token: str | None = None, repo_type: str = "model"):
         ModelNameError: if it cannot.
     """
     from huggingface_hub import constants, try_to_load_from_cache
-    from huggingface_hub.errors import (
-        EntryNotFoundError,
-        GatedRepoError,
-        HfHubHTTPError,
-        HFValidationError,
-        RepositoryNotFoundError,
-    )
+    from huggingface_hub.errors import EntryNotFoundError, HFValidationError, RepositoryNotFoundError
 
-    file = "config.json" if repo_type == "model" else "README.md"
-    kind = "model" if repo_type == "model" else "data set"
+    is_model = repo_type == "model"
+    file = "config.json" if is_model else "README.md"
     try:
         is_cached = isinstance(try_to_load_from_cache(repo_id, file, repo_type=repo_type), str)
     except HFValidationError as error:
         raise ModelNameError(f"There is no folder {repo_id}, and that is not the id of a Hub repository.") from error
-    download = f"Download it where there is a network: hf download {repo_id}"
-    if repo_type != "model":
-        download += f" --repo-type {repo_type}"
     if constants.HF_HUB_OFFLINE:
-        if is_cached or repo_type != "model":
+        error = None
+    else:
+        error = ask_hub(repo_id, file, token, repo_type)
+        if error is None or isinstance(error, EntryNotFoundError):
             return
-        raise ModelNameError(
-            f"{describe_missing(repo_id)} The Hub is switched off (HF_HUB_OFFLINE), and its cache"
-            f" ({constants.HF_HUB_CACHE}) has no {kind} {repo_id}. {download}"
-        )
-    error = ask_hub(repo_id, file, token, repo_type)
-    if error is None or isinstance(error, EntryNotFoundError):
-        return
-    if isinstance(error, GatedRepoError):
-        raise ModelNameError(
-            f"{repo_id} is gated: ask for access at {constants.ENDPOINT}/{repo_id}, then `hf auth login`."
-        ) from error
-    if isinstance(error, RepositoryNotFoundError):
-        raise ModelNameError(
-            f"{describe_missing(repo_id)} The Hub has no {kind} {repo_id} that you may see. Check the name; for a"
-            " private one, `hf auth login`."
-        ) from error
-    status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
-    reason = f"it answered {status}" if status else " ".join(str(error).split()) or type(error).__name__
-    if is_cached:
+    # `datasets` has a cache of its own, and looks there itself.
+    if is_cached or not (is_model or isinstance(error, RepositoryNotFoundError)):
         # Else each of a model's files would be asked for, and each of those that it does not have retried.
         constants.HF_HUB_OFFLINE = True
         return
-    raise ModelNameError(
-        f"{describe_missing(repo_id)} The Hub ({constants.ENDPOINT}) cannot be reached ({reason}), and its cache has"
-        f" no {kind} {repo_id}. {download}"
-    ) from error
+    raise ModelNameError(f"{describe_missing(repo_id)} {describe_refusal(repo_id, repo_type, error)}") from error
+
+
+def describe_refusal(repo_id: str, repo_type: str, error: Exception | None) -> str:
+    """Say why the Hub does not give a repository, and what to do; with no error the Hub is switched off."""
+    from huggingface_hub import constants
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
+
+    kind = "model" if repo_type == "model" else "data set"
+    if isinstance(error, GatedRepoError):
+        return f"On the Hub it is gated: ask for access at {constants.ENDPOINT}/{repo_id}, then `hf auth login`."
+    if isinstance(error, RepositoryNotFoundError):
+        return f"The Hub has no {kind} {repo_id} that you may see. Check the name; for a private one, `hf auth login`."
+    download = f"Download it where there is a network: hf download {repo_id}"
+    if repo_type != "model":
+        download += f" --repo-type {repo_type}"
+    if error is None:
+        return (
+            f"The Hub is switched off (HF_HUB_OFFLINE), and its cache ({constants.HF_HUB_CACHE}) has no {kind}"
+            f" {repo_id}. {download}"
+        )
+    status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
+    reason = f"it answered {status}" if status else " ".join(str(error).split()) or type(error).__name__
+    return (
+        f"The Hub ({constants.ENDPOINT}) cannot be reached ({reason}), and its cache has no {kind} {repo_id}."
+        f" {download}"
+    )
 
 
 def ask_hub(repo_id: str, file: str, token: str | None, repo_type: str) -> Exception | None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 import yaml
-from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, RepositoryNotFoundError
+from huggingface_hub.errors import EntryNotFoundError, GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
 from huggingface_hub.utils import httpx
 
 from fusion_vlm import convert_checkpoints
@@ -143,6 +143,7 @@ def test_file_is_no_model(tmp_path):
     ("error", "words"),
     [
         (http_error(RepositoryNotFoundError, 401), "The Hub has no model me/model that you may see"),
+        (http_error(GatedRepoError, 403), "it is gated: ask for access at https://huggingface.co/me/model"),
         (http_error(HfHubHTTPError, 503), "cannot be reached (it answered 503)"),
         (TimeoutError("no answer within 5 seconds"), "cannot be reached (no answer within 5 seconds)"),
     ],

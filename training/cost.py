@@ -463,7 +463,7 @@ def read_rows(recipe: dict, folder: Path, num_latent_tokens: int) -> Rows:
         sample[has_image(messages)].append((*sizes, len(turns[0])))
     num_sampled = len(sample[True] + sample[False])
     if not num_sampled:
-        raise ValueError("No row of the data can be read: python -m fusion_vlm.training.check RECIPE says why.")
+        raise ValueError("No row of the data can be read: fusion-vlm check RECIPE says why.")
     kinds = []
     for with_image, rows in sample.items():
         if rows:
