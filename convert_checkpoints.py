@@ -47,6 +47,7 @@ from transformers import (
 
 from fusion_vlm.hub.card import released_ids, write_card
 from fusion_vlm.hub.endpoint import add_endpoint_files
+from fusion_vlm.hub.names import ModelNameError, resolve
 from fusion_vlm.modeling_fusion import FusionForConditionalGeneration
 from fusion_vlm.processing_fusion import FusionProcessor
 
@@ -1038,10 +1039,14 @@ def convert(
 
 def find_source(source: str | os.PathLike, revision: str | None, token: str | None) -> Path:
     """Return the local folder of a checkpoint, downloaded if `source` is a Hub id."""
+    try:
+        source = resolve(source)
+    except ModelNameError as error:
+        raise ConversionError(str(error)) from error
     if Path(source).is_dir():
         return Path(source)
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)):
-        raise ConversionError(f"{source} is neither a folder nor the id of a Hub repository (owner/name).")
+    if Path(source).is_file():
+        raise ConversionError(f"{source} is a file, expected the folder of a checkpoint.")
     try:
         files = HfApi(token=token).list_repo_files(source, revision=revision)
         # Not those of folders in it: training leaves whole checkpoints there.

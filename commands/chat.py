@@ -1,21 +1,150 @@
 """`fusion-vlm chat`: a conversation in the terminal, or through a pipe."""
 
 import argparse
+import difflib
+import shlex
 import sys
 
-from fusion_vlm.commands.model import check_grid_sizes, limit_new_tokens, load, process, read_image, user_message
+from fusion_vlm.commands.completion import complete_lines
+from fusion_vlm.commands.errors import UsageError, one_line
+from fusion_vlm.commands.images import check_image, is_image_name, is_question, read_image, shorten, unquote
+from fusion_vlm.commands.model import check_grid_sizes, limit_new_tokens, load, process, user_message
 from fusion_vlm.commands.options import add_generation_options, add_model_options
+from fusion_vlm.hub.names import find_fusion
 
 
-DESCRIPTION = """\
-Talk about an image in the terminal; answers appear as they are written. A piped stdin works too: one message a line.
-While you chat:
-  /image FILE   take this image (a file or http(s) address) and begin a new conversation
-  /reset        begin a new conversation, with the same image
-  /quit         end (so does Ctrl-D)
+COMMANDS = {
+    "/image": "/image FILE   take this image (a file or an http(s) address) and begin a new conversation",
+    "/reset": "/reset        begin a new conversation, with the same image",
+    "/help": "/help         list the commands",
+    "/quit": "/quit         end (so does Ctrl-D)",
+}
+HELP = "\n".join(f"  {line}" for line in COMMANDS.values())
+# What other programs call `/quit`, and is too far from it to be taken for a misspelling.
+OTHER_NAMES = {"/exit": "/quit", "/bye": "/quit", "/q": "/quit", "/clear": "/reset", "/new": "/reset", "/?": "/help"}
+
+DESCRIPTION = f"""\
+Talk about an image in the terminal; answers appear as they are written. While you chat:
+{HELP}
+
+On a terminal, Ctrl-C stops an answer: what was written of it stays in the conversation. Tab completes commands and
+paths, and a path may be quoted, as when a file is dropped on the terminal. An error ends nothing but the line.
+A piped stdin works too: one message a line, and the first error ends the command.
 
 example:
   fusion-vlm chat out/fusion-phi3.5-3b photo.jpg"""
+
+
+class ChatError(ValueError):
+    """A line that cannot be answered; the conversation is as it was before."""
+
+
+class Chat:
+    """
+    A conversation about one image.
+
+    Args:
+        model (`FusionForConditionalGeneration`), processor (`FusionProcessor`)
+        image (`PIL.Image.Image`, *optional*)
+        grid_sizes (`dict[str, int]`): as the processor takes them.
+        max_new_tokens (`int`): of one answer.
+        is_terminal (`bool`): whether somebody types: Ctrl-C stops an answer only, and an image is acknowledged.
+    """
+
+    def __init__(self, model, processor, image, grid_sizes: dict[str, int], max_new_tokens: int, is_terminal: bool):
+        self.model, self.processor, self.image = model, processor, image
+        self.grid_sizes, self.max_new_tokens, self.is_terminal = grid_sizes, max_new_tokens, is_terminal
+        self.turns: list[dict] = []
+
+    def take(self, line: str):
+        """
+        Obey a command, or answer a message.
+
+        Raises:
+            ValueError: if the line cannot be obeyed or answered.
+        """
+        command, _, argument = line.partition(" ")
+        if command == "/image":
+            self.image, self.turns = read_chat_image(argument), []
+            if self.is_terminal:
+                width, height = self.image.size
+                print(f"(a new conversation, about an image of {width} x {height} pixels)", file=sys.stderr)
+        elif command == "/reset":
+            self.turns = []
+        elif command == "/help":
+            print(HELP, file=sys.stderr)
+        elif is_image_name(line):
+            path = line if line == unquote(line) or line[:1] in "'\"" else shlex.quote(unquote(line))
+            raise ChatError(f"{shorten(line)} is a file or an image, not a question. To talk about it: /image {path}")
+        elif line.startswith("/"):
+            raise ChatError(describe_unknown(command))
+        else:
+            self.answer(line)
+
+    def answer(self, text: str):
+        """Answer a message, print the answer while it is written, and keep both in the conversation."""
+        turn = user_message(text, None if self.turns else self.image)  # the image belongs to the first turn
+        written: list[str] = []
+        try:
+            reply = self.generate([*self.turns, turn], written)
+        except KeyboardInterrupt:
+            if not self.is_terminal:
+                raise
+            print("\n(stopped)", file=sys.stderr)
+            reply = "".join(written).strip()
+            if not reply:  # a question without an answer would confuse the model
+                return
+        self.turns += [turn, {"role": "assistant", "content": [{"type": "text", "text": reply}]}]
+
+    def generate(self, messages: list[dict], written: list[str]) -> str:
+        """
+        Return the answer to the last message, and note in `written` what is printed of it meanwhile.
+
+        Raises:
+            ValueError: if the conversation has become too long for the model.
+        """
+        inputs = process(self.processor, messages, self.grid_sizes).to(self.model.device)
+        try:
+            max_new_tokens = limit_new_tokens(self.model.config, inputs, self.max_new_tokens)
+        except ValueError as error:
+            raise ValueError(f"{error} Begin a new one with /reset.") from error
+        streamer = build_streamer(self.processor.tokenizer, written)
+        options = {"max_new_tokens": max_new_tokens, "do_sample": False, "streamer": streamer}
+        output = self.model.generate(**inputs, **options)
+        return self.processor.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip()
+
+
+def build_streamer(tokenizer, written: list[str]):
+    """Build a streamer that prints an answer word by word, and notes in `written` what it has printed."""
+    from transformers import TextStreamer
+
+    class Streamer(TextStreamer):
+        def on_finalized_text(self, text: str, stream_end: bool = False):
+            super().on_finalized_text(text, stream_end)
+            written.append(text)
+
+    return Streamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
+
+
+def read_chat_image(argument: str):
+    """
+    Return the image that `/image` names.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    source = unquote(argument)
+    if not source:
+        raise ChatError("/image needs the name of a file, or an http(s) address: /image photo.jpg")
+    if source == "-":
+        raise ChatError("stdin is where your messages come from: name a file, or an http(s) address.")
+    return read_image(source)
+
+
+def describe_unknown(command: str) -> str:
+    near = OTHER_NAMES.get(command) or next(iter(difflib.get_close_matches(command, COMMANDS, n=1)), None)
+    hint = f" Did you mean {near}?" if near else ""
+    return f"There is no command {command[:100]}.{hint} /help lists the commands."
 
 
 def add_arguments(parser: argparse.ArgumentParser):
@@ -27,56 +156,61 @@ def add_arguments(parser: argparse.ArgumentParser):
 
 def run(args: argparse.Namespace):
     """Read messages from stdin until it ends, and print the answers as they are written."""
-    image = None if args.image is None else read_image(args.image)
+    if args.image is not None and is_question(args.image):
+        raise UsageError(f"IMAGE is {shorten(args.image)}, which reads like a question: ask when the chat has begun.")
+    if args.image is not None:
+        check_image(args.image)
+    find_fusion(args.model)
+    image = None if args.image is None else read_chat_image(args.image)
     model, processor = load(args.model, dtype=args.dtype, device=args.device, four_bit=args.four_bit)
     grid_sizes = check_grid_sizes(model.config, args.latent_grid_size, args.image_grid_size)
     is_terminal = sys.stdin.isatty()
+    chat = Chat(model, processor, image, grid_sizes, args.max_new_tokens, is_terminal)
     if is_terminal:
-        import readline  # noqa: F401  gives `input` line editing and a history
+        talk(chat)
+        return
+    while (line := read_line("")) not in (None, "/quit"):
+        if line:
+            chat.take(line)
 
-        print("/image FILE, /reset and /quit are commands.", file=sys.stderr)
-    turns = []
-    while (line := read_line(is_terminal)) is not None and line != "/quit":
+
+def talk(chat: Chat):
+    """Chat on a terminal until the input ends: what goes wrong with a line costs no more than that line."""
+    complete_lines(list(COMMANDS))
+    print("/image FILE, /reset, /help and /quit are commands; Ctrl-C stops an answer.", file=sys.stderr)
+    goes_on = True
+    while goes_on:
         try:
-            if line == "/reset":
-                turns = []
-            elif line.split()[:1] == ["/image"]:
-                image, turns = read_image(line.removeprefix("/image").strip()), []
-            elif line.startswith("/"):
-                raise ValueError(f"There is no command {line.split()[0]}: /image FILE, /reset and /quit are.")
-            elif line:
-                # The image belongs to the first turn.
-                turn = user_message(line, None if turns else image)
-                reply = answer(model, processor, [*turns, turn], grid_sizes, args.max_new_tokens)
-                turns += [turn, {"role": "assistant", "content": [{"type": "text", "text": reply}]}]
-        except ValueError as error:
-            if not is_terminal:
-                raise
-            print(f"error: {error}", file=sys.stderr)
+            goes_on = take_line(chat)
+        except KeyboardInterrupt:
+            print("\n(To leave: Ctrl-D or /quit.)", file=sys.stderr)
 
 
-def read_line(is_terminal: bool) -> str | None:
-    """The next line without surrounding space; None at the end of the input."""
+def take_line(chat: Chat) -> bool:
+    """Read a line of a terminal and obey or answer it; return whether the chat goes on."""
+    line = read_line("> ")
+    if line is None:
+        print(file=sys.stderr)  # the shell's prompt begins a line
+    if line in (None, "/quit"):
+        return False
     try:
-        return input("> " if is_terminal else "").strip()
+        if line:
+            chat.take(line)
+    except KeyboardInterrupt:  # while an image was fetched, say
+        print("\n(stopped)", file=sys.stderr)
+    except BrokenPipeError:
+        raise  # nobody reads the answers
+    except Exception as error:  # whatever a decoder of images or a GPU raises
+        print(f"error: {one_line(error)}", file=sys.stderr)
+    return True
+
+
+def read_line(prompt: str) -> str | None:
+    """Return the next line without surrounding space; None at the end of the input."""
+    if prompt and not sys.stdout.isatty():
+        print(prompt, end="", file=sys.stderr, flush=True)  # `input` would write it among the answers
+        prompt = ""
+    try:
+        return input(prompt).strip()
     except EOFError:
         return None
-
-
-def answer(model, processor, messages: list[dict], grid_sizes: dict[str, int], max_new_tokens: int) -> str:
-    """
-    Answers the last message and prints the answer while it is written.
-
-    Raises:
-        ValueError: if the conversation has become too long for the model.
-    """
-    from transformers import TextStreamer
-
-    inputs = process(processor, messages, grid_sizes).to(model.device)
-    try:
-        max_new_tokens = limit_new_tokens(model.config, inputs, max_new_tokens)
-    except ValueError as error:
-        raise ValueError(f"{error} Begin a new one with /reset.") from error
-    streamer = TextStreamer(processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
-    output = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False, streamer=streamer)
-    return processor.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip()

@@ -2,9 +2,8 @@
 
 import argparse
 import os
-from pathlib import Path
 
-from fusion_vlm.commands.options import add_recipe
+from fusion_vlm.commands.options import add_recipe, find_recipe
 
 
 DESCRIPTION = """\
@@ -28,8 +27,8 @@ def add_arguments(parser: argparse.ArgumentParser):
 
 
 def run(args: argparse.Namespace) -> int:
+    recipe = find_recipe(args)
     from fusion_vlm.training.check import check_recipe
 
-    recipe = Path(args.recipe).expanduser()
     passed = check_recipe(recipe, args.overrides, args.processor, args.num_workers, args.report)
     return 0 if passed else 1

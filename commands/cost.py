@@ -1,9 +1,8 @@
 """`fusion-vlm cost`: what training by a recipe takes."""
 
 import argparse
-from pathlib import Path
 
-from fusion_vlm.commands.options import add_recipe
+from fusion_vlm.commands.options import add_recipe, find_recipe
 
 
 # Those of training/cost.py, which imports torch; tests/commands/test_main.py compares them.
@@ -34,10 +33,11 @@ def add_arguments(parser: argparse.ArgumentParser):
 
 
 def run(args: argparse.Namespace):
+    recipe = find_recipe(args)
     from fusion_vlm.training.cost import report
 
     text = report(
-        Path(args.recipe).expanduser(),
+        recipe,
         args.overrides,
         gpus=args.gpus,
         sharding=args.sharding,

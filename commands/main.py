@@ -11,6 +11,7 @@ wrong usage answer at once.
 import argparse
 import difflib
 import importlib
+import logging
 import os
 import signal
 import sys
@@ -121,6 +122,8 @@ def run_command(argv: list[str]) -> int:
     name, *rest = argv
     # Intermixed, so that options may stand between the questions of `ask` and the overrides of a recipe.
     args = build_parser(name).parse_intermixed_args(rest)
+    # Its warnings, of kernels that it does not find at its import, are no news to users of the command line.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     try:
         return import_command(name).run(args) or 0
     except ImportError as error:

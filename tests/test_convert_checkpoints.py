@@ -260,7 +260,9 @@ def test_hub_source_downloads_only_what_is_needed(source, tmp_path, monkeypatch,
 def test_hub_that_cannot_be_reached(tmp_path, capsys):
     """The suite runs offline, so this is what a user without a network sees: one line, no traceback."""
     assert main(["convert", "owner/model", str(tmp_path / "out")]) == 1
-    assert re.fullmatch("error: There is no folder owner/model, .* is not in the cache .*\\n", capsys.readouterr().err)
+    assert re.fullmatch(
+        "error: There is no folder owner/model. The Hub is switched off .*\\n", capsys.readouterr().err
+    )
 
 
 def test_bad_shard_size(source, tmp_path, capsys):

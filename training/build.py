@@ -6,14 +6,14 @@ import os
 from pathlib import Path
 
 import torch
-import yaml
 from transformers import AutoConfig, AutoTokenizer, SiglipVisionConfig
 
 from fusion_vlm.configuration_fusion import FusionConfig
+from fusion_vlm.hub.names import find_fusion, find_model
 from fusion_vlm.modeling_fusion import FusionForConditionalGeneration
 from fusion_vlm.processing_fusion import FusionProcessor
+from fusion_vlm.training.recipe import read_recipe, to_number
 from fusion_vlm.training.trainer import FusionTrainingArguments
-from fusion_vlm.training.yaml_file import read_yaml
 
 
 CHAT_TEMPLATES = Path(__file__).parents[1] / "chat_templates"
@@ -33,7 +33,7 @@ def load_recipe(path: str | Path, overrides: list[str] = ()) -> dict:
         `dict`: the sections, with all names in them checked.
 
     Raises:
-        ValueError: if a section or key is unknown or missing.
+        ValueError: if a section or key is unknown or missing, or if a folder of `model` is not there.
     """
     recipe = read_recipe(path, overrides)
     _check_names(recipe, SECTIONS, "the recipe")
@@ -48,33 +48,6 @@ def load_recipe(path: str | Path, overrides: list[str] = ()) -> dict:
         )
     _check_names(recipe["training"], arguments, "`training`")
     return recipe
-
-
-def read_recipe(path: str | Path, overrides: list[str] = ()) -> dict:
-    """The sections of a recipe with its changes, unchecked. Raises a ValueError if a change leads nowhere."""
-    recipe = read_yaml(path)
-    if not isinstance(recipe, dict):
-        raise ValueError(f"{path} is no recipe: expected sections such as `model` and `data`.")
-    for override in overrides:
-        key, sign, value = override.partition("=")
-        if not sign:
-            raise ValueError(f"{override!r} is no change of the recipe, expected key=value.")
-        *sections, name = key.split(".")
-        section = recipe
-        for part in sections:
-            if not isinstance(section.get(part), dict):
-                raise ValueError(f"{override!r}: there is no section {part!r}, expected one of {sorted(section)}.")
-            section = section[part]
-        section[name] = to_number(yaml.safe_load(value))
-    return recipe
-
-
-def to_number(value):
-    """Floats such as `1e-5`, which YAML takes for text without a point."""
-    try:
-        return float(value) if isinstance(value, str) else value
-    except ValueError:
-        return value
 
 
 def _check_names(section: dict, known: set[str], name: str):
@@ -124,20 +97,14 @@ def build_config(recipe: dict) -> FusionConfig:
     """
     model, changes = recipe["model"], recipe["model"].get("config") or {}
     if model.get("path"):
-        model_type = FusionConfig.get_config_dict(model["path"])[0].get("model_type")
-        if model_type != FusionConfig.model_type:
-            raise ValueError(
-                f"`model.path` is {model['path']!r}, of type {model_type!r}, expected {FusionConfig.model_type!r}."
-                " Convert a released checkpoint first: python convert_checkpoints.py SOURCE OUTPUT_DIR"
-            )
-        return FusionConfig.from_pretrained(model["path"], **changes)
+        return FusionConfig.from_pretrained(find_fusion(model["path"]), **changes)
     if not model.get("vision") or not model.get("decoder"):
         raise ValueError("`model` has neither `path` nor both of `vision` and `decoder`: nothing to start from.")
-    vision_config = SiglipVisionConfig.from_pretrained(model["vision"])
+    vision_config = SiglipVisionConfig.from_pretrained(find_model(model["vision"]))
     vision_config.num_hidden_layers -= 1  # see `from_vision_text_pretrained`
     vision_config.vision_use_head = False
     return FusionConfig(
-        vision_config=vision_config, text_config=AutoConfig.from_pretrained(model["decoder"]), **changes
+        vision_config=vision_config, text_config=AutoConfig.from_pretrained(find_model(model["decoder"])), **changes
     )
 
 

@@ -19,10 +19,11 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 from transformers.utils import logging
 
+from fusion_vlm.hub.names import find_model
 from fusion_vlm.processing_fusion import FusionProcessor
-from fusion_vlm.training.build import read_recipe
 from fusion_vlm.training.data import FusionDataset, has_image, load_mixture, text_of
 from fusion_vlm.training.messages import RowError
+from fusion_vlm.training.recipe import read_recipe
 
 
 logger = logging.get_logger(__name__)
@@ -255,7 +256,7 @@ def find_processor(given: str | None, recipe: dict) -> FusionProcessor | None:
     try:
         if path is None:
             raise ValueError("the recipe has no `model.path`")
-        return FusionProcessor.from_pretrained(path)
+        return FusionProcessor.from_pretrained(find_model(path))
     except (OSError, ValueError) as error:
         if given:
             raise

@@ -29,9 +29,10 @@ from transformers.initialization import no_init_weights
 
 from fusion_vlm.configuration_fusion import FusionConfig
 from fusion_vlm.modeling_fusion import NUM_CROPS_PER_SIDE, UNATTENDED_TOKEN_ID, FusionForConditionalGeneration
-from fusion_vlm.training.build import build_config, count_accumulation_steps, load_recipe, to_number
+from fusion_vlm.training.build import build_config, count_accumulation_steps, load_recipe
 from fusion_vlm.training.data import has_image, load_mixture, text_of
 from fusion_vlm.training.messages import RowError
+from fusion_vlm.training.recipe import to_number
 from fusion_vlm.training.trainer import FusionTrainingArguments
 
 
@@ -462,7 +463,7 @@ def read_rows(recipe: dict, folder: Path, num_latent_tokens: int) -> Rows:
         sample[has_image(messages)].append((*sizes, len(turns[0])))
     num_sampled = len(sample[True] + sample[False])
     if not num_sampled:
-        raise ValueError("No row of the data can be read: python -m fusion_vlm.training.check RECIPE says why.")
+        raise ValueError("No row of the data can be read: fusion-vlm check RECIPE says why.")
     kinds = []
     for with_image, rows in sample.items():
         if rows:

@@ -31,6 +31,7 @@ import pyarrow
 import pyarrow.compute
 from torch.utils.data import Dataset
 
+from fusion_vlm.hub.names import ModelNameError, expand, find_model
 from fusion_vlm.training.messages import RowError, to_messages
 from fusion_vlm.training.yaml_file import read_yaml
 
@@ -246,7 +247,7 @@ def load_mixture(data: dict, folder: Path, seed: int) -> FusionDataset:
     folder = Path(folder)
     entries = data["datasets"]
     if isinstance(entries, str):
-        entries = _read_entries(folder / entries)
+        entries = _read_entries(folder / expand(entries))
     if not isinstance(entries, list) or not entries:
         raise ValueError(
             f"`datasets` is {entries!r}, expected a list of sources, or the path of a YAML file with one."
@@ -375,9 +376,13 @@ def _load_source(entry: dict, position: int, image_folder: str | None, folder: P
     default_folder = folder
     if "hub" in entry:
         split = entry.get("split") or "train"
+        try:
+            name = find_model(name, repo_type="dataset")
+        except ModelNameError as error:
+            raise ValueError(f"{label}: {error}") from error
         rows = TableRows(datasets.load_dataset(name, entry.get("name"), split=split), name)
     else:
-        path = folder / name
+        path = folder / expand(name)
         if not path.exists():
             raise FileNotFoundError(f"{label}: there is no {path}. Relative paths begin at the recipe's folder.")
         default_folder = path if path.is_dir() else path.parent
@@ -389,7 +394,7 @@ def _load_source(entry: dict, position: int, image_folder: str | None, folder: P
     except ValueError as error:
         raise ValueError(f"{label}, {name}: {error}") from error
     image_folder = entry.get("image_folder") or image_folder
-    return Source(rows, indices, folder / image_folder if image_folder else default_folder)
+    return Source(rows, indices, folder / expand(image_folder) if image_folder else default_folder)
 
 
 def _open_file(path: Path, name: str) -> JsonRows | TableRows:

@@ -5,7 +5,7 @@ Trains a FUSION as a recipe says, on one process or many, and writes a folder th
     accelerate launch --config_file training/recipes/launch/fsdp2.yaml -m fusion_vlm.training.train RECIPE
 
 A run that was interrupted goes on from its last checkpoint when it is started again. `key=value` changes the recipe:
-`training.learning_rate=1e-5`, `data.image_folder=/data`. What a recipe costs: `python -m fusion_vlm.training.cost`.
+`training.learning_rate=1e-5`, `data.image_folder=/data`. What a recipe costs: `fusion-vlm cost`.
 """
 
 import sys

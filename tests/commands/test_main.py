@@ -2,6 +2,7 @@
 
 import inspect
 import io
+import json
 import re
 import runpy
 import signal
@@ -10,6 +11,7 @@ import sys
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib.metadata import version
 from pathlib import Path
 
 import easy_vqa
@@ -18,10 +20,14 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 
-from fusion_vlm.commands.ask import BATCH_SIZE
+from fusion_vlm import convert_checkpoints
+from fusion_vlm.commands import cost
+from fusion_vlm.commands.ask import BATCH_SIZE, count_tokens
 from fusion_vlm.commands.main import COMMANDS, build_parser, main
 from fusion_vlm.commands.model import load
+from fusion_vlm.commands.options import DTYPES
 from fusion_vlm.hub.card import write_card
+from fusion_vlm.training import cost as training_cost
 
 from ..helpers import GOLDEN_DIR, LLAMA, ROOT, SMALL_MODEL, make_messages, needs_sanitizing, process
 from ..tiny import random_image
@@ -365,10 +371,121 @@ def test_card_has_the_options_of_the_function():
 
 
 def test_image_errors_are_told_before_the_model_is_loaded(monkeypatch, capsys):
-    """An image that is not there is the first thing to say, for a model may take minutes to load."""
+    """A model may take minutes to load."""
+    monkeypatch.setattr("fusion_vlm.commands.ask.load", lambda *_, **__: pytest.fail("has loaded the model"))
     give_stdin(monkeypatch, b"no image")
-    assert main(["ask", "no such model", "-", "a"]) == 1
+    assert main(["ask", str(SMALL_MODEL), "-", "a"]) == 1
     assert "stdin" in capsys.readouterr().err
+
+
+ORDER = {
+    "image and question swapped": (
+        ["{model}", "What is it?", "{image}"],
+        "fusion-vlm ask {model} {image} 'What is it?'",
+    ),
+    "with more questions": (["{model}", "What is it?", "Why?", "{image}"], "{image} 'What is it?' 'Why?'"),
+    "two images": (
+        ["{model}", "{image}", "other.jpg"],
+        "'other.jpg' is the name of a file or an image, not a question",
+    ),
+    "an address": (
+        ["{model}", "{image}", "https://example.org/a"],
+        "is the name of a file or an image, not a question",
+    ),
+    "a question for an image": (
+        ["{model}", "What is it?", "Why?"],
+        "IMAGE is 'What is it?', which reads like a question",
+    ),
+    "an image with --no-image": (["{model}", "{image}", "Why?", "--no-image"], "--no-image was given"),
+    "no question": (["{model}", "{image}"], "A QUESTION is missing"),
+    "an empty question": (["{model}", "{image}", ""], "A question is empty"),
+    "a blank question": (["{model}", "{image}", "What is it?", " \n"], "A question is empty"),
+    "a blank question without an image": (["{model}", " ", "--no-image"], "A question is empty"),
+}
+
+
+@pytest.mark.parametrize("case", ORDER)
+def test_ask_says_what_is_wrong_with_image_and_questions(case, image_file, capsys):
+    """Before a model is looked for; one line, and the code of wrong usage."""
+    arguments, words = ORDER[case]
+    names = {"model": "no/model", "image": image_file}
+    assert main(["ask", *(argument.format(**names) for argument in arguments)]) == 2
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert output.err.startswith("error: ") and output.err.count("\n") == 1
+    assert words.format(**names) in output.err
+
+
+def test_ask_prints_json_lines(folder, loaded, image_file, capsys):
+    questions = ["What is it?", "Of what \N{LATIN SMALL LETTER E WITH ACUTE}?"]
+    assert main(["ask", str(folder), str(image_file), "--json", *questions, *FEW]) == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    answers = [expect(loaded, [question], random_image(1)) for question in questions]
+    assert [row["question"] for row in rows] == questions
+    assert [row["answer"] for row in rows] == answers
+    assert {row["image"] for row in rows} == {str(image_file)}
+    assert all(1 <= row["num_tokens"] <= 8 for row in rows)
+    assert main(["ask", str(folder), "Hello!", "--json", "--no-image", *FEW]) == 0
+    assert json.loads(capsys.readouterr().out)["image"] is None
+
+
+def test_tokens_of_an_answer_end_with_it():
+    assert count_tokens([5, 6, 2, 0, 0], 2) == count_tokens([5, 6, 9, 2], [2, 9]) == 2
+    assert count_tokens([5, 6], 2) == count_tokens([5, 6], None) == 2
+
+
+def test_options_may_stand_between_questions(folder, image_file, capsys):
+    assert main(["ask", str(folder), str(image_file), "What is it?", *FEW, "Of what?"]) == 0
+    assert capsys.readouterr().out.count("\n") == 2
+
+
+def test_version_needs_no_torch():
+    check = "finally: assert not {'torch', 'transformers'} & sys.modules.keys()"
+    code = f"import sys\nfrom fusion_vlm.commands.main import main\ntry: main(['--version'])\n{check}"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (result.returncode, result.stderr) == (0, "")
+    names = ("fusion-vlm", "transformers", "torch")
+    assert result.stdout == ", ".join(f"{name} {version(name)}" for name in names) + "\n"
+
+
+def test_unknown_command_is_suggested(capsys):
+    for name, words in {"aks": "Did you mean ask?", "xyz": "The commands are convert, verify, ask"}.items():
+        with pytest.raises(SystemExit):
+            main([name])
+        assert words in capsys.readouterr().err
+
+
+def test_traceback_on_request(monkeypatch, capsys):
+    monkeypatch.setenv("HF_DEBUG", "1")
+    assert main(["verify", "out/x"]) == 1
+    assert re.match(r"Traceback (.|\n)*\nerror: There is no folder out/x", capsys.readouterr().err)
+
+
+MODULES = {
+    "fusion_vlm.training.train": "train",
+    "fusion_vlm.training.check": "check",
+    "fusion_vlm.training.cost": "cost",
+    "fusion_vlm.training.consolidate": "consolidate",
+    "fusion_vlm.synthesis.generate": "synthesize",
+    "fusion_vlm.synthesis.audit": "audit",
+}
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_modules_run_as_their_commands(module, monkeypatch):
+    """`accelerate launch -m fusion_vlm.training.train` and scripts of before keep working."""
+    monkeypatch.setattr(sys, "argv", [module, "--some", "arguments"])
+    monkeypatch.setattr("fusion_vlm.commands.main.main", lambda argv: argv)
+    monkeypatch.delitem(sys.modules, module, raising=False)
+    with pytest.raises(SystemExit) as exit:
+        runpy.run_module(module, run_name="__main__")
+    assert exit.value.code == [MODULES[module], "--some", "arguments"]
+
+
+def test_names_that_options_copy():
+    """Copies, because the originals are in modules that import torch."""
+    assert DTYPES == convert_checkpoints.DTYPES
+    assert cost.SHARDINGS == training_cost.SHARDINGS
 
 
 def test_image_is_read_as_the_processor_reads_it(folder, loaded, tmp_path, capsys):

@@ -932,7 +932,7 @@ def test_api_key_comes_from_the_command_line_or_the_environment(monkeypatch, cap
     assert (read_api_key(None), read_api_key("other")) == (KEY, "other")
     for key in ("", " ", f"{KEY}\n", "schl\xfcssel"):
         monkeypatch.setenv("FUSION_VLM_API_KEY", key)
-        assert main(["serve", "no such model"]) == 1
+        assert main(["serve", str(SMALL_MODEL)]) == 1
         assert "FUSION_VLM_API_KEY) is empty, or has" in capsys.readouterr().err
 
 
@@ -1071,5 +1071,5 @@ def test_command_is_interrupted_in_the_middle_of_a_step(folder, tmp_path):
 def test_taken_port_is_told_before_the_model_is_loaded(capsys):
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
-        assert main(["serve", "no such model", "--port", str(port)]) == 1
+        assert main(["serve", str(SMALL_MODEL), "--port", str(port)]) == 1
     assert capsys.readouterr().err.startswith(f"error: Cannot listen on 127.0.0.1 port {port}: ")

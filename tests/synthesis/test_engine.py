@@ -285,7 +285,7 @@ def test_ctrl_c_ends_a_run_that_goes_on_later(is_ignored, tmp_path):
     os.killpg(process.pid, signal.SIGINT)
     _, errors = process.communicate(timeout=30)
     assert process.returncode == 130
-    assert "goes on from here" in errors and "Traceback" not in errors
+    assert "continues from here" in errors and "Traceback" not in errors
     complete(tmp_path, "--num", 300, "--num-workers", 1)
     assert len(read_records(tmp_path)) == 300
 
