@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser):
 
 
 def run(args: argparse.Namespace) -> int:
-    recipe = find_recipe(args)
+    recipe = find_recipe(args, needs_model=False)
     from fusion_vlm.training.check import check_recipe
 
     passed = check_recipe(recipe, args.overrides, args.processor, args.num_workers, args.report)

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from fusion_vlm.training.recipe import read_recipe
+from fusion_vlm.training.recipe import check_models, read_recipe
 
 
 # convert_checkpoints.py has these names too; tests/commands/test_main.py compares them.
@@ -51,15 +51,20 @@ def add_recipe(parser: argparse.ArgumentParser):
     )
 
 
-def find_recipe(args: argparse.Namespace) -> Path:
+def find_recipe(args: argparse.Namespace, needs_model: bool = True) -> Path:
     """
     Return the path of a command's recipe, read once: what is wrong with the recipe is told before torch is imported.
 
+    Args:
+        needs_model (`bool`): whether the folders of its `model` have to be there, which an earlier stage may write.
+
     Raises:
-        ValueError: if there is no such file, or if the recipe or its overrides cannot be read.
+        ValueError: if there is no such file or folder, or if the recipe or its overrides cannot be read.
     """
     path = Path(args.recipe).expanduser()
     if not path.is_file():
         raise ValueError(f"There is no recipe {path}: expected a YAML file.")
-    read_recipe(path, args.overrides)
+    recipe = read_recipe(path, args.overrides)
+    if needs_model:
+        check_models(recipe)
     return path

@@ -371,7 +371,7 @@ def test_source_that_is_no_fusion_checkpoint(source, tmp_path, converted):
     (source / "config.json").unlink()
     with pytest.raises(ConversionError, match="has no config.json"):
         convert(source, tmp_path / "out")
-    with pytest.raises(ConversionError, match="neither a folder nor the id"):
+    with pytest.raises(ConversionError, match="There is no folder .*not is not there either"):
         convert(tmp_path / "not" / "there", tmp_path / "out")
 
 

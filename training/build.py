@@ -33,7 +33,7 @@ def load_recipe(path: str | Path, overrides: list[str] = ()) -> dict:
         `dict`: the sections, with all names in them checked.
 
     Raises:
-        ValueError: if a section or key is unknown or missing, or if a folder of `model` is not there.
+        ValueError: if a section or key is unknown or missing.
     """
     recipe = read_recipe(path, overrides)
     _check_names(recipe, SECTIONS, "the recipe")

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import yaml
 
-from fusion_vlm.hub.names import ModelNameError, resolve
+from fusion_vlm.hub.names import ModelNameError, expand, resolve
 from fusion_vlm.training.yaml_file import read_yaml
 
 
@@ -13,10 +13,10 @@ MODEL_NAMES = ("path", "vision", "decoder")  # keys of `model` with a folder or 
 
 def read_recipe(path: str | Path, overrides: list[str] = ()) -> dict:
     """
-    Return the sections of a recipe with its overrides. Folders of models are checked, all else is not.
+    Return the sections of a recipe with its overrides, unchecked.
 
     Raises:
-        ValueError: if an override leads nowhere, or if a folder of `model` is not there.
+        ValueError: if an override leads nowhere.
     """
     recipe = read_yaml(path)
     if not isinstance(recipe, dict):
@@ -32,14 +32,27 @@ def read_recipe(path: str | Path, overrides: list[str] = ()) -> dict:
                 raise ValueError(f"{override!r}: there is no section {part!r}, expected one of {sorted(section)}.")
             section = section[part]
         section[name] = to_number(yaml.safe_load(value))
+    if isinstance(recipe.get("model"), dict):
+        for key in MODEL_NAMES:
+            if recipe["model"].get(key):
+                recipe["model"][key] = expand(recipe["model"][key])
+    return recipe
+
+
+def check_models(recipe: dict):
+    """
+    Check that the folders of a recipe's `model` are there; asks nothing of the Hub.
+
+    Raises:
+        ValueError: if one is not.
+    """
     model = recipe.get("model")
     for key in MODEL_NAMES:
         if isinstance(model, dict) and model.get(key):
             try:
-                model[key] = resolve(model[key])
+                resolve(model[key])
             except ModelNameError as error:
                 raise ValueError(f"`model.{key}`: {error}") from error
-    return recipe
 
 
 def to_number(value):

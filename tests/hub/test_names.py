@@ -213,6 +213,12 @@ def test_model_of_the_cache_is_used_without_a_network(silent_hub, tmp_path):
     assert result.stdout.strip()
 
 
+def write_recipe(path: Path, source: dict, **sections):
+    """Write a recipe, and beside it a file with a broken row."""
+    path.write_text(yaml.safe_dump({"data": {"datasets": [source]}, **sections}))
+    path.with_name("rows.jsonl").write_text('{"id": "a", "conversations": []}\n')
+
+
 COMMANDS = {
     "ask": ["ask", "out/x", "--no-image", "Hello!"],
     "chat": ["chat", "out/x"],
@@ -221,7 +227,7 @@ COMMANDS = {
     "card": ["card", "out/x"],
     "convert": ["convert", "out/x", "out/y"],
     "consolidate": ["consolidate", "out/x", "out/y"],
-    "check": ["check", str(RECIPE), "model.path=out/x"],
+    "check": ["check", "{recipe}", "--processor", "out/x"],
     "cost": ["cost", str(RECIPE), "model.path=out/x"],
     "train": ["train", str(RECIPE), "model.path=null", "model.vision=out/x", "model.decoder=out/x"],
 }
@@ -230,7 +236,8 @@ COMMANDS = {
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_refuses_a_folder_that_is_not_there(command, no_hub, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    assert main(COMMANDS[command]) == 1
+    write_recipe(tmp_path / "recipe.yaml", {"json_path": "rows.jsonl"})
+    assert main([argument.format(recipe=tmp_path / "recipe.yaml") for argument in COMMANDS[command]]) == 1
     error = capsys.readouterr().err
     assert "out/x" in error and error.startswith("error: ") and error.count("\n") == 1
 
@@ -239,7 +246,7 @@ def test_wrong_names_are_refused_before_torch_is_imported(tmp_path):
     code = f"""
 import sys
 from fusion_vlm.commands.main import main
-for arguments in {[arguments for name, arguments in COMMANDS.items() if name != "consolidate"]}:
+for arguments in {[arguments for name, arguments in COMMANDS.items() if name not in ("check", "consolidate")]}:
     assert main(arguments) == 1, arguments
     loaded = {{"torch", "transformers"}} & sys.modules.keys()
     assert not loaded, (arguments, loaded)
@@ -251,15 +258,14 @@ for arguments in {[arguments for name, arguments in COMMANDS.items() if name != 
 @needs_recipes
 def test_data_of_a_recipe(no_hub, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("HOME", str(tmp_path))
-    (tmp_path / "rows.jsonl").write_text('{"id": "a", "conversations": []}\n')
     recipe = tmp_path / "recipes" / "recipe.yaml"
     recipe.parent.mkdir()
     for source, words in [
         ({"hub": "./nowhere"}, "error: Source 1 of `datasets`: There is no folder ./nowhere"),
         ({"json_path": "~/nowhere.jsonl"}, f"error: Source 1 of `datasets`: there is no {tmp_path}/nowhere.jsonl"),
-        ({"json_path": "~/rows.jsonl"}, None),
+        ({"json_path": "~/recipes/rows.jsonl"}, None),
     ]:
-        recipe.write_text(yaml.safe_dump({"data": {"datasets": [source]}}))
+        write_recipe(recipe, source)
         assert main(["check", str(recipe), "--num-workers", "0"]) == 1
         output = capsys.readouterr()
         assert words in output.err if words else "rows.jsonl, line 1, id a" in output.out
@@ -268,3 +274,13 @@ def test_data_of_a_recipe(no_hub, tmp_path, monkeypatch, capsys):
 def test_recipe_that_is_not_there(tmp_path, capsys):
     assert main(["cost", str(tmp_path / "none.yaml")]) == 1
     assert "There is no recipe " in capsys.readouterr().err
+
+
+@needs_recipes
+def test_check_does_not_need_the_model_of_an_earlier_stage(no_hub, tmp_path, monkeypatch, capsys):
+    """The shipped stages start from `out/stage1` and `out/stage1_5`, which are not there when data is checked."""
+    monkeypatch.chdir(tmp_path)
+    write_recipe(tmp_path / "recipe.yaml", {"json_path": "rows.jsonl"}, model={"path": "out/stage1"})
+    assert main(["check", "recipe.yaml", "--num-workers", "0"]) == 1
+    output = capsys.readouterr().out
+    assert "no processor: tokens not counted (There is no folder out/stage1" in output and "1 broken rows" in output
