@@ -133,7 +133,9 @@ def test_adapter_folder_says_what_it_is(command, tmp_path, image_file, capsys):
     (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "out/my/fusion"}')
     more = {"ask": [str(image_file), "What?"], "serve": ["--port", "0"]}
     assert main([command, str(tmp_path), *more.get(command, [])]) == 1
-    reason = "not a whole model. Merge it first" if command == "card" else "which is not there. Write where that model is"
+    reason = (
+        "not a whole model. Merge it first" if command == "card" else "which is not there. Write where that model is"
+    )
     assert f"{tmp_path} is an adapter of out/my/fusion, {reason}" in capsys.readouterr().err
 
 
