@@ -13,7 +13,7 @@ CORE_TESTS = tests/commands tests/training/test_collator.py tests/training/test_
 	tests/small_model/test_model.py tests/test_*.py
 PYTEST = HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(1)/bin/python -m pytest --numprocesses 2 --dist loadfile
 
-.PHONY: demo demo-convert demo-page test lint test-demo test-slow test-transformers test-versions test-newest
+.PHONY: demo demo-convert demo-page test lint format test-demo test-slow test-transformers test-versions test-newest
 
 demo: .venv/.ready
 	.venv/bin/python examples/quickstart.py
@@ -51,6 +51,10 @@ test-newest:
 lint: .venv/.ready
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
+
+format: .venv/.ready
+	.venv/bin/ruff check --fix .
+	.venv/bin/ruff format .
 
 # The page in a browser: needs Debian's chromium and chromium-driver.
 test-demo: .venv-demo/.ready
