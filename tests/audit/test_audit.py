@@ -13,8 +13,8 @@ from PIL import Image
 
 from fusion_vlm.audit.audit import audit, read_rows
 from fusion_vlm.audit.language_only import tail
-from fusion_vlm.audit.questions import attributes_of, read_question
-from fusion_vlm.audit.report import THRESHOLDS, parse_limits
+from fusion_vlm.audit.questions import find_attributes, read_question
+from fusion_vlm.audit.thresholds import THRESHOLDS, parse_limits
 from fusion_vlm.commands.main import main
 
 
@@ -253,7 +253,7 @@ def test_sentences_count_as_the_short_answers_in_them():
     ],
 )
 def test_what_is_said_of_objects(question, answer, pairs):
-    assert attributes_of(read_question(question, answer)) == pairs
+    assert find_attributes(read_question(question, answer)) == pairs
 
 
 def test_numbers_of_the_report():
