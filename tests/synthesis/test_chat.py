@@ -9,29 +9,19 @@ from contextlib import contextmanager
 import pytest
 
 from fusion_vlm.synthesis.engine import RunError
-from fusion_vlm.synthesis.models.chat import (
-    ASKED,
-    AskFromDescription,
-    CallCache,
-    CallError,
-    ChatClient,
-    ContrastDescription,
-    Describe,
-    Description,
-    Judge,
-    LongConversation,
-    MultipleChoice,
-    Questions,
-    count_tokens,
-    load_prompts,
-    split_sides,
-    verdicts_on,
-)
-from fusion_vlm.synthesis.sample import KINDS, Sample, Turn
+from fusion_vlm.synthesis.kinds.contrasts import split_sides
+from fusion_vlm.synthesis.kinds.table import KINDS, find_kind
+from fusion_vlm.synthesis.models.answers import ContrastDescription, Description, questions_type, verdicts_on
+from fusion_vlm.synthesis.models.call_cache import CallCache, count_tokens
+from fusion_vlm.synthesis.models.chat import CallError, ChatClient
+from fusion_vlm.synthesis.models.load_prompts import load_prompts
+from fusion_vlm.synthesis.models.stages import AskFromDescription, Describe, Judge
+from fusion_vlm.synthesis.sample import Sample, Turn
 
 from .stub_endpoint import FAULTS, StubEndpoint, answer
 
 
+ANSWER_TYPES = {kind: questions_type(find_kind(kind).answer) for kind in KINDS}
 PASSING_FAULTS = [fault for fault in FAULTS if fault != "401"]
 
 
@@ -223,7 +213,7 @@ def objects_in(schema):
 
 
 @pytest.mark.parametrize(
-    "answer_type", [Description, ContrastDescription, verdicts_on(2), *dict.fromkeys(t for t, _ in ASKED.values())]
+    "answer_type", [Description, ContrastDescription, verdicts_on(2), *dict.fromkeys(ANSWER_TYPES.values())]
 )
 def test_schemas_are_what_strict_servers_take(answer_type, tmp_path):
     with StubEndpoint() as stub, connect(stub, tmp_path) as client:
@@ -275,8 +265,8 @@ def test_there_is_a_prompt_for_every_kind():
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_json_that_a_prompt_shows_is_what_its_schema_asks_for(kind):
-    description_type = ContrastDescription if kind.startswith("contrast") else Description
-    for name, answer_type in ((f"describe_{kind}", description_type), (f"ask_{kind}", ASKED[kind][0])):
+    description_type = ContrastDescription if find_kind(kind).has_two_images else Description
+    for name, answer_type in ((f"describe_{kind}", description_type), (f"ask_{kind}", ANSWER_TYPES[kind])):
         prompt = load_prompts()[name]
         shown = json.JSONDecoder().raw_decode(prompt[prompt.index("{") :])[0]
         schema = {"response_format": {"json_schema": {"schema": answer_type.json_schema()}}, "messages": []}
@@ -384,6 +374,6 @@ def test_a_judge_that_does_not_answer_is_no_pass():
 
 def test_the_stub_fills_every_schema():
     # The tests above are worth nothing if what it answers is refused.
-    for answer_type in (Questions, MultipleChoice, LongConversation, verdicts_on(3)):
+    for answer_type in (*ANSWER_TYPES.values(), verdicts_on(3)):
         request = {"response_format": {"json_schema": {"schema": answer_type.json_schema()}}, "messages": []}
         answer_type.model_validate(answer(request))

@@ -18,9 +18,11 @@ from PIL import Image
 from fusion_vlm.commands.main import main
 from fusion_vlm.synthesis import generate as command
 from fusion_vlm.synthesis.engine import PART_SIZE, FailureLimit, RunError, RunFolder
-from fusion_vlm.synthesis.pipeline import Options
-from fusion_vlm.synthesis.report import Prices, describe_summary, estimate_tokens, summarise
-from fusion_vlm.synthesis.sample import KINDS, Sample
+from fusion_vlm.synthesis.kinds.table import KINDS
+from fusion_vlm.synthesis.models import chat
+from fusion_vlm.synthesis.pipeline import Keep, Options
+from fusion_vlm.synthesis.report import Prices, describe_summary, estimate_tokens, summarize
+from fusion_vlm.synthesis.sample import Sample
 
 from ..helpers import ROOT
 from .stub_endpoint import StubEndpoint
@@ -246,7 +248,7 @@ def test_another_configuration_is_refused_and_named(tmp_path):
 def test_another_prompt_is_another_configuration(tmp_path, monkeypatch):
     with StubEndpoint() as stub:
         run(tmp_path, 1, url=stub.url)
-        monkeypatch.setattr("fusion_vlm.synthesis.models.chat.load_prompts", lambda: {"judge": "Be kind."})
+        monkeypatch.setattr("fusion_vlm.synthesis.pipeline.load_prompts", lambda: {"judge": "Be kind."})
         with pytest.raises(RunError, match="prompts was"):
             run(tmp_path, 1, url=stub.url)
 
@@ -285,7 +287,7 @@ def test_ctrl_c_ends_a_run_that_goes_on_later(is_ignored, tmp_path):
     os.killpg(process.pid, signal.SIGINT)
     _, errors = process.communicate(timeout=30)
     assert process.returncode == 130
-    assert "goes on from here" in errors and "Traceback" not in errors
+    assert "continues from here" in errors and "Traceback" not in errors
     complete(tmp_path, "--num", 300, "--num-workers", 1)
     assert len(read_records(tmp_path)) == 300
 
@@ -338,8 +340,6 @@ def test_an_endpoint_that_fails_for_some_samples_rejects_those_with_the_reason(t
 
 def patience(monkeypatch):
     """Short waits between tries."""
-    from fusion_vlm.synthesis.models import chat
-
     client = functools.partial(chat.ChatClient, num_sdk_tries=2, backoff=0.01, num_tries=2)
     monkeypatch.setattr(chat, "ChatClient", client)
 
@@ -381,6 +381,9 @@ def test_captions_are_drawn_by_an_endpoint(tmp_path):
         ({"images": "flux"}, "--llm"),
         ({"judge_model": "judge"}, "--llm"),
         ({"model": "stub", "min_image_score": 0.5}, "--clip-model"),
+        ({"caption_bounds": (("alphanumeric", 0.1, None),)}, "--caption-bound"),
+        ({"image_steps": 4}, "--image-steps"),
+        ({"image_seed": False}, "--no-image-seed"),
     ],
 )
 def test_options_that_do_not_go_together_are_refused(options, message):
@@ -406,12 +409,46 @@ def test_the_failure_limit_counts_in_a_row():
         limit.failed(ValueError("fourth"))
 
 
+class SizeFilter:
+    name = "size_filter"
+
+    def __call__(self, sample: Sample) -> str | None:
+        return None if sample.caption else "length: 0, expected 1: nothing to draw"
+
+
+def test_a_filter_rejects_by_its_name_or_that_of_the_stage():
+    for name, expected in ((None, "size_filter"), ("description_rules", "description_rules")):
+        stage = Keep(SizeFilter(), name)
+        assert stage.name == expected
+        kept, rejected = stage(Sample("a", "text_qa", 0, caption="a boat")), stage(Sample("b", "text_qa", 0))
+        assert kept.reason is None
+        assert rejected.reason == f"{expected}/length: 0, expected 1: nothing to draw"
+        assert rejected.rejected_by == (expected, "length")
+
+
+def test_a_new_option_is_in_the_configuration_only_if_it_is_set():
+    """Else runs of earlier versions could not be resumed."""
+    assert {"caption_split", "caption_bounds", "image_steps"}.isdisjoint(Options(1).config())
+    options = Options(1, model="stub", images="flux", image_steps=4)
+    assert options.config()["image_steps"] == 4 and "image_guidance" not in options.config()
+
+
+def test_bounds_of_captions_are_options(tmp_path):
+    (tmp_path / "captions.txt").write_text("threeredcubes")
+    options = {"images": "endpoint", "image_model": "painter", "image_size": 64, "kinds": ("caption_scene",)}
+    options["captions"] = str(tmp_path / "captions.txt")
+    with StubEndpoint() as stub:
+        assert run(tmp_path / "one", 1, url=stub.url, **options)["kept"] == 0
+        options["caption_bounds"] = (("special_characters", None, 0.5),)
+        assert run(tmp_path / "two", 1, url=stub.url, **options)["kept"] == 1
+
+
 def test_the_summary_follows_samples_through_the_stages():
     reasons = [None, "ask/timeout: a", "ask/timeout: b", "ask/http_500: c", "rules/long: d", None]
     samples = [Sample(str(number), "text_qa", 0, reason=reason) for number, reason in enumerate(reasons)]
     samples[0].scores["judge"] = None
     samples[0].image = "0.png"
-    summary = summarise(samples, ["rules", "ask", "judge"])
+    summary = summarize(samples, ["rules", "ask", "judge"])
     assert (summary["begun"], summary["kept"], summary["images"]) == (6, 2, 1)
     assert summary["stages"] == {
         "rules": {"begun": 6, "kept": 5, "reasons": {"long": 1}},
@@ -452,7 +489,7 @@ def test_what_a_stage_raises_stops_the_run_and_is_told(tmp_path, monkeypatch):
     def fail(self, sample):
         raise ZeroDivisionError(f"in {sample.id}")
 
-    monkeypatch.setattr("fusion_vlm.synthesis.scenes.questions.ExactQuestions.__call__", fail)
+    monkeypatch.setattr("fusion_vlm.synthesis.kinds.exact.ExactQuestions.__call__", fail)
     with pytest.raises(ZeroDivisionError, match="in caption_colour-0000000"):
         run(tmp_path, num=1)
     assert read_records(tmp_path) == []

@@ -1,7 +1,6 @@
-"""filters.py: the image score, the rules for turns, scorers that are not there, reasons and their counts."""
+"""The image score, CLIP, the rules for turns, and scorers that are not available."""
 
 import json
-from collections import Counter
 
 import numpy as np
 import pytest
@@ -16,19 +15,17 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from fusion_vlm.synthesis.filters.rules import (
-    ClipScorer,
+from fusion_vlm.synthesis.filters.images import (
+    CROP_SIZE,
     ImageFilter,
     StatementFilter,
-    TurnRules,
-    apply_filters,
-    count_reasons,
-    normalise,
-    out_of_bounds,
-    question_and_answer,
     structural_similarity,
     structural_similarity_after_resize,
+    to_statement,
 )
+from fusion_vlm.synthesis.filters.text import normalize, out_of_bounds
+from fusion_vlm.synthesis.filters.turns import MAX_CHARACTERS, MAX_TURNS, TurnRules
+from fusion_vlm.synthesis.models.clip import ClipScorer
 from fusion_vlm.synthesis.sample import Sample, Turn
 
 
@@ -59,49 +56,13 @@ def test_bounds_are_inclusive_and_the_reason_names_value_and_bounds():
     assert out_of_bounds("share", float("nan"), 0.5, 0.7) == "share: nan, expected 0.5 to 0.7"
 
 
-def test_apply_filters_keeps_the_first_reason_and_runs_no_filter_after_it():
-    calls = []
-
-    def first(sample):
-        calls.append("first")
-
-    def second(sample):
-        calls.append("second")
-        return "colour: red, expected blue"
-
-    class Third:
-        name = "third"
-
-        def __call__(self, sample):
-            calls.append("third")
-            return "size: 1, expected 2"
-
-    sample = make_sample()
-    assert apply_filters(sample, [first, second, Third()]) is sample
-    assert sample.reason == "second/colour: red, expected blue" and calls == ["first", "second"]
-    apply_filters(sample, [Third()])
-    assert sample.reason == "second/colour: red, expected blue" and calls == ["first", "second"]
-    assert apply_filters(make_sample(), [Third()]).reason == "third/size: 1, expected 2"
-    assert apply_filters(make_sample(), [first]).reason is None
-
-
-def test_reasons_are_counted_by_filter_and_rule_whatever_their_values():
-    reasons = ["caption_rules/length: 1", "caption_rules/length: 2", None, "turn_rules/empty: a/b: c", "render: x/y"]
-    samples = [make_sample(reason=reason) for reason in reasons]
-    assert count_reasons(samples) == {
-        "caption_rules": Counter(length=2),
-        "turn_rules": Counter(empty=1),
-        "render": Counter(render=1),
-    }
-
-
-def test_normalise_ignores_case_punctuation_and_space_but_no_number_or_symbol():
-    assert normalise("  A Red,\tball! ") == normalise("a red ball") == "a red ball"
-    assert normalise("\uff23\uff41\uff54 \ufb01ne \u2121") == "cat fine tel"  # full-width letters, a ligature, a sign
+def test_normalize_ignores_case_punctuation_and_space_but_no_number_or_symbol():
+    assert normalize("  A Red,\tball! ") == normalize("a red ball") == "a red ball"
+    assert normalize("\uff23\uff41\uff54 \ufb01ne \u2121") == "cat fine tel"  # full-width letters, a ligature, a sign
     assert (
-        len({normalise(text) for text in ("3 apples", "4 apples", "3.4 apples", "34 apples", "3 < 4", "3 > 4")}) == 6
+        len({normalize(text) for text in ("3 apples", "4 apples", "3.4 apples", "34 apples", "3 < 4", "3 > 4")}) == 6
     )
-    assert normalise("!!!") != normalise("???")
+    assert normalize("!!!") != normalize("???")
 
 
 # -- image score
@@ -159,22 +120,21 @@ def test_image_score_is_clip_score_plus_half_of_ssim_a():
 
     image = Image.new("RGB", (60, 60), "red")
     sample = make_sample(caption="short", description="long")
-    assert ImageFilter(lambda _: image, clip_score, min_score=1.3 - 1e-9, crop_size=24)(sample) is None
+    assert ImageFilter(lambda _: image, clip_score, min_score=1.3 - 1e-9)(sample) is None
     assert sample.scores == pytest.approx({"clip_score": 0.3, "ssim_a": 2.0, "image_score": 1.3})
-    reason = ImageFilter(lambda _: image, clip_score, min_score=1.31, crop_size=24)(sample)
+    reason = ImageFilter(lambda _: image, clip_score, min_score=1.31)(sample)
     assert reason == "image_score: 1.3, expected at least 1.31"
-    reason = ImageFilter(lambda _: image, clip_score, min_ssim=2.1, crop_size=24)(sample)
-    assert reason == "ssim_a: 2, expected at least 2.1"
-    ImageFilter(lambda _: image, clip_score, crop_size=24)(make_sample(caption="short"))
-    assert asked == ["long"] * 3 + ["short"]
+    ImageFilter(lambda _: image, clip_score)(make_sample(caption="short"))
+    assert asked == ["long"] * 2 + ["short"]
 
 
 def test_a_clip_score_that_is_not_there_is_recorded_and_bounds_nothing():
     sample = make_sample()
-    image_filter = ImageFilter(lambda _: Image.new("RGB", (60, 60)), min_score=99.0, crop_size=24)
+    image_filter = ImageFilter(lambda _: Image.new("RGB", (60, 60)), min_score=99.0)
     assert image_filter(sample) is None
     assert sample.scores["clip_score"] is None and sample.scores["image_score"] is None
     assert sample.scores["ssim_a"] == pytest.approx(2)
+    assert sample.scores["ssim_a"] == structural_similarity_after_resize(Image.new("RGB", (60, 60)), CROP_SIZE)
     assert json.loads(json.dumps(sample.to_dict()))["scores"]["clip_score"] is None
 
 
@@ -190,7 +150,7 @@ def test_statements_are_scored_one_by_one_and_averaged():
     assert sample.scores["statement_score"] == pytest.approx(0.3)
     assert StatementFilter(lambda _: None, min_score=0.31)(sample) is None
     assert sample.scores["statement_score"] is None
-    assert question_and_answer(Turn("Which?", "Z", "multiple_choice", ["blue", "red"])) == "Which? Z"
+    assert to_statement(Turn("Which?", "Z", "multiple_choice", ["blue", "red"])) == "Which? Z"
 
 
 def test_clip_scorer_is_the_cosine_of_a_clip_model(tmp_path):
@@ -245,7 +205,7 @@ def test_good_turns_pass():
     ]
     for turn in turns:
         assert TurnRules()(make_sample(turn)) is None, turn
-    assert TurnRules(max_turns=2)(make_sample(*turns[:2])) is None
+    assert TurnRules()(make_sample(*turns)) is None
 
 
 @pytest.mark.parametrize(
@@ -280,11 +240,13 @@ def test_a_bad_turn_is_rejected_by_its_rule_also_after_a_good_one(turn, rule):
 
 
 def test_limits_of_turns_are_inclusive():
-    turns = [Turn(f"What is number {number}?", "x" * 10, "scene") for number in range(3)]
-    assert TurnRules(max_turns=3, max_characters=10)(make_sample(*turns)) is None
-    assert TurnRules(max_turns=2)(make_sample(*turns)) == "turns: 3, expected 1 to 2"
+    turns = [Turn(f"What is number {number}?", "x" * MAX_CHARACTERS, "scene") for number in range(MAX_TURNS)]
+    assert (MAX_TURNS, MAX_CHARACTERS) == (8, 3000)
+    assert TurnRules()(make_sample(*turns)) is None
+    assert TurnRules()(make_sample(*turns, GOOD)) == "turns: 9, expected 1 to 8"
     assert TurnRules()(make_sample()) == "turns: 0, expected 1 to 8"
-    assert TurnRules(max_characters=9)(make_sample(*turns)) == "long_answer: 10 characters, expected at most 9"
+    turns[0].answer += "x"
+    assert TurnRules()(make_sample(*turns)) == "long_answer: 3001 characters, expected at most 3000"
 
 
 def test_a_question_asked_twice_is_rejected_whatever_its_case_and_punctuation():

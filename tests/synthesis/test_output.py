@@ -13,8 +13,9 @@ from trl.data_utils import prepare_multimodal_messages
 
 from fusion_vlm.audit.audit import audit, read_rows
 from fusion_vlm.synthesis import output
-from fusion_vlm.synthesis.output import question_text, write_output
-from fusion_vlm.synthesis.sample import KINDS, Sample, Turn
+from fusion_vlm.synthesis.kinds.table import KINDS
+from fusion_vlm.synthesis.output import write_output
+from fusion_vlm.synthesis.sample import Sample, Turn
 from fusion_vlm.training.data import load_mixture, text_of
 from fusion_vlm.training.messages import to_messages
 
@@ -51,7 +52,7 @@ def accepted(samples: list[Sample]) -> list[Sample]:
 
 
 def expected_texts(sample: Sample) -> list[str]:
-    return [text for turn in sample.turns for text in (question_text(turn), turn.answer)]
+    return [text for turn in sample.turns for text in (turn.question_with_options, turn.answer)]
 
 
 def check_messages(messages: list[dict], sample: Sample):
@@ -205,9 +206,9 @@ def test_audit_is_of_what_was_written_and_can_be_left_out(tmp_path):
 
 def test_options_are_shown_once_with_their_letters():
     shown = "What colour is it?\nA. red\nB. gr\u00fcn\nAnswer with the letter of the option."
-    assert question_text(OPTIONS) == shown
-    assert question_text(Turn(shown, "B", "multiple_choice", ["red", "gr\u00fcn"])) == shown
-    assert question_text(Turn("Is it red?", "No", "yes_no")) == "Is it red?"
+    assert OPTIONS.question_with_options == shown
+    assert Turn(shown, "B", "multiple_choice", ["red", "gr\u00fcn"]).question_with_options == shown
+    assert Turn("Is it red?", "No", "yes_no").question_with_options == "Is it red?"
 
 
 def test_text_that_would_break_a_reader_is_cleaned(tmp_path):

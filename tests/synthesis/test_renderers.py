@@ -94,9 +94,10 @@ def test_the_prompt_is_the_description_or_else_the_caption():
 # -- endpoint
 
 
-def test_an_endpoint_is_asked_as_openai_s_and_its_image_is_given():
+def test_an_endpoint_is_asked_as_openai_s_and_its_image_is_given(monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "secret")
     with Endpoint(answer_of(png())) as endpoint:
-        image = EndpointRenderer(endpoint.url, "flux", size="8x6", api_key="secret")(make_sample())
+        image = EndpointRenderer(endpoint.url, "flux", size="8x6")(make_sample())
     assert image.mode == "RGB" and image.size == (8, 6) and image.getpixel((0, 0)) == (255, 0, 0)
     assert endpoint.paths == ["/v1/images/generations"] and endpoint.keys == ["Bearer secret"]
     request = endpoint.requests[0]

@@ -17,8 +17,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageFont
 
-from fusion_vlm.synthesis.sample import CAPTION_KINDS, KINDS, Sample
-from fusion_vlm.synthesis.scenes.questions import ExactQuestions
+from fusion_vlm.synthesis.kinds.exact import ExactQuestions, make_scene_sample
+from fusion_vlm.synthesis.kinds.table import CAPTION_KINDS, KINDS
+from fusion_vlm.synthesis.sample import Sample
 from fusion_vlm.synthesis.scenes.render import PillowRenderer, draw_scene, visible_objects
 from fusion_vlm.synthesis.scenes.scene import (
     COLOURS,
@@ -29,7 +30,6 @@ from fusion_vlm.synthesis.scenes.scene import (
     Scene,
     SceneObject,
     Sign,
-    make_scene_sample,
 )
 
 
