@@ -1,9 +1,9 @@
 """
 Measures how much questions tell about their answers without an image: a language-only model, and single words.
 
-The model is naive Bayes on words and pairs of words, together with a table of earlier questions and, for multiple
-choice, a score of each option by itself. It is cross-validated: the model that answers a question was fitted without
-all turns of the question's row.
+The model is naive Bayes on words and pairs of words, together with a table of the answers to equal questions. For
+multiple choice, each option has a score by itself, too. The model is cross-validated: it answers a question without
+having been fitted on any turn of that row.
 """
 
 from array import array

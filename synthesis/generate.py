@@ -59,7 +59,7 @@ def generate(
     num_workers: int = 0,
 ) -> dict | None:
     """
-    Run a task, or what is left of it, and write the output if it was the last.
+    Run a task, or resume it, and write the output if it was the last.
 
     Args:
         options (`Options`)

@@ -101,8 +101,8 @@ def structural_similarity_after_resize(image: Image.Image, crop_size: int = CROP
     """
     Compute SSIM_a, equations 11 to 14 of the paper's appendix; at most 2.
 
-    SSIM_a says how much of the image and of its four quadrants is left when each is resized to `crop_size` squared,
-    which is what the vision tower sees, and back. Resizing is bicubic, as in the image processor.
+    The image and its four quadrants are each resized to `crop_size` squared, as for the vision tower, and back. SSIM_a
+    says how similar the results are. Resizing is bicubic, as in the image processor.
 
     Raises:
         ValueError: if the image has fewer than 22 pixels on a side (a quadrant must hold the window of SSIM).

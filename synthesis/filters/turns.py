@@ -30,8 +30,8 @@ class TurnRules:
     """
     Rejects questions and answers that are wrong as text, whoever wrote them.
 
-    The rules: no turns or too many, an empty question or answer, an answer that is too long, a letter that no option
-    has, a question asked twice, a refusal, talk about the description that the writer was given.
+    Rejected are: no turns or too many; an empty question or answer; an answer that is too long; a letter that no
+    option has; a question asked twice; a refusal; talk about the description that the writer was given.
     """
 
     name = "turn_rules"

@@ -70,7 +70,7 @@ def _build_scenes(sample: Sample, rng: random.Random) -> list[Scene]:
 
 
 def _change(rng: random.Random, scene: Scene, name: str, index: int, known: list[SceneObject]):
-    """Change a scene in one of `CHANGES`. Nothing new gets a place, colour or shape that an object in `known` has."""
+    """Change a scene in one of `CHANGES`. New values differ from those of all objects in `known`."""
     thing = scene.objects[index]
     cells = {(int(other.x * GRID), int(other.y * GRID)) for other in known}
     free = [(column, row) for column in range(GRID) for row in range(GRID) if (column, row) not in cells]

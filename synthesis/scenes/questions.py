@@ -114,9 +114,8 @@ def _unnamed(scene: Scene, name: str, values: Sequence[str]) -> list[str]:
     """
     Return the colors or shapes that no question of the scene uses as a name.
 
-    Names are the colors and shapes of the groups and of the two objects that are asked about. None of them is ever the
-    answer to a question about another object, so a false claim or a wrong option with such a value would give itself
-    away.
+    Names are the colors and shapes of the groups and of the two objects that are asked about. No answer about another
+    object has such a value, so a false claim or a wrong option with it would give itself away.
     """
     named = {getattr(thing, name) for thing in scene.others()[:2]} | {group.get(name) for group in scene.groups}
     return [value for value in values if value not in named]

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from fusion_vlm.synthesis.sample import Sample, stable_hash
 
 
-# Colours are flat and far from those of every background (see render.py): an object can be read by its exact colour.
+# Colors are far from those of every background (see render.py), so the exact color of a pixel tells its object.
 COLOURS = {
     "red": (230, 0, 0),
     "orange": (255, 140, 0),
@@ -60,11 +60,11 @@ WORDS = tuple(WORD_LIST.split())
 DIRECTIONS = {"left": "to the left of", "right": "to the right of", "above": "above", "below": "below"}
 NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 MAX_COUNT = 6  # the highest number that is asked for
-MAX_OTHERS = 6  # objects beside a group: more would leave fewer than two colours for the group
+MAX_OTHERS = 6  # objects beside a group: more would leave fewer than two colors for the group
 CHANGES = ("colour", "shape", "size", "position", "number", "background")  # in which two images may differ
 
 GRID = 3
-JITTER = 0.04  # of a centre in its cell: the distance of two large neighbours stays above 0.02 of the side
+JITTER = 0.04  # of a center in its cell: two large neighbors stay 0.02 of the side or more apart
 POSITIONS = (
     ("in the upper left", "at the top", "in the upper right"),
     ("on the left", "in the centre", "on the right"),
@@ -220,7 +220,7 @@ def write_caption(scene: Scene) -> str:
 
 
 def describe_scene(scene: Scene) -> str:
-    """Describe all of a scene in sentences: background, objects with their size, colour and place, and signs."""
+    """Describe all of a scene in sentences: background, objects with their size, color and place, and signs."""
     place = scene.background if scene.background in PLACES else f"a plain {scene.background} background"
     sentences = [f"The picture shows {place}."]
     if scene.objects:

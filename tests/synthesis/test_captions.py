@@ -171,7 +171,7 @@ def test_flagged_words_are_found_whole_and_in_any_case():
 
 
 def test_the_list_of_flagged_words_can_match():
-    """A word that `split_words` would never give could not be found."""
+    """Check that `split_words` returns each word as it is; other words would never be found."""
     words = load_flagged_words()
     assert 50 < len(words) < 300
     assert all(split_words(word) == [word] for word in words)
@@ -211,13 +211,13 @@ def test_a_good_caption_passes_and_a_bad_one_names_its_rule():
         (GOOD + f" {flagged}", "flagged_words"),
     ]:
         assert rule_of(CaptionRules()(make_sample(caption))) == rule, caption
-    # Runs of words that come again are runs of characters too, so the rule for characters has to be let go.
+    # Repeated words are repeated characters too, so the rule for characters must not apply.
     rules = CaptionRules(bounds=[("character_repetition", None, None)])
     assert rule_of(rules(make_sample(f"{repeated}. {repeated}."))) == "word_repetition"
 
 
 def letters_and_digits(num_letters: int, num_digits: int, num_spaces: int = 0) -> str:
-    """Text without a piece that comes again, and with as much of each as is said."""
+    """Make a text of so many letters, digits and spaces, in which no piece repeats."""
     rng = random.Random(0)
     kinds = [string.ascii_letters] * num_letters + [string.digits] * num_digits + [" "] * num_spaces
     rng.shuffle(kinds)
@@ -225,7 +225,7 @@ def letters_and_digits(num_letters: int, num_digits: int, num_spaces: int = 0) -
 
 
 def repeated_ends(units: list[str], num_units: int) -> list[str]:
-    """A run of 10 units at the beginning and again at the end, nothing else twice."""
+    """Repeat the first 10 units at the end; nothing else repeats."""
     return units[: num_units - 10] + units[:10]
 
 
@@ -282,7 +282,7 @@ def test_unknown_names_are_errors():
 
 
 def test_a_sample_of_the_scene_grammar_passes_through():
-    """Its short exact captions would fail rules for captions of the web, and scenes may share a caption."""
+    """Rules for captions of the web would reject short exact captions, and scenes may share a caption."""
     caption = "three red cubes"
     assert rule_of(CaptionRules()(make_sample(caption))) == "special_characters"
     deduplicate = Deduplicate()
@@ -352,7 +352,7 @@ def test_long_texts_that_are_nearly_the_same_are_duplicates(monkeypatch):
 
 
 def test_a_near_duplicate_that_was_rejected_is_no_first():
-    """Else a chain of small changes would reject texts that are unlike all that was kept."""
+    """Otherwise a chain of small changes would reject texts that are unlike all kept ones."""
     words = long_text(0, num_words=100)
     chain = [" ".join([*["new"] * count, *words[count:]]) for count in range(0, 100, 9)]
     assert None in deduplicated(chain)[1:]
@@ -369,12 +369,12 @@ def test_deduplication_is_the_same_in_a_run_that_starts_again():
         killed(sample)
     again = Deduplicate()
     assert [again(sample) for sample in samples] == expected
-    # Nor does it matter if one process sees its samples again: none is a duplicate of itself.
+    # A process may see its samples again: none is a duplicate of itself.
     assert [again(sample) for sample in samples] == expected
 
 
 def test_similarity_is_estimated_within_its_error():
-    """Jaccard similarity of the runs of 5 words, by hand: one of 100 words changed in the middle, 91 of 101 runs."""
+    """Compare with the Jaccard similarity by hand: with one of 100 words changed, 91 of 101 runs are equal."""
     index, errors = MinHash(), []
     for seed in range(30):
         words = long_text(seed, num_words=100)
@@ -384,5 +384,5 @@ def test_similarity_is_estimated_within_its_error():
 
 
 def test_signatures_are_the_same_in_every_process():
-    """Python's own hash of text is not: a run that starts again has to find the same duplicates."""
+    """A resumed run has to find the same duplicates; Python's hash of texts differs between processes."""
     assert MinHash().sign(["a", "b", "c", "d", "e", "f"])[:3].tolist() == [4275920, 870795928, 532549697]

@@ -1,4 +1,4 @@
-"""Runs of the data engine that are killed, split up, changed, or given endpoints that do not work."""
+"""Runs of the data engine that are killed, shared by tasks, changed, or given endpoints that fail."""
 
 import functools
 import importlib.util
@@ -32,14 +32,14 @@ FAULTS = {"429": 0.05, "500": 0.05, "503_html": 0.03, "reset": 0.02, "cut_body":
 
 
 def start(output: Path, *options, **settings) -> subprocess.Popen:
-    """The command in a process of its own."""
+    """Start the command in another process."""
     line = [sys.executable, "-m", "fusion_vlm.synthesis.generate", "--output", output, "--seed", "7", *options]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen([str(part) for part in line], **pipes, **settings)
 
 
 def complete(output: Path, *options) -> str:
-    """What the command prints; it has to end well."""
+    """Run the command in another process, check that it succeeds, and return what it printed."""
     process = start(output, *options)
     printed, errors = process.communicate(timeout=120)
     assert process.returncode == 0, errors
@@ -47,7 +47,7 @@ def complete(output: Path, *options) -> str:
 
 
 def read_files(output: Path) -> dict[str, bytes]:
-    """All that came out, and the finished parts; caches and locks are the process's own."""
+    """Read the output and the finished parts, without caches and locks."""
     paths = (path for path in sorted(output.rglob("*")) if path.is_file())
     names = {str(path.relative_to(output)): path for path in paths}
     return {name: path.read_bytes() for name, path in names.items() if not name.endswith((".sqlite", ".lock"))}
@@ -59,7 +59,7 @@ def read_records(output: Path) -> list[dict]:
 
 
 def check_that_nothing_is_torn(output: Path, num: int):
-    """Whatever is there, at any moment, is whole."""
+    """Check that every file is whole."""
     for path in (output / "images").glob("*"):
         with Image.open(path) as image:
             image.load()
@@ -75,7 +75,7 @@ def check_that_nothing_is_torn(output: Path, num: int):
 
 
 def test_six_kills_at_random_moments_change_nothing(tmp_path):
-    # However the kills fall, no more than 5 % of the calls can be in flight.
+    # Whenever the kills happen, at most 5 % of the calls can be in flight.
     num, num_kills, concurrency = 120, 6, 3
     options = ["--num", num, "--model", "stub", "--num-workers", 1, "--concurrency", concurrency, "--judge-model", "j"]
     options += ["--image-size", 128]
@@ -87,7 +87,7 @@ def test_six_kills_at_random_moments_change_nothing(tmp_path):
     rng = random.Random(time.time_ns())
     output = tmp_path / "killed"
     with StubEndpoint(FAULTS, max_faults=2, latency=0.02) as stub:
-        # Moments are numbers of answered calls, so that a slow machine is not only killed while it starts.
+        # Moments are numbers of answered calls: after seconds, a slow machine would be killed while it starts.
         for moment in sorted(rng.sample(range(num_calls), num_kills)):
             process = start(output, *options, "--llm", stub.url)
             while process.poll() is None and len(stub.answered) < moment:
@@ -100,7 +100,7 @@ def test_six_kills_at_random_moments_change_nothing(tmp_path):
         complete(output, *options, "--llm", stub.url)
     print(f"{stub.num_repeats} of {num_calls} finished calls were repeated")
     assert stub.num_repeats <= 0.05 * num_calls
-    # With those in flight at a kill, and those that met a fault.
+    # Including calls in flight at a kill, and calls that met a fault.
     num_requests = num_calls + num_kills * concurrency + stub.met_faults.total()
     assert stub.requested.total() <= num_requests + stub.num_repeats
     assert Counter(record["source"]["position"] for record in read_records(output)) == Counter(range(num))
@@ -133,7 +133,7 @@ def test_a_kill_at_any_file_changes_nothing(tmp_path):
     complete(tmp_path / "alone", *options[:-1])
     output, num_kills = tmp_path / "killed", 0
     while True:
-        # One rename later every time, so that no kill can keep the run from getting on.
+        # Kill one rename later each time, so that the run proceeds.
         line = [sys.executable, "-c", KILL_AT_RENAME, str(num_kills + 1), *options, str(output)]
         process = subprocess.run(line, capture_output=True, text=True)
         if process.returncode == 0:
@@ -158,7 +158,7 @@ def test_a_file_is_there_as_a_whole_or_not_at_all(tmp_path, monkeypatch):
                 folder.write(name, "new")
         assert (folder.path / "file").read_text() == "old" and not (folder.path / "other").exists()
         monkeypatch.undo()
-    # Nor is anything half done left behind.
+    # No temporary file is left.
     assert [path.name for path in (folder.path / "work").iterdir() if path.suffix != ".lock"] == ["parts"]
 
 
@@ -203,7 +203,7 @@ def is_running(process_id: int) -> bool:
 def run(
     output: Path, num: int = 24, task: int = 0, num_tasks: int = 1, num_workers: int = 0, url: str = "", **options
 ):
-    """The command as a function; with `url`, that of an endpoint, there is a language model."""
+    """Run in this process; with `url`, the address of an endpoint, with a language model."""
     options = Options(num, model="stub" if url else None, **{"seed": 7, **options})
     connections = command.Connections(llm=url, images=url)
     return command.generate(options, RunFolder(output, num, task, num_tasks), connections, num_workers)
@@ -276,7 +276,7 @@ def test_one_process_at_a_time(tmp_path):
 
 @pytest.mark.parametrize("is_ignored", [False, True], ids=["foreground", "background"])
 def test_ctrl_c_ends_a_run_that_goes_on_later(is_ignored, tmp_path):
-    """In the background of a shell, SIGINT is ignored, and what is started there inherits that."""
+    """A shell ignores SIGINT in the background, and its child processes inherit that."""
     handler = signal.signal(signal.SIGINT, signal.SIG_IGN if is_ignored else signal.default_int_handler)
     try:
         process = start(tmp_path, "--num", 300, "--num-workers", 1, start_new_session=True)
@@ -303,14 +303,14 @@ def test_an_endpoint_that_is_down_is_told_at_once(tmp_path):
     assert process.returncode == 1
     assert f"Nothing answers at {stub.url}" in errors and "Traceback" not in errors
     assert read_records(tmp_path) == []
-    # It is up again, at another address.
+    # The endpoint is up again, at another address.
     with StubEndpoint() as stub:
         complete(tmp_path, "--num", 4, "--num-workers", 0, "--llm", stub.url, "--model", "stub")
     assert len(read_records(tmp_path)) == 4
 
 
 def test_an_endpoint_that_never_answers_well_rejects_nothing(tmp_path, monkeypatch):
-    patience(monkeypatch)
+    shorten_waits(monkeypatch)
     stub = StubEndpoint({"wrong_shape": 1.0}, max_faults=99)
     with stub, pytest.raises(RunError, match="in a row failed at .*invalid_answer"):
         run(tmp_path, 3, url=stub.url)
@@ -320,7 +320,7 @@ def test_an_endpoint_that_never_answers_well_rejects_nothing(tmp_path, monkeypat
 
 
 def test_an_endpoint_that_fails_for_some_samples_rejects_those_with_the_reason(tmp_path, monkeypatch):
-    patience(monkeypatch)
+    shorten_waits(monkeypatch)
 
     def change(content, request):
         asks = "questions" in request["messages"][0]["content"] and "turns" in content
@@ -338,8 +338,8 @@ def test_an_endpoint_that_fails_for_some_samples_rejects_those_with_the_reason(t
     assert sum(stages["describe"]["reasons"].values()) + sum(stages["ask"]["reasons"].values()) == len(rejected)
 
 
-def patience(monkeypatch):
-    """Short waits between tries."""
+def shorten_waits(monkeypatch):
+    """Shorten the waits between tries."""
     client = functools.partial(chat.ChatClient, num_sdk_tries=2, backoff=0.01, num_tries=2)
     monkeypatch.setattr(chat, "ChatClient", client)
 
@@ -427,7 +427,7 @@ def test_a_filter_rejects_by_its_name_or_that_of_the_stage():
 
 
 def test_a_new_option_is_in_the_configuration_only_if_it_is_set():
-    """Else runs of earlier versions could not be resumed."""
+    """Otherwise runs of earlier versions could not be resumed."""
     assert {"caption_split", "caption_bounds", "image_steps"}.isdisjoint(Options(1).config())
     options = Options(1, model="stub", images="flux", image_steps=4)
     assert options.config()["image_steps"] == 4 and "image_guidance" not in options.config()

@@ -34,7 +34,7 @@ def make_sample(*turns: Turn, **fields) -> Sample:
 
 
 def make_image(width: int, height: int, number: int) -> Image.Image:
-    """A picture that depends on nothing but integers: a gradient with a pattern over it."""
+    """Make a picture from integers alone: a gradient with a pattern over it."""
     rows, columns = np.mgrid[:height, :width]
     pixels = (rows * 3 + columns * 2 + number * ((rows * columns + number * rows) % 97)) % 256
     return Image.fromarray(pixels.astype(np.uint8))
@@ -75,7 +75,7 @@ def test_ssim_of_an_image_with_itself_is_one():
 
 
 def test_ssim_has_the_values_of_scikit_image():
-    """structural_similarity(a, b, gaussian_weights=True, sigma=1.5, use_sample_covariance=False), version 0.26.0."""
+    """Compare with version 0.26.0: `gaussian_weights=True, sigma=1.5, use_sample_covariance=False`."""
     for size, expected_other, expected_coarse in [
         ((40, 30), -0.031406280, 0.941071132),
         ((64, 48), -0.190533275, 0.958619414),
