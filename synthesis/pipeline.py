@@ -65,6 +65,7 @@ class Options:
 
     Raises:
         RunError: if options do not go together.
+        ValueError: for bounds of an unknown rule.
     """
 
     num: int
@@ -103,6 +104,7 @@ class Options:
             )
         if self.clip_model is None and (self.min_image_score, self.min_statement_score) != (None, None):
             raise RunError("A least score needs a model that scores. Give --clip-model.")
+        CaptionRules(bounds=self.caption_bounds)  # raises for an unknown rule, before the run has a folder
         self._check_unused()
 
     def _check_unused(self):

@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 
 from fusion_vlm.commands.main import main
+from fusion_vlm.commands.synthesize import parse_bound
 from fusion_vlm.synthesis import generate as command
 from fusion_vlm.synthesis.engine import PART_SIZE, FailureLimit, RunError, RunFolder
 from fusion_vlm.synthesis.kinds.table import KINDS
@@ -122,6 +123,7 @@ def replace_or_die(*arguments, **settings):
 
 os.replace = replace_or_die
 from fusion_vlm.commands.main import main
+from fusion_vlm.commands.synthesize import parse_bound
 
 sys.exit(main(["synthesize", *sys.argv[2:]]))
 """
@@ -389,6 +391,47 @@ def test_captions_are_drawn_by_an_endpoint(tmp_path):
 def test_options_that_do_not_go_together_are_refused(options, message):
     with pytest.raises(RunError, match=message):
         Options(**{"num": 1, **options})
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("special_characters=0.1:0.5", ("special_characters", 0.1, 0.5)),
+        ("special_characters=:0.5", ("special_characters", None, 0.5)),
+        ("alphanumeric=0.2:", ("alphanumeric", 0.2, None)),
+    ],
+)
+def test_a_bound_has_one_side_or_two(text, expected):
+    assert parse_bound(text) == expected
+
+
+def test_a_bound_of_an_unknown_rule_leaves_no_folder(tmp_path, capsys):
+    arguments = ["--num", "1", "--output", str(tmp_path / "run"), "--caption-bound", "alphanumerc=0:1"]
+    assert main(["synthesize", *arguments]) == 1
+    assert "alphanumerc" in capsys.readouterr().err and not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("text", ["alphanumeric", "alphanumeric=0.2", "=0:1", "alphanumeric=low:1"])
+def test_a_bound_of_another_form_is_wrong_usage(text, tmp_path, capsys):
+    with pytest.raises(SystemExit) as error:
+        main(["synthesize", "--num", "1", "--output", str(tmp_path), "--caption-bound", text])
+    assert error.value.code == 2 and text in capsys.readouterr().err
+
+
+def test_the_options_of_image_models_reach_them(monkeypatch):
+    flux = {"model": "stub", "images": "flux", "image_model": "schnell", "image_size": 64}
+    connections = command.Connections(images="http://host/v1", image_device="cuda:1")
+    calls = []
+    monkeypatch.setattr(command, "FluxRenderer", lambda *args, **settings: calls.append((args, settings)))
+    command.load_renderer(Options(1, **flux), connections)
+    command.load_renderer(Options(1, image_steps=4, image_guidance=1.5, **flux), connections)
+    assert calls == [
+        (("schnell", 64, 64), {"device": "cuda:1"}),
+        (("schnell", 64, 64), {"device": "cuda:1", "num_inference_steps": 4, "guidance_scale": 1.5}),
+    ]
+    options = Options(1, **(flux | {"images": "endpoint"}), image_seed=False)
+    assert command.load_renderer(options, connections).send_seed is False
+    assert command.load_renderer(Options(1, model="stub"), connections) is None
 
 
 def test_a_task_that_is_not_one_of_them_is_refused(tmp_path):
