@@ -3,7 +3,7 @@ Looks for biases that let a model answer without seeing: in the questions and an
 
     fusion-vlm audit PATH [--json FILE] [--plot FILE] [--fail-on default] [--fail-on NAME=LIMIT]
 
-commands/audit.py says what the thresholds look at.
+commands/audit.py describes the thresholds.
 """
 
 import json
@@ -24,38 +24,29 @@ from fusion_vlm.audit.language_only import (
     tail,
     try_language_only,
 )
-from fusion_vlm.audit.questions import ATTRIBUTES, Question, attributes_of, read_question, unify_answers
-from fusion_vlm.audit.report import (
-    CERTAINTY,
-    AuditReport,
-    Group,
-    Pair,
-    import_extra,
-    parse_limits,
-)
+from fusion_vlm.audit.questions import ATTRIBUTES, Question, find_attributes, read_question, unify_answers
+from fusion_vlm.audit.report import AuditReport, Group, Pair, import_extra
+from fusion_vlm.audit.thresholds import CERTAINTY, Limits, judge, parse_limits
 
 
 ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"}
-# Of `Turn.type`. A key `type` of a whole row is read as one of these only: elsewhere it says what a row is.
+# Types of questions. A key `type` of a whole row counts only with such a value: in some sets it has another meaning.
 TYPES = {"colour", "shape", "count", "spatial", "yes_no", "text", "scene", "multiple_choice", "difference", "caption"}
 TEXT_COLUMNS = ("messages", "conversations", "question_types", "type")
-MIN_LANGUAGE = 30  # questions, to try the language-only model on
-MIN_PAIR = 10  # times that an attribute comes with an object, or a question with a word
-LAST_TURN = 4  # turns from this one on are one group
+MIN_LANGUAGE = 30  # questions that the language-only model needs
+MIN_PAIR = 10  # rows in which an attribute comes with an object, or questions with a word
+LAST_TURN = 4  # later turns are in one group with this turn
 
 
-def audit(
-    rows: Iterable[dict], limits: dict[str, tuple[float | None, float]] | None = None, seed: int = 0
-) -> AuditReport:
+def audit(rows: Iterable[dict], limits: Limits | None = None, seed: int = 0) -> AuditReport:
     """
-    Audits the text of rows; their images are not looked at.
+    Audit the texts of rows, without their images.
 
     Args:
-        rows (`Iterable[dict]`): with LLaVA's `conversations`, or `messages`. Types of questions may be declared as
-            `question_types` (a list, one for each turn) or as `type` of a turn. Only text is kept, not the rows.
-        limits (`dict`, *optional*): thresholds to judge, as `parse_limits` returns them; all with their defaults if
-            not given.
-        seed (`int`): of the folds of the language-only model and of what it is tried on.
+        rows (`Iterable[dict]`): rows with LLaVA's `conversations`, or `messages`. Types of questions may be declared
+            as `question_types` (a list, one for each turn) or as `type` of a turn. Only texts are kept in memory.
+        limits (`dict`, *optional*): thresholds to judge, from `parse_limits`; by default all, with their defaults.
+        seed (`int`): seed of the folds of the language-only model, and of the questions drawn for it.
 
     Raises:
         ValueError: if no row has a question and an answer.
@@ -75,23 +66,23 @@ def audit(
     by_type, by_turn = _partition(questions)
     pairs, num_pairs = count_pairs(questions)
     report = AuditReport(
-        num_rows,
-        num_skipped,
-        len(questions),
-        [_measure(name, questions, indices, features, folds, seed) for name, indices in by_type.items()],
-        [_measure(name, questions, indices, features, folds, seed) for name, indices in by_turn.items()],
-        _count("all", questions),
-        pairs,
-        num_pairs,
+        num_rows=num_rows,
+        num_skipped=num_skipped,
+        num_questions=len(questions),
+        types=[_measure(name, questions, indices, features, folds, seed) for name, indices in by_type.items()],
+        turns=[_measure(name, questions, indices, features, folds, seed) for name, indices in by_turn.items()],
+        overall=_count("all", questions),
+        pairs=pairs,
+        num_pairs=num_pairs,
     )
-    report.judge(parse_limits(["default"]) if limits is None else limits)
+    judge(report, parse_limits(["default"]) if limits is None else limits)
     return report
 
 
 def turns_of(row: dict) -> list[tuple[str, str, str | None]]:
-    """Question, answer and declared type of each turn of a row; nothing if it is of another form."""
+    """Return question, answer and declared type of each turn of a row; nothing for a row of another form."""
     entries = row.get("conversations") or row.get("messages") if isinstance(row, dict) else None
-    if isinstance(entries, dict):  # how `datasets` stores a `Sequence` of dicts
+    if isinstance(entries, dict):  # the form in which `datasets` stores a `Sequence` of dicts
         entries = [dict(zip(entries, values, strict=True)) for values in zip(*entries.values(), strict=False)]
     entries = [entry for entry in entries if isinstance(entry, dict)] if isinstance(entries, list) else []
     said = [(ROLES.get(str(entry.get("from") or entry.get("role"))), entry) for entry in entries]
@@ -118,11 +109,11 @@ def _text_of(entry: dict) -> str:
     if isinstance(content, list):
         content = "\n".join(str(part.get("text") or "") for part in content if isinstance(part, dict))
     text = str(content or "").replace("<image>", "").strip()
-    return text.encode("utf-8", "replace").decode("utf-8")  # half of a surrogate pair could not be printed
+    return text.encode("utf-8", "replace").decode("utf-8")  # half of a surrogate pair cannot be printed
 
 
 def _partition(questions: list[Question]) -> tuple[dict[str, list[int]], dict[str, list[int]]]:
-    """Indices of the questions of each type, largest first, and of each type and turn where there are several."""
+    """Return the indices of the questions of each type, largest first, and of each type and turn."""
     by_type, by_turn = defaultdict(list), defaultdict(list)
     for index, question in enumerate(questions):
         turn = f"{question.turn + 1}" if question.turn + 1 < LAST_TURN else f"{LAST_TURN} and later"
@@ -139,21 +130,21 @@ def _partition(questions: list[Question]) -> tuple[dict[str, list[int]], dict[st
 
 
 def _count(name: str, questions: list[Question]) -> Group:
-    """A group without what words tell."""
+    """Count the answers of a group, without language-only model and words."""
     counts = Counter(question.answer for question in questions)
     shares = np.array(list(counts.values())) / len(questions)
     meanings = Counter(question.meaning for question in questions)
     lettered = [question for question in questions if question.options]
     letters = Counter(question.answer for question in lettered)
     group = Group(
-        name,
-        len(questions),
-        len(counts),
-        sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:10],
-        float(-(shares * np.log2(shares)).sum()) + 0.0,  # not -0.0
-        {"yes": meanings["yes"], "no": meanings["no"]},
-        dict(sorted(letters.items())),
-        float(np.mean([1 / len(question.options) for question in lettered])) if lettered else 0.0,
+        name=name,
+        num=len(questions),
+        num_answers=len(counts),
+        answers=sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:10],
+        entropy=float(-(shares * np.log2(shares)).sum()) + 0.0,  # not -0.0
+        yes_no={"yes": meanings["yes"], "no": meanings["no"]},
+        letters=dict(sorted(letters.items())),
+        expected_letter=float(np.mean([1 / len(question.options) for question in lettered])) if lettered else 0.0,
     )
     if name.partition(" (")[0] in ("count", "count: multiple_choice"):
         numbers = {meaning: count for meaning, count in meanings.items() if meaning.isdecimal() and len(meaning) < 10}
@@ -179,10 +170,10 @@ def _measure(
 
 
 def count_pairs(questions: list[Question]) -> tuple[list[Pair], int]:
-    """Attributes that come with an object more often than by chance, and how many were found with any object."""
-    found = {(question.row, *pair) for question in questions for pair in attributes_of(question)}
+    """Find the attributes that come with an object more often than by chance, and count all that were found."""
+    found = {(question.row, *pair) for question in questions for pair in find_attributes(question)}
     joint = Counter((attribute, noun) for _, attribute, noun in found)
-    # An attribute competes with those of its kind: a large red ball is one of the red and one of the large things.
+    # Attributes are compared within their kind: a large red ball counts once among colors and once among sizes.
     totals, attributes, objects = Counter(), Counter(), Counter()
     for (attribute, noun), count in joint.items():
         kind = ATTRIBUTES[attribute]
@@ -204,11 +195,11 @@ def count_pairs(questions: list[Question]) -> tuple[list[Pair], int]:
 
 def read_rows(path: str | Path) -> Iterator[dict]:
     """
-    Rows of a file or folder, without columns of images.
+    Read the rows of a file or folder, without columns of images.
 
     Raises:
         FileNotFoundError: if there is no such path.
-        ValueError: if it is of no kind that can be read.
+        ValueError: if the path is of no kind that can be read.
     """
     path = Path(path)
     if not path.exists():

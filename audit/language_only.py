@@ -1,9 +1,9 @@
 """
-What questions give away about their answers without an image: a language-only model, and words that go with an answer.
+Measures how much questions tell about their answers without an image: a language-only model, and single words.
 
-The model is naive Bayes on words and pairs of words, beside a table of questions that came before and, for
-multiple choice, a score of each option by itself. It is cross-validated: a question is answered by a model that has
-seen no turn of its row.
+The model is naive Bayes on words and pairs of words, together with a table of the answers to equal questions. For
+multiple choice, each option has a score by itself, too. The model is cross-validated: it answers a question without
+having been fitted on any turn of that row.
 """
 
 from array import array
@@ -13,12 +13,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fusion_vlm.audit.questions import STOP_WORDS, Question, words_of
+from fusion_vlm.audit.questions import LETTERS, STOP_WORDS, Question, words_of
 
 
 NUM_FOLDS = 5
-MAX_QUESTIONS = 20_000  # of a group, drawn from all: accuracies are then exact to 0.01
-MAX_ANSWERS = 30  # that the model chooses from; rarer ones count as wrong
+MAX_QUESTIONS = 20_000  # drawn from a larger group: accuracies are then exact to 0.01
+MAX_ANSWERS = 30  # the model chooses from the most frequent answers; rarer ones count as wrong
 MIN_FEATURE_COUNT = 3
 MIN_LOOKUPS = 3
 SMOOTHING = 0.5
@@ -27,10 +27,12 @@ SMOOTHING = 0.5
 @dataclass
 class LanguageOnly:
     """
+    The accuracy of the language-only model on a group.
+
     Args:
-        num (`int`): questions that the model was tried on.
-        accuracy, majority (`float`): shares of right answers of the model, and of the commonest answer.
-        chance (`float`): how probable a gain like this is, or an upper bound of it, if the text says nothing.
+        num (`int`): number of questions.
+        accuracy (`float`), majority (`float`): shares of right answers of the model, and of the most frequent answer.
+        chance (`float`): probability of such a gain, or an upper bound of it, if the texts tell nothing.
     """
 
     num: int
@@ -46,13 +48,13 @@ class LanguageOnly:
 @dataclass
 class Association:
     """
-    A word (or two in a row) of questions whose answer is then more often `answer` than in all of the group.
+    A word (or two in a row) whose questions have the answer `answer` more often than all questions of the group.
 
     Args:
-        word, answer (`str`)
-        num (`int`): questions with the word.
-        share, usual (`float`): of the answer among these, and among all.
-        chance (`float`): as in `LanguageOnly`, with regard to all words that were looked at.
+        word (`str`), answer (`str`)
+        num (`int`): number of questions with the word.
+        share (`float`), usual (`float`): share of the answer among these questions, and among all.
+        chance (`float`): as in `LanguageOnly`, corrected for the number of all words.
     """
 
     word: str
@@ -72,12 +74,12 @@ class Association:
 
 class Features:
     """
-    Which features each of a list of texts has; the first feature, "", is one that all have.
+    The features of each of a list of texts. All texts have the first feature, "".
 
     Args:
-        ids (`np.ndarray`): int32, of the features of text after text.
-        ends (`np.ndarray`): int64, where each text ends in `ids`.
-        names (`list[str]`): of the features.
+        ids (`np.ndarray`): int32, the features of the first text, of the second, and so on.
+        ends (`np.ndarray`): int64, the end of each text in `ids`.
+        names (`list[str]`): names of the features.
     """
 
     def __init__(self, ids: np.ndarray, ends: np.ndarray, names: list[str]):
@@ -88,13 +90,13 @@ class Features:
         vocabulary, ids, ends = {"": 0}, array("i"), array("q")
         for text in texts:
             ids.append(0)
-            # Sorted, because the order of a set differs between processes.
+            # Sorted, because the order of a set of texts differs between processes.
             ids.extend(vocabulary.setdefault(name, len(vocabulary)) for name in sorted(text))
             ends.append(len(ids))
         return cls(np.frombuffer(ids, np.int32), np.frombuffer(ends, np.int64), list(vocabulary))
 
     def take(self, indices: np.ndarray) -> "Features":
-        """Of these texts, without features that hardly any of them has."""
+        """Select texts, and drop the features that few of them have."""
         places, lengths = self._places(indices)
         ids = self.ids[places]
         kept = np.bincount(ids, minlength=len(self.names)) >= MIN_FEATURE_COUNT
@@ -105,7 +107,7 @@ class Features:
         return Features(new_ids[ids[kept[ids]]], ends, [self.names[i] for i in np.flatnonzero(kept)])
 
     def counts(self, indices: np.ndarray, labels: np.ndarray, num_labels: int) -> np.ndarray:
-        """float64 (features, labels): in how many of these texts each comes with each; a label of -1 is none."""
+        """Count the texts with each feature and label: float64 (features, labels). A label of -1 is not counted."""
         places, lengths = self._places(indices)
         repeated = np.repeat(labels, lengths)
         cells = (self.ids[places].astype(np.int64) * num_labels + repeated)[repeated >= 0]
@@ -113,7 +115,7 @@ class Features:
         return counts.reshape(len(self.names), num_labels).astype(np.float64)
 
     def sums(self, indices: np.ndarray, weights: np.ndarray) -> np.ndarray:
-        """float64 (texts, labels): for each of these texts, of the weights (features, labels) of what it has."""
+        """Sum the weights (features, labels) of the features of each text: float64 (texts, labels)."""
         sums = np.empty((len(indices), weights.shape[1]))
         for first in range(0, len(indices), 1000):  # bounds the memory
             places, lengths = self._places(indices[first : first + 1000])
@@ -122,7 +124,7 @@ class Features:
         return sums
 
     def _places(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Where in `ids` the features of these texts are, and how many each text has."""
+        """Return the places in `ids` of the features of these texts, and the number of features of each."""
         starts = np.concatenate([[0], self.ends[:-1]])[indices]
         lengths = self.ends[indices] - starts
         shifts = np.repeat(starts - (np.cumsum(lengths) - lengths), lengths)
@@ -130,10 +132,10 @@ class Features:
 
 
 def features_of(question: Question) -> set[str]:
-    """Words and pairs of words of a question; words of its options with their letters."""
+    """Return words and pairs of words of a question, and words of its options with their letters."""
     words = words_of(question.stem if question.options else question.text)
     features = set(words) | {f"{one} {two}" for one, two in zip(words, words[1:], strict=False)}
-    for letter, option in zip("ABCDEFGHIJKLMNOPQRSTUVWXYZ", question.options, strict=False):
+    for letter, option in zip(LETTERS, question.options, strict=False):
         features |= {f"{letter}. {word}" for word in words_of(option)}
     return features
 
@@ -142,13 +144,13 @@ def try_language_only(
     questions: list[Question], features: Features, folds: np.ndarray, labels: np.ndarray
 ) -> LanguageOnly:
     """
-    Cross-validates the model on the questions of a group.
+    Cross-validate the model on the questions of a group.
 
     Args:
         questions (`list[Question]`)
-        features (`Features`): of them.
-        folds (`np.ndarray`): int, in which fold each question is; all of a row should be in one.
-        labels (`np.ndarray`): int, of their answers, 0 for the commonest; from `label_answers`.
+        features (`Features`): features of the questions.
+        folds (`np.ndarray`): int, the fold of each question. All questions of a row should be in one fold.
+        labels (`np.ndarray`): int, the answers, 0 for the most frequent; from `label_answers`.
     """
     bayes = naive_bayes(features, labels, folds, labels.max() + 1).argmax(1)
     texts = Features.build({question.text.lower()} for question in questions)
@@ -162,8 +164,10 @@ def try_language_only(
 
 def _best_of(right: np.ndarray, folds: np.ndarray) -> np.ndarray:
     """
-    From what each model answers rightly, bool (models, texts), that of the best model. For each fold it is chosen by
-    the other ones: the best of several models in hindsight would be better than chance on noise.
+    Select the best of several models, given the right answers of each: bool (models, texts) -> bool (texts,).
+
+    For each fold, the model that is best on the other folds is taken. The best model in hindsight would be better than
+    chance on noise.
     """
     best = np.zeros(right.shape[1], dtype=bool)
     for fold in range(NUM_FOLDS):
@@ -173,28 +177,28 @@ def _best_of(right: np.ndarray, folds: np.ndarray) -> np.ndarray:
 
 
 def label_answers(answers: list[str]) -> tuple[np.ndarray, list[str]]:
-    """Labels int64, by how common an answer is (ties: by the alphabet), -1 for rare ones; and what they stand for."""
+    """Label answers by frequency, then alphabet: int64, -1 for rare answers. Also return the answer of each label."""
     names = [name for name, _ in sorted(Counter(answers).items(), key=lambda item: (-item[1], item[0]))[:MAX_ANSWERS]]
     label_of = {name: label for label, name in enumerate(names)}
     return np.array([label_of.get(answer, -1) for answer in answers], dtype=np.int64), names
 
 
 def naive_bayes(features: Features, labels: np.ndarray, folds: np.ndarray, num_labels: int) -> np.ndarray:
-    """float64 (texts, labels): log probabilities up to a constant, each from the other folds."""
+    """Compute log probabilities up to a constant, for each fold from the others: float64 (texts, labels)."""
     scores = np.zeros((len(labels), num_labels))
     counts = features.counts(np.arange(len(labels)), labels, num_labels)
     for fold in range(NUM_FOLDS):
         held_out = np.flatnonzero(folds == fold)
         seen = counts - features.counts(held_out, labels[held_out], num_labels) + SMOOTHING
         weights = np.log(seen / np.maximum(seen[1:].sum(0), 1.0))
-        # The feature that all texts have stands for the prior.
+        # All texts have the first feature, so its weight is the prior.
         weights[0] = np.log(seen[0] / seen[0].sum())
         scores[held_out] = features.sums(held_out, weights)
     return scores
 
 
 def _look_up(texts: Features, labels: np.ndarray, folds: np.ndarray, otherwise: np.ndarray) -> np.ndarray:
-    """Labels (texts,): the commonest answer to the same question in other folds, `otherwise` where it is too rare."""
+    """Answer with the most frequent label of the same question in other folds, else with `otherwise`: (texts,)."""
     num_labels = labels.max() + 1
     counts = texts.counts(np.arange(len(labels)), labels, num_labels)
     guesses = otherwise.copy()
@@ -208,14 +212,15 @@ def _look_up(texts: Features, labels: np.ndarray, folds: np.ndarray, otherwise: 
 
 
 def _choose_options(questions: list[Question], folds: np.ndarray) -> np.ndarray:
-    """Labels as `label_answers` gives them to letters: the option that looks most like right ones of other folds."""
+    """Answer with the label of the option that is most like right options of other folds: (questions,)."""
     letters, names = label_answers([question.answer for question in questions])
     rows = [i for i, question in enumerate(questions) if question.options and letters[i] >= 0]
     guesses = np.full(len(questions), -2)
     if not rows:
         return guesses
     owners = np.array([row for row in rows for _ in questions[row].options])
-    right = [int(i == ord(questions[row].answer) - 65) for row in rows for i in range(len(questions[row].options))]
+    places = {row: LETTERS.index(questions[row].answer) for row in rows}
+    right = [int(place == places[row]) for row in rows for place in range(len(questions[row].options))]
     features = Features.build(
         _option_features(questions[row], place) for row in rows for place in range(len(questions[row].options))
     )
@@ -224,12 +229,12 @@ def _choose_options(questions: list[Question], folds: np.ndarray) -> np.ndarray:
     odds = scores[:, 1] - scores[:, 0]
     label_of = {name: label for label, name in enumerate(names)}
     for row, values in zip(rows, np.split(odds, np.flatnonzero(np.diff(owners)) + 1), strict=True):
-        guesses[row] = label_of.get(chr(65 + int(values.argmax())), -2)
+        guesses[row] = label_of.get(LETTERS[values.argmax()], -2)
     return guesses
 
 
 def _option_features(question: Question, place: int) -> set[str]:
-    """What an option shows: its words, whether it is the longest, and which words of the question it comes with."""
+    """Return the features of an option: its words, its rank in length, and its words with those of the question."""
     option = question.options[place].lower()
     lengths = [len(other) for index, other in enumerate(question.options) if index != place]
     stem = set(words_of(question.stem)) - STOP_WORDS
@@ -242,16 +247,16 @@ def _option_features(question: Question, place: int) -> set[str]:
 
 def find_associations(features: Features, labels: np.ndarray, names: list[str], min_count: int) -> list[Association]:
     """
-    Words that go with an answer, the strongest first.
+    Find words that predict an answer, the best first.
 
     Args:
-        features (`Features`)
-        labels (`np.ndarray`), names (`list[str]`): of the answers, from `label_answers`.
-        min_count (`int`): of questions that have the word.
+        features (`Features`): features of the questions.
+        labels (`np.ndarray`), names (`list[str]`): labels of the answers and their names, from `label_answers`.
+        min_count (`int`): least number of questions with the word.
 
     Returns:
-        `list[Association]`: of each word, the answer that it raises most, if by more than chance alone does at odds
-        of 1 to 20 over all words.
+        `list[Association]`: for each word, the answer whose share rises most, if the rise is significant at 5 % over
+        all words.
     """
     num_texts, num_labels = len(labels), len(names)
     counts = features.counts(np.arange(num_texts), labels, num_labels)
@@ -266,12 +271,12 @@ def find_associations(features: Features, labels: np.ndarray, names: list[str], 
     best = excess.argmax(1)
     found = [
         Association(
-            features.names[frequent[word]],
-            names[best[word]],
-            int(nums[word, 0]),
-            float(counts[word, best[word]] / nums[word, 0]),
-            float(usual[best[word]]),
-            float(chance[word, best[word]]),
+            word=features.names[frequent[word]],
+            answer=names[best[word]],
+            num=int(nums[word, 0]),
+            share=float(counts[word, best[word]] / nums[word, 0]),
+            usual=float(usual[best[word]]),
+            chance=float(chance[word, best[word]]),
         )
         for word in np.flatnonzero(excess.max(1) > 0)
     ]
@@ -280,15 +285,16 @@ def find_associations(features: Features, labels: np.ndarray, names: list[str], 
 
 def tail(counts, nums, share) -> np.ndarray:
     """
-    How probable `counts` or more of `nums` are if each has the probability `share`; an upper bound that is close
-    where it is small. Takes numbers or arrays that broadcast; returns float64.
+    Bound the probability of `counts` or more successes in `nums` trials, each with the probability `share`.
+
+    The upper bound is close where it is small. Takes numbers or arrays that broadcast; returns float64.
     """
     counts, nums, share = np.broadcast_arrays(counts, nums, np.clip(share, 1e-12, 1 - 1e-12))
     log_factorials = np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, int(nums.max(initial=0)) + 1)))])
     counts, nums = counts.astype(np.int64), nums.astype(np.int64)
     log_first = log_factorials[nums] - log_factorials[counts] - log_factorials[nums - counts]
     log_first = log_first + counts * np.log(share) + (nums - counts) * np.log1p(-share)
-    # Each further term is at most `ratio` times the one before it: a geometric series.
+    # Each further term is at most `ratio` times the previous one, so a geometric series is an upper bound.
     ratio = (nums - counts) * share / ((counts + 1) * (1 - share))
     with np.errstate(divide="ignore"):
         return np.where(ratio < 1, np.minimum(np.exp(log_first) / np.abs(1 - ratio), 1.0), 1.0)

@@ -1,8 +1,7 @@
 """
-What a question asks and what its answer amounts to, read from the text alone: most sets do not name question types.
+Reads from the text what a question asks for and what its answer means: most data sets name no types of questions.
 
-English only. `read_question` is what the audit calls for each turn; `attributes_of` finds what is said of which
-object.
+English only. `read_question` is called for each turn; `find_attributes` finds attributes of objects.
 """
 
 import re
@@ -10,17 +9,19 @@ import unicodedata
 from collections import Counter
 from dataclasses import dataclass, field
 from functools import lru_cache
+from string import ascii_uppercase
 
 
 def _words(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
+LETTERS = ascii_uppercase  # of options
 NUMBERS = (
     "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen"
     " eighteen nineteen twenty"
 )
-# The words that an answer of a type is looked for in; a count is a number instead.
+# The words that answers of a type consist of; counts are numbers.
 VOCABULARIES = {
     "colour": _words(
         "red green blue yellow orange purple pink brown black white gray cyan magenta turquoise teal violet beige gold"
@@ -45,7 +46,7 @@ SAME |= {word: str(number) for number, word in enumerate(NUMBERS.split())}
 
 ANY_ATTRIBUTE = re.compile(rf"\b(?:{'|'.join(sorted({*ATTRIBUTES, 'grey'}))})\b")
 
-# The first that is found in the question decides; at `None` the answer may, before the rest is tried.
+# Types of questions: the first pattern found in the question decides. At `None`, the answer may decide.
 TOPICS = (
     ("count", r"\bhow many\b|\bnumber of\b|^count\b"),
     ("text", r"\bwritten\b|\btext\b|\b(?:say|read)s?\b|\b(?:what|which) (?:word|letter|number|digit)s?\b"),
@@ -71,22 +72,22 @@ YES_NO = {"yes": "yes", "yeah": "yes", "yep": "yes", "true": "yes", "no": "no", 
 NEGATION = re.compile(r"\b(?:no|not|none|never)\b|n't\b")
 
 OPTION = re.compile(r"(?:^[ \t]*|(?<=[\s(\[]))[(\[]?([A-Za-z])[.):\]]\s*(?=\S)", re.MULTILINE)
-# "or" in these gives no alternatives, and they hide what is asked.
+# Follow-ups are removed: their "or" names no alternatives, and they hide the question.
 FOLLOW_UP = re.compile(
     r"(?:\band )?\bwhy,? or why not\b\W*|\bor not\b|(?:,? and| but)? explain\b[^?]*$", re.IGNORECASE
 )
 ANSWER_IS = re.compile(r"^.*\banswer is\b", re.IGNORECASE | re.DOTALL)
-MAX_SENTENCE_WORDS = 20  # of an answer in which a short one is looked for; a longer one describes
+MAX_SENTENCE_WORDS = 20  # in an answer that may hold a short one; longer answers are descriptions
 MIN_SHORT_ANSWERS = 3
 LETTER_LEAD = r"(?:(?:the |correct |right |best |my )*(?:answer|option|choice)(?: is)?:? *)(?:option |choice )?"
-LETTERS = (
-    re.compile(rf"(?:{LETTER_LEAD})?[(\[]?([a-z])[)\].:,]*", re.IGNORECASE),  # all of the answer
+LETTER_PATTERNS = (
+    re.compile(rf"(?:{LETTER_LEAD})?[(\[]?([a-z])[)\].:,]*", re.IGNORECASE),  # the whole answer
     re.compile(rf"(?:{LETTER_LEAD})?[(\[]?([a-z])[)\].:,]+\s.*", re.IGNORECASE | re.DOTALL),
     # Not in lower case: "the answer is a red ball".
     re.compile(rf"(?:.*\b)?(?i:{LETTER_LEAD})[(\[]?([A-Z])\b.*", re.DOTALL),
 )
 
-# Words that begin a short answer without being a part of it: "It is on the left" and "left" are one answer.
+# Words that may begin a short answer and do not change it: "It is on the left" and "left" are one answer.
 LEADING = _words("it is it's its they are there that's this that the a an answer to on in at of i see")
 # Words that are never an object.
 STOP_WORDS = _words(
@@ -104,18 +105,18 @@ WORD = re.compile(r"\w+(?:[.:'\u2019-]\w+)*")
 @dataclass
 class Question:
     """
-    A turn as the audit sees it.
+    A turn as the audit counts it.
 
     Args:
-        text (`str`): the question as it was asked, options and all.
-        stem (`str`): without options.
-        type (`str`): what it asks for: a declared type, or one that was inferred.
-        answer (`str`): in the form in which answers are counted: `yes`, `2`, `red`, the letter of an option, the place
-            (`choice -1` for the last) in a question that names its alternatives.
-        meaning (`str`): the same in words: the text of the option, the alternative.
+        text (`str`): the question as it was asked, with its options.
+        stem (`str`): the question without options.
+        type (`str`): the type of the question, declared or inferred.
+        answer (`str`): the answer in the form in which answers are counted: `yes`, `2`, `red`, the letter of an
+            option, or the place (`choice -1` for the last) of an alternative that the question names.
+        meaning (`str`): the answer in words: the text of the option, the alternative.
         said (`str`): the answer as it was given.
-        options (`list[str]`): of a multiple-choice question.
-        row, turn (`int`): where it is from, both from 0.
+        options (`list[str]`): options of a multiple-choice question.
+        row (`int`), turn (`int`): index of the row and of the turn in it, both from 0.
     """
 
     text: str
@@ -131,43 +132,54 @@ class Question:
 
 @lru_cache(maxsize=10_000)
 def words_of(text: str) -> tuple[str, ...]:
-    """Words in lower case without punctuation; signs of a text that has no words."""
+    """Split a text into words in lower case without punctuation; a text without words into its signs."""
     text = unicodedata.normalize("NFKC", text).lower().replace("\u2019", "'")
     return tuple(WORD.findall(text) or text.split())
 
 
 def read_question(text: str, answer: str, declared: str | None = None, row: int = 0, turn: int = 0) -> Question:
     """
+    Read one turn.
+
     Args:
-        text, answer (`str`): of one turn.
-        declared (`str`, *optional*): the type that the data set gives. It is not trusted with the form: a question
-            that it calls `spatial` and that is answered by yes or no is `spatial: yes_no`, because answers of
-            different forms have different balances.
-        row, turn (`int`)
+        text (`str`), answer (`str`): question and answer.
+        declared (`str`, *optional*): the type that the data set gives. Answers of different forms have different
+            balances, so a `spatial` question that is answered by yes or no becomes `spatial: yes_no`.
+        row (`int`), turn (`int`): index of the row and of the turn in it.
     """
     stem, options = split_options(text)
     plain = FOLLOW_UP.sub("", stem)
     asked = last_question(plain)
-    letter = letter_of(answer, options)
+    letter = find_letter(answer, options)
     if letter:
         form, value = "multiple_choice", letter
-        meaning = canonical(options[ord(letter) - ord("A")], "", "")
-    elif yes_no_of(asked, answer):
-        form, value = "yes_no", yes_no_of(asked, answer)
+        meaning = unify_answer(options[LETTERS.index(letter)], "", "")
+    elif find_yes_no(asked, answer):
+        form, value = "yes_no", find_yes_no(asked, answer)
         meaning = value
     else:
-        value = alternative_of(plain, answer)
+        value = find_alternative(plain, answer)
         form = "either_or" if value else None
         topic = declared or infer_type(asked, answer)
-        meaning = canonical(answer, topic, asked)
+        meaning = unify_answer(answer, topic, asked)
     kind = declared or form or topic
     if form and declared and declared != form:
         kind = f"{declared}: {form}"
-    return Question(text, stem, kind, value or meaning, meaning, answer, options if letter else [], row, turn)
+    return Question(
+        text=text,
+        stem=stem,
+        type=kind,
+        answer=value or meaning,
+        meaning=meaning,
+        said=answer,
+        options=options if letter else [],
+        row=row,
+        turn=turn,
+    )
 
 
 def last_question(text: str) -> str:
-    """The words of the last question in a text, or of the text if it asks none; what is after it is an instruction."""
+    """Return the words of the last question in a text, or of the whole text. Text after it is an instruction."""
     if "?" not in text:
         return " ".join(words_of(text))
     sentences = re.split(r"[.!?]\s|\n|question:", text[: text.rfind("?")], flags=re.IGNORECASE)
@@ -175,7 +187,7 @@ def last_question(text: str) -> str:
 
 
 def split_options(text: str) -> tuple[str, list[str]]:
-    """The question without its lettered options, and their texts; none unless there are two in order from A."""
+    """Split a question from its lettered options; there have to be two or more, in order from A."""
     marks = list(OPTION.finditer(text))
     chain = []
     for start, mark in enumerate(marks):
@@ -193,24 +205,24 @@ def split_options(text: str) -> tuple[str, list[str]]:
     return text[: chain[0].start()].strip(), options
 
 
-def letter_of(answer: str, options: list[str]) -> str | None:
-    """The letter of the option that an answer names, by letter or by its text."""
+def find_letter(answer: str, options: list[str]) -> str | None:
+    """Find the letter of the option that an answer names, by letter or by text."""
     if not options:
         return None
     answer = answer.strip()
-    for pattern in LETTERS:
+    for pattern in LETTER_PATTERNS:
         match = pattern.fullmatch(answer)
-        if match and ord(match[1].upper()) - ord("A") < len(options):
+        if match and match[1].upper() in LETTERS[: len(options)]:
             return match[1].upper()
     words = [without_lead(words_of(option)) for option in options]
     given = without_lead(words_of(answer))
     hits = [i for i, option in enumerate(words) if option == given]
     hits = hits or [i for i, option in enumerate(words) if f" {' '.join(option)} " in f" {' '.join(given)} "]
-    return chr(ord("A") + hits[0]) if len(hits) == 1 else None
+    return LETTERS[hits[0]] if len(hits) == 1 else None
 
 
-def yes_no_of(asked: str, answer: str) -> str | None:
-    """`yes`, `no`, or `None` where the question cannot be answered so. `asked` has lower-case words."""
+def find_yes_no(asked: str, answer: str) -> str | None:
+    """Find `yes` or `no` in an answer; None if the question asks for something else. `asked` is in lower case."""
     words = words_of(answer)
     first = YES_NO.get(words[0]) if words else None
     if first and (len(words) == 1 or not WH.match(asked)):
@@ -220,8 +232,8 @@ def yes_no_of(asked: str, answer: str) -> str | None:
     return None
 
 
-def alternative_of(stem: str, answer: str) -> str | None:
-    """`choice -2` or `choice -1` in "Is it red or blue?"; `None` where the answer is none of the alternatives."""
+def find_alternative(stem: str, answer: str) -> str | None:
+    """Find the alternative that an answer names: `choice -2` or `choice -1` in "Is it red or blue?", else None."""
     asked = stem[: stem.rfind("?")] if "?" in stem else stem
     given = without_lead(words_of(answer))
     if not re.search(r"\bor\b", asked, re.IGNORECASE) or len(given) > MAX_SENTENCE_WORDS:
@@ -229,7 +241,8 @@ def alternative_of(stem: str, answer: str) -> str | None:
     parts = [words_of(part) for part in re.split(r"[,;]|\bor\b", asked.rpartition(":")[2].lower()) if part.strip()]
     if len(parts) < 2:
         return None
-    # An alternative ends before "or" and begins after it: compare these words, then all that one part has alone.
+    # Compare the words next to "or", at the end of one part and the beginning of the next. Then compare all words that
+    # only one part has.
     keys = [{part[-1]} for part in parts[:-1]] + [{(without_lead(parts[-1]) or parts[-1])[0]}]
     others = [set().union(*parts[:i], *parts[i + 1 :]) for i in range(len(parts))]
     for marks in (keys, [set(part) - other for part, other in zip(parts, others, strict=True)]):
@@ -240,11 +253,11 @@ def alternative_of(stem: str, answer: str) -> str | None:
 
 
 def infer_type(asked: str, answer: str) -> str:
-    """The type of an open question: from its words, and from the answer where that says more."""
+    """Infer the type of an open question from its words, and from the answer where that tells more."""
     for name, pattern in TOPICS:
         if name and pattern.search(asked):
             return name
-        by_answer = None if name else type_of_answer(answer)
+        by_answer = None if name else infer_type_from_answer(answer)
         if by_answer:
             return by_answer
     match = ASKED_FOR.search(asked)
@@ -253,8 +266,8 @@ def infer_type(asked: str, answer: str) -> str:
     return "other"
 
 
-def type_of_answer(answer: str) -> str | None:
-    """The type that a short answer belongs to by itself: "Two." is a count, "dark red" a colour."""
+def infer_type_from_answer(answer: str) -> str | None:
+    """Infer the type of a short answer: "Two." is a count, "dark red" a color."""
     words = [SAME.get(word, word) for word in without_lead(words_of(answer))]
     if len(words) == 1 and words[0].isdecimal():
         return "count"
@@ -263,8 +276,8 @@ def type_of_answer(answer: str) -> str | None:
     return None
 
 
-def canonical(answer: str, kind: str, asked: str) -> str:
-    """Equal answers in one form: to a count, "There are two dogs." is `2`; to a colour, "It is Red" is `red`."""
+def unify_answer(answer: str, kind: str, asked: str) -> str:
+    """Write equal answers in one form: as a count, "There are two dogs." is `2`; as a color, "It is Red" is `red`."""
     words = [SAME.get(word, word) for word in words_of(ANSWER_IS.sub("", answer))]
     kind = kind.partition(":")[0]
     vocabulary = VOCABULARIES.get(kind, frozenset())
@@ -279,15 +292,16 @@ def canonical(answer: str, kind: str, asked: str) -> str:
 
 
 def without_lead(words: list[str]) -> list[str]:
-    """What is left when words such as "it is the" are dropped from the beginning; all if nothing else is there."""
+    """Drop words such as "it is the" from the beginning, unless there are no others."""
     start = next((i for i, word in enumerate(words) if word not in LEADING), 0)
     return words[start:]
 
 
 def unify_answers(questions: list[Question]):
     """
-    Changes answers in sentences to the short answers of the same type that they hold: "The scene shows a night sky."
-    to `night sky` if others say so in short.
+    Replace answers in sentences by the short answers of the same type that they hold.
+
+    "The scene shows a night sky." becomes `night sky` if other answers are "night sky".
     """
     counts = Counter((question.type, question.answer) for question in questions if question.answer.count(" ") < 3)
     known = {answer for answer, count in counts.items() if count >= MIN_SHORT_ANSWERS}
@@ -306,10 +320,11 @@ def unify_answers(questions: list[Question]):
             question.answer = question.meaning = hits[0]
 
 
-def attributes_of(question: Question) -> set[tuple[str, str]]:
+def find_attributes(question: Question) -> set[tuple[str, str]]:
     """
-    Pairs of an attribute (colour, size, material) and the object that has it, as far as the turn says that it is so:
-    a question that is answered by no, or that names alternatives, says nothing.
+    Find the pairs of an attribute (color, size, material) and its object that a turn states.
+
+    A question that is answered by no, or that names alternatives, states nothing.
     """
     meaning = question.meaning.split()
     pairs = set()
@@ -325,7 +340,7 @@ def attributes_of(question: Question) -> set[tuple[str, str]]:
 
 
 def _pairs(text: str) -> set[tuple[str, str]]:
-    """From "red ball", "the ball is red" and "is the ball red"; nothing from a sentence that denies something."""
+    """Find pairs in "red ball", "the ball is red" and "is the ball red"; none in sentences with a negation."""
     pairs = set()
     for sentence in re.split(r"[.!?;:\n]", text.lower()):
         if not ANY_ATTRIBUTE.search(sentence) or NEGATION.search(sentence):

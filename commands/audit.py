@@ -11,23 +11,26 @@ from fusion_vlm.commands.errors import UsageError
 DESCRIPTION = """\
 Look for biases that let a model answer without seeing: in the questions and answers of any LLaVA JSON or `datasets`.
 
-PATH is a .json, .jsonl or .parquet file or a folder (of `write_output`, of the Hub, of `save_to_disk`); all splits are
-read. Types of questions are those that the set declares, else inferred from the text (English). Each turn is audited
-alone: a model that reads earlier turns may find more. `--fail-on` may be repeated. What a threshold looks at:
+PATH is a .json, .jsonl or .parquet file or a folder (of `fusion-vlm synthesize`, of the Hub, of `save_to_disk`). All
+splits are read. Types of questions are those that the set declares, else inferred from the text (English). Each turn
+is audited alone, so a model that reads earlier turns may find more. The thresholds of `--fail-on`, which may be
+repeated:
 
-    yes_no=LOW:HIGH        share of yes among yes/no answers; wider by 0.2 for questions that share a word
-    max_letter=M           share of the commonest letter among answers to lettered options
-    max_count=M            share of the commonest number among answers to "how many"
-    majority=M             share of the commonest answer
-    language_only_gain=M   accuracy of a language-only model, less the share of the commonest answer
+    yes_no=LOW:HIGH        share of yes among yes/no answers; limits are wider by 0.2 for questions that share a word
+    max_letter=M           share of the most frequent letter among answers to lettered options
+    max_count=M            share of the most frequent number among answers to "how many"
+    majority=M             share of the most frequent answer
+    language_only_gain=M   accuracy of a language-only model, less the share of the most frequent answer
     word_gain=M            share of an answer among questions with a word, less its share among all
-    co_occurrence=M        normalised pointwise mutual information of an attribute and an object
+    co_occurrence=M        normalized pointwise mutual information of an attribute and an object
 
-Each is judged for every type of question and for the types in first, second, ... turns; yes_no and max_letter for all
-questions together, too. It fails where the value is outside of the limit and chance does not explain it (a risk of 1 %
-over all that a threshold judges). It is "not judged" where chance may explain it, and where fewer than 30 answers keep
-the limit. The exit code is 1 if a threshold of --fail-on fails, or is named there and judged nowhere (`default` names
-none); 2 if there is nothing to audit, or the report cannot be written.
+Each threshold judges every type of question, and the type in first, second, ... turns; yes_no and max_letter also
+judge all questions together. A threshold fails where the value is outside of the limit and chance does not explain it
+(a risk of 1 % over all groups that it judges). It is "not judged" where chance may explain the value, and where fewer
+than 30 answers are inside of the limit.
+
+Exit codes: 1 if a threshold of --fail-on fails, or is named there and judged nowhere (`default` names none); 2 if
+there is nothing to audit, or the report cannot be written.
 
 example:
   fusion-vlm audit out/scenes --plot bias.png --fail-on default"""
@@ -42,14 +45,16 @@ def add_arguments(parser: argparse.ArgumentParser):
         action="append",
         default=[],
         metavar="NAME[=LIMIT]",
-        help="exit with code 1 if this threshold fails; `default` is all of them",
+        help="exit with code 1 if this threshold fails; `default`: all thresholds",
     )
-    parser.add_argument("--seed", type=int, default=0, help="of the language-only model (default: 0)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the language-only model (default: 0)")
 
 
 def run(args: argparse.Namespace) -> int:
+    # Late: they import numpy, and help texts have to answer at once.
     from fusion_vlm.audit.audit import audit, read_rows
-    from fusion_vlm.audit.report import NOT_JUDGED, parse_limits, plot
+    from fusion_vlm.audit.report import NOT_JUDGED, plot
+    from fusion_vlm.audit.thresholds import parse_limits
 
     try:
         limits = parse_limits(args.fail_on or ["default"])
@@ -60,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
         if args.plot:
             plot(report, args.plot)
     except (ImportError, OSError, ValueError) as error:
-        # Code 1 is that of a threshold that failed, which a script must not mix up with an audit that did not run.
+        # Not code 1: scripts have to tell a threshold that failed from an audit that did not run.
         raise UsageError(str(error)) from error
     print(report.summary())
     named = {text.partition("=")[0].strip() for text in args.fail_on}

@@ -47,7 +47,7 @@ from fusion_vlm.small_model.data import list_objects, make_easy_vqa, to_conversa
 from fusion_vlm.small_model.tower import CLASSES, PatchExamples, label_scene, pretrain
 from fusion_vlm.small_model.train import make_processor
 from fusion_vlm.synthesis.scenes.render import draw_scene
-from fusion_vlm.synthesis.scenes.scene import Scene, SceneObject, capitalise, join, with_article
+from fusion_vlm.synthesis.scenes.scene import Scene, SceneObject, capitalize, join, with_article
 from fusion_vlm.training.collator import FusionDataCollator
 from fusion_vlm.training.trainer import FusionTrainer, FusionTrainingArguments
 
@@ -286,7 +286,7 @@ def make_scene(rng: random.Random, path: Path, tasks: list[str]) -> list[dict]:
     }
     in_order = sorted(objects, key=lambda each: (int(3 * each[0].y), each[0].x))
     caption = join([with_article(f"{pattern} {thing.name}") for thing, pattern in in_order])
-    caption = to_conversation([("What does the picture show?", capitalise(caption) + ".")])
+    caption = to_conversation([("What does the picture show?", capitalize(caption) + ".")])
     asked = to_conversation([turns[task] for task in tasks])
     return [
         {"conversations": conversation, "image": str(path), "group": group}

@@ -43,7 +43,8 @@ from fusion_vlm.modeling_fusion import FusionForConditionalGeneration
 from fusion_vlm.processing_fusion import FusionProcessor
 from fusion_vlm.small_model.data import GROUPS, find_pairs, open_content, open_place
 from fusion_vlm.synthesis import generate
-from fusion_vlm.synthesis.sample import CAPTION_KINDS, INSTRUCTION_KINDS
+from fusion_vlm.synthesis.kinds.exact import make_scene_sample
+from fusion_vlm.synthesis.kinds.table import CAPTION_KINDS, INSTRUCTION_KINDS
 from fusion_vlm.synthesis.scenes.questions import SHORT_HINT, Fact, ask_direction, open_colour, open_count, open_shape
 from fusion_vlm.synthesis.scenes.render import draw_scene
 from fusion_vlm.synthesis.scenes.scene import (
@@ -54,7 +55,6 @@ from fusion_vlm.synthesis.scenes.scene import (
     PLAIN_BACKGROUNDS,
     SHAPES,
     Scene,
-    make_scene_sample,
     plural,
 )
 

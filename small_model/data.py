@@ -14,7 +14,8 @@ from pathlib import Path
 import easy_vqa
 
 from fusion_vlm.synthesis import generate
-from fusion_vlm.synthesis.sample import CAPTION_KINDS, INSTRUCTION_KINDS
+from fusion_vlm.synthesis.kinds.exact import make_scene_sample
+from fusion_vlm.synthesis.kinds.table import CAPTION_KINDS, INSTRUCTION_KINDS
 from fusion_vlm.synthesis.scenes.questions import SHORT_HINT, Fact, ask_direction, open_colour, open_count, open_shape
 from fusion_vlm.synthesis.scenes.scene import (
     COLOURS,
@@ -22,9 +23,8 @@ from fusion_vlm.synthesis.scenes.scene import (
     SHAPES,
     Scene,
     SceneObject,
-    capitalise,
+    capitalize,
     direction_of,
-    make_scene_sample,
     with_article,
 )
 
@@ -206,7 +206,7 @@ def tell_colours(rng: random.Random, scene: Scene) -> list[tuple[str, str]]:
 
 
 def list_parts(parts: list[str]) -> str:
-    return capitalise(", ".join(parts)) + "."
+    return capitalize(", ".join(parts)) + "."
 
 
 def in_order(scene: Scene, name: str) -> list[SceneObject]:

@@ -1,16 +1,16 @@
 """
-Runs samples through stages, such that a process killed at any moment and started again ends with the same files as one
-that was left alone (docs/engine.md: how, and why not with datatrove).
+Runs samples through stages, such that a run may be killed at any moment.
 
-A run lives in its output folder:
+A run that was killed and started again ends with the same files as a run that was not. docs/engine.md says how, and
+why datatrove is not used. A run is a folder:
 
-    run.json                  its configuration: another one is refused
-    images/                   written by a stage, each file whole or not there
-    work/parts/part-00012     finished samples, from index 12 * 64 on, one JSON a line; being there marks them as done
-    work/...                  temporary files and caches, of each task its own
-    done.json                 the last file written
+    run.json                  its configuration; a run of another configuration is refused
+    images/                   each file is whole or not there
+    work/parts/part-00012     finished samples from index 12 * 64 on, one JSON a line; a part that exists is done
+    work/...                  temporary files and caches of each task
+    done.json                 the last file that is written
 
-Parts are dealt out to tasks, of which there may be one or, on a cluster, many; whichever ends last writes the output.
+Parts are dealt out to tasks: one, or many on a cluster. The task that ends last writes the output.
 """
 
 import asyncio
@@ -32,23 +32,24 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
-from fusion_vlm.synthesis.sample import Sample
+from fusion_vlm.synthesis.sample import IMAGE_DIR, Sample
+from fusion_vlm.synthesis.stage import Stage
 
 
 PART_SIZE = 64
 
 
 class RunError(RuntimeError):
-    """A run that cannot start or go on; says why and what to do. What is finished stays."""
+    """A run that cannot start or continue. The message says why and what to do. Finished samples stay."""
 
 
 class FailureLimit:
     """
-    Tells a service that is down from one that fails now and then. A stage reports here how its calls ended.
+    Stops the run if a service is down, but not if it fails now and then. Stages report the end of each call here.
 
     Args:
-        name (`str`): of the service, for the error.
-        max_in_a_row (`int`): failures.
+        name (`str`): name of the service, for the error.
+        max_in_a_row (`int`): failed calls in a row that stop the run.
     """
 
     def __init__(self, name: str, max_in_a_row: int = 20):
@@ -60,8 +61,10 @@ class FailureLimit:
 
     def failed(self, error: Exception):
         """
+        Count a failed call.
+
         Raises:
-            RunError: if it was one too many.
+            RunError: if too many calls in a row have failed.
         """
         self.num_in_a_row, self.last = self.num_in_a_row + 1, error
         if self.num_in_a_row >= self.max_in_a_row:
@@ -69,7 +72,10 @@ class FailureLimit:
 
     def check(self):
         """
-        Asked before samples are stored as finished: rejects of a service that never worked are to be tried again.
+        Check that some call has worked.
+
+        The engine calls this before it stores samples as finished. Without it, rejects of a service that never worked
+        would be final.
 
         Raises:
             RunError: if every call has failed.
@@ -84,14 +90,14 @@ class FailureLimit:
 @dataclass(frozen=True)
 class Step:
     """
-    A stage of a pipeline, and where it runs.
+    A stage of a pipeline, and the place where it runs.
 
     Args:
-        stage (`Callable[[Sample], Sample]`): with a `name`; or `async`, then it runs in the event loop.
-        place (`str`): of one that is not async: `process` if it computes, `thread` if it waits or holds a model.
+        stage (`Stage`): an async stage runs in the event loop.
+        place (`str`): for other stages: `process` if it computes, `thread` if it waits or holds a model.
     """
 
-    stage: Callable
+    stage: Stage
     place: str = "process"
 
     @property
@@ -105,9 +111,9 @@ class RunFolder:
     The files of one task in the folder of a run.
 
     Args:
-        path (`Path`): of the run.
-        num_samples (`int`): of the run, over all tasks.
-        task, num_tasks (`int`): which of how many.
+        path (`Path`): folder of the run.
+        num_samples (`int`): samples of all tasks.
+        task (`int`), num_tasks (`int`): index of this task, and number of tasks.
 
     Raises:
         RunError: if there is no such task.
@@ -129,6 +135,10 @@ class RunFolder:
         return f"task-{self.task:05d}-of-{self.num_tasks:05d}"
 
     @property
+    def image_dir(self) -> Path:
+        return self.path / IMAGE_DIR
+
+    @property
     def parts_dir(self) -> Path:
         return self.path / "work" / "parts"
 
@@ -138,7 +148,7 @@ class RunFolder:
 
     @property
     def calls_path(self) -> Path:
-        """Of a cache of finished calls."""
+        """File of the cache of finished calls."""
         return self.path / "work" / f"{self.name}.calls.sqlite"
 
     @property
@@ -148,13 +158,14 @@ class RunFolder:
     @contextmanager
     def opened(self, config: dict) -> Iterator[None]:
         """
-        Makes the folder, or checks that it holds a run of the same configuration, and keeps other processes from this
-        task. What a kill has left half done is cleared.
+        Create the folder, or check that it holds a run of the same configuration; keep other processes from this task.
+
+        Temporary files that a kill has left are removed.
 
         Raises:
             RunError: if the folder holds something else, or if another process runs this task.
         """
-        # A run that was killed before it wrote its configuration has made `work` and nothing else.
+        # A run that was killed before it wrote its configuration has created `work` and nothing else.
         others = {path.name for path in self.path.iterdir()} - {"work"} if self.path.is_dir() else set()
         if others and "run.json" not in others:
             raise RunError(f"{self.path} is not empty and holds no run. Give another --output.")
@@ -175,7 +186,7 @@ class RunFolder:
                 shutil.rmtree(self.temporary_dir)
 
     def write(self, name: str, content: str | bytes):
-        """Writes a file in the folder of the run such that it is there as a whole or not at all."""
+        """Write a file in the folder of the run. A kill leaves the whole file or none."""
         content = content.encode() if isinstance(content, str) else content
         temporary = self.temporary_dir / f"{os.getpid()}-{threading.get_ident()}-{Path(name).name}"
         with open(temporary, "wb") as file:
@@ -194,7 +205,7 @@ class RunFolder:
         return range(part * PART_SIZE, min((part + 1) * PART_SIZE, self.num_samples))
 
     def missing_parts(self) -> list[int]:
-        """Of all tasks."""
+        """Return the parts of all tasks that are not finished."""
         return [part for part in range(self.num_parts) if not self.part_path(part).is_file()]
 
     def write_part(self, part: int, samples: Iterable[Sample]):
@@ -202,7 +213,7 @@ class RunFolder:
         self.write(self.part_path(part).relative_to(self.path), "".join(lines))
 
     def read_samples(self) -> Iterator[Sample]:
-        """All finished samples of the run in order, the rejected ones too."""
+        """Read all finished samples of the run in order, including the rejected ones."""
         for part in range(self.num_parts):
             if self.part_path(part).is_file():
                 with open(self.part_path(part), encoding="utf-8") as file:
@@ -210,30 +221,31 @@ class RunFolder:
 
 
 def check_config(found: dict, expected: dict, path: Path):
-    """Raises a `RunError` that names what differs."""
+    """Raise a `RunError` that names the options that differ, if any."""
     names = sorted(found.keys() | expected.keys())
-    changes = [
+    differences = [
         f"{name} was {found.get(name)!r} and is {expected.get(name)!r}"
         for name in names
         if found.get(name) != expected.get(name)
     ]
-    if changes:
-        raise RunError(f"{path} holds a run of another configuration: {'; '.join(changes)}. Give another --output.")
+    if differences:
+        found = "; ".join(differences)
+        raise RunError(f"{path} holds a run of another configuration: {found}. Give another --output.")
 
 
 class Engine:
     """
-    Runs what is missing of one task.
+    Runs the samples of one task that are not finished.
 
     Args:
-        source (`Callable[[int], Sample]`): the sample of an index, as it begins; cheap.
-        steps (`list[Step]`): in order. Rejected samples skip what follows.
-        build_steps (`Callable[[], list[Step]]`): picklable; gives worker processes steps of their own, of which those
-            run there that are placed there.
-        folder (`RunFolder`): opened.
-        limits (`list[FailureLimit]`): those that the stages report to.
-        num_workers (`int`): processes; with 0, the stages that compute run in threads.
-        num_active (`int`): samples under way at once.
+        source (`Callable[[int], Sample]`): returns the sample of an index before its first stage; cheap.
+        steps (`list[Step]`): in order. Rejected samples skip the following steps.
+        build_steps (`Callable[[], list[Step]]`): builds the steps in each worker process, which runs those placed in
+            processes. Has to be picklable.
+        folder (`RunFolder`): the folder, opened.
+        limits (`list[FailureLimit]`): the limits that the stages report to.
+        num_workers (`int`): worker processes; with 0, the stages that compute run in threads.
+        num_active (`int`): samples in progress at once.
     """
 
     def __init__(
@@ -248,17 +260,17 @@ class Engine:
     ):
         self.source, self.steps, self.build_steps, self.folder = source, steps, build_steps, folder
         self.limits, self.num_workers, self.num_active = limits, num_workers, num_active
-        # Neighbours of one place run in one go, so that a sample is sent to a process once.
+        # Neighboring steps of one place run together, so that a sample is sent to a process once.
         places = ("loop" if step.is_async else step.place for step in steps)
         groups = groupby(enumerate(places), key=lambda pair: pair[1])
         self.groups = [(place, [index for index, _ in members]) for place, members in groups]
 
     async def run(self):
         """
-        Finishes the parts of this task that are not there.
+        Finish the missing parts of this task.
 
         Raises:
-            Exception: whatever a stage raised. Samples under way are lost, finished parts stay.
+            Exception: any error of a stage. Samples in progress are lost, finished parts stay.
         """
         parts = [part for part in self.folder.missing_parts() if part % self.folder.num_tasks == self.folder.task]
         work = ((part, index) for part in parts for index in self.folder.part_indices(part))
@@ -267,7 +279,7 @@ class Engine:
         context = multiprocessing.get_context("spawn")
         with (
             ProcessPoolExecutor(max(1, self.num_workers), context, _start_worker) as processes,
-            # Of its own, so that stages that wait long do not keep others waiting.
+            # Not asyncio's default executor, where stages that wait long would block other users.
             ThreadPoolExecutor(self.num_active) as threads,
             tqdm(total=num_total, unit="sample", desc=self.folder.name, dynamic_ncols=True, mininterval=1) as progress,
         ):
@@ -284,7 +296,7 @@ class Engine:
     async def _run_lane(
         self, work: Iterator[tuple[int, int]], finished: dict, executors: dict[str, Executor], progress: tqdm
     ):
-        """One sample after another, of those that all lanes share."""
+        """Run samples one after another. All lanes take them from the same iterator."""
         for part, index in work:
             finished[part][index] = await self._run_sample(self.source(index), executors)
             progress.update()
@@ -311,7 +323,7 @@ class Engine:
 
 
 def run_steps(steps: list[Step], indices: list[int], sample: Sample) -> Sample:
-    """A sample after the steps of these indices, none of them async."""
+    """Run a sample through the steps of these indices, none of them async."""
     for index in indices:
         if sample.reason is None:
             sample = steps[index].stage(sample)
@@ -323,24 +335,25 @@ def _run_in_worker(build_steps: Callable[[], list[Step]], indices: list[int], sa
 
 
 def _start_worker():
-    # Processes do the sharing of cores here; the threads of torch and others would be in one another's way.
+    # One thread for each worker: the threads of torch and others in many workers would compete for the cores.
     os.environ["OMP_NUM_THREADS"] = "1"
-    # Ctrl-C goes to all processes of a terminal; the parent says when to end.
+    # Ctrl-C reaches all processes of a terminal, and the parent ends its workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # A worker whose parent is killed would wait for work for ever.
+    # Without this, a worker whose parent is killed would wait for work forever.
     parent = multiprocessing.parent_process()
     threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 
 
 def finish(folder: RunFolder, write_output: Callable[[], dict]) -> dict | None:
     """
-    Writes the output if all parts of all tasks are there and nobody has.
+    Write the output if all parts of all tasks are finished and no other task has written it.
 
     Args:
-        write_output (`Callable[[], dict]`): writes everything but `done.json`, for which it gives the content.
+        folder (`RunFolder`)
+        write_output (`Callable[[], dict]`): writes everything but `done.json`, and returns the content of that.
 
     Returns:
-        `dict`, *optional*: the content of `done.json`, or `None` while other tasks are not through.
+        `dict`, *optional*: the content of `done.json`, or `None` while other tasks are not finished.
     """
     if folder.missing_parts():
         return None

@@ -5,10 +5,7 @@ Makes training data from language: images, questions and answers.
     fusion-vlm synthesize --num 1000 --output DIR --captions FILE \
         --llm http://localhost:8000/v1 --model NAME [--judge-model NAME] --images flux
 
-The first draws scenes and says about them what is exactly true, with no model at all; the second has a language model
-behind an OpenAI-compatible endpoint (key in OPENAI_API_KEY) write, and FLUX or another endpoint draw. A run that was
-stopped or killed goes on when the same command is given again. `--task I --num-tasks N` does a share of it: one for
-each of N machines that see the folder.
+commands/synthesize.py has the options. This module connects the models, runs the stages and writes the output.
 """
 
 import asyncio
@@ -17,31 +14,33 @@ import sys
 from dataclasses import dataclass
 
 from fusion_vlm.synthesis.engine import Engine, RunFolder, finish
+from fusion_vlm.synthesis.models.call_cache import CallCache, count_tokens
+from fusion_vlm.synthesis.models.clip import ClipScorer
+from fusion_vlm.synthesis.models.load_prompts import load_prompts
+from fusion_vlm.synthesis.models.renderers import EndpointRenderer, FluxRenderer
+from fusion_vlm.synthesis.output import write_output
 from fusion_vlm.synthesis.pipeline import (
-    IMAGE_DIR,
     CaptionSource,
-    Models,
+    Clients,
     Options,
-    Render,
     SceneSource,
     build_steps,
     build_worker_steps,
 )
-from fusion_vlm.synthesis.report import summarise
-
-
-FLUX = "black-forest-labs/FLUX.1-dev"
+from fusion_vlm.synthesis.report import summarize
+from fusion_vlm.synthesis.stage import Renderer
 
 
 @dataclass(frozen=True)
 class Connections:
     """
-    Where models are and how they are asked: nothing that may change what comes out.
+    The addresses of models and how they are called: nothing that decides the result.
 
     Args:
-        llm, judge, images (`str`, *optional*): addresses of endpoints.
-        concurrency (`int`): calls in flight at once at each.
-        timeout (`float`): seconds for an answer.
+        llm (`str`, *optional*), judge (`str`, *optional*), images (`str`, *optional*): addresses of endpoints.
+        concurrency (`int`): calls in flight at once at each endpoint.
+        timeout (`float`): seconds for an answer of a language model.
+        clip_device (`str`), image_device (`str`): devices of CLIP and FLUX.
     """
 
     llm: str | None = None
@@ -49,6 +48,8 @@ class Connections:
     images: str | None = None
     concurrency: int = 8
     timeout: float = 120.0
+    clip_device: str = "cpu"
+    image_device: str = "cuda"
 
 
 def generate(
@@ -58,16 +59,19 @@ def generate(
     num_workers: int = 0,
 ) -> dict | None:
     """
-    Runs a task, or what is left of it, and writes the output if it was the last.
+    Run a task, or resume it, and write the output if it was the last.
 
     Args:
-        num_workers (`int`): processes that draw; with 0, this one does.
+        options (`Options`)
+        folder (`RunFolder`): folder of the run, and the task.
+        connections (`Connections`)
+        num_workers (`int`): processes that draw; with 0, this process draws.
 
     Returns:
-        `dict`, *optional*: what came out, see `summarise`, or `None` while other tasks are not through.
+        `dict`, *optional*: the result of `summarize`, or `None` while other tasks are not finished.
 
     Raises:
-        RunError: if it cannot start or go on.
+        RunError: if the task cannot start or continue.
     """
     with folder.opened(options.config()):
         if folder.missing_parts():
@@ -76,61 +80,63 @@ def generate(
 
 
 async def _run(options: Options, folder: RunFolder, connections: Connections, num_workers: int):
-    (folder.path / IMAGE_DIR).mkdir(exist_ok=True)
+    folder.image_dir.mkdir(exist_ok=True)
     source = CaptionSource(options) if options.captions else SceneSource(options)
-    models = load_models(options, folder, connections)
-    clients = [client for client in (models.writer, models.judge) if client is not None]
-    steps = build_steps(options, folder, models)
-    limits = [client.limit for client in clients]
-    limits += [step.stage.limit for step in steps if isinstance(step.stage, Render)]
-    num_active = 4 * max(num_workers, 1) + (2 * connections.concurrency if clients else 0)
+    clients = connect(options, folder, connections)
+    steps = build_steps(options, folder, clients)
+    num_active = 4 * max(num_workers, 1) + (2 * connections.concurrency if clients.chat_clients else 0)
     build = functools.partial(build_worker_steps, options, folder)
     try:
-        for client in clients:
+        for client in clients.chat_clients:
             await client.check()
-        await Engine(source, steps, build, folder, limits, num_workers, num_active).run()
+        await Engine(source, steps, build, folder, clients.limits, num_workers, num_active).run()
     finally:
-        for client in clients:
+        for client in clients.chat_clients:
             await client.close()
             client.cache.close()
 
 
-def load_models(options: Options, folder: RunFolder, connections: Connections) -> Models:
-    models = Models(concurrency=connections.concurrency)
+def connect(options: Options, folder: RunFolder, connections: Connections) -> Clients:
+    """Connect or load all models of a run."""
     if options.is_exact:
-        return models
-    from fusion_vlm.synthesis.models.chat import CallCache, ChatClient
+        return Clients(concurrency=connections.concurrency)
+    # Late: it needs pydantic, an extra, and exact runs do not.
+    from fusion_vlm.synthesis.models.chat import ChatClient
 
     cache = CallCache(folder.calls_path)
     settings = {name: getattr(options, name) for name in ("temperature", "max_tokens")}
     settings |= {name: getattr(connections, name) for name in ("concurrency", "timeout")}
-    models.writer = ChatClient(connections.llm, options.model, cache, **settings)
+    judge = None
     if options.judge_model:
-        models.judge = ChatClient(connections.judge or connections.llm, options.judge_model, cache, **settings)
+        judge = ChatClient(connections.judge or connections.llm, options.judge_model, cache, **settings)
+    return Clients(
+        writer=ChatClient(connections.llm, options.model, cache, **settings),
+        judge=judge,
+        renderer=load_renderer(options, connections),
+        clip_score=ClipScorer(options.clip_model, connections.clip_device) if options.clip_model else None,
+        concurrency=connections.concurrency,
+    )
+
+
+def load_renderer(options: Options, connections: Connections) -> Renderer | None:
+    """Load or connect the image model; None if Pillow draws."""
+    side = options.image_size
     if options.images == "flux":
-        from fusion_vlm.synthesis.models.renderers import FluxRenderer
-
-        size = options.image_size
-        models.renderer = FluxRenderer(options.image_model, width=size, height=size)
+        settings = {"num_inference_steps": options.image_steps, "guidance_scale": options.image_guidance}
+        settings = {name: value for name, value in settings.items() if value is not None}
+        return FluxRenderer(options.image_model, side, side, device=connections.image_device, **settings)
     if options.images == "endpoint":
-        from fusion_vlm.synthesis.models.renderers import EndpointRenderer
-
-        size = f"{options.image_size}x{options.image_size}"
-        models.renderer = EndpointRenderer(connections.images, options.image_model, size)
-    if options.clip_model:
-        from fusion_vlm.synthesis.filters.rules import ClipScorer
-
-        models.clip_score = ClipScorer(options.clip_model)
-    return models
+        return EndpointRenderer(
+            connections.images, options.image_model, f"{side}x{side}", send_seed=options.image_seed
+        )
+    return None
 
 
 def _write_output(options: Options, folder: RunFolder) -> dict:
-    from fusion_vlm.synthesis.output import write_output
-
-    stages = [step.stage.name for step in build_steps(options, folder, Models())]
+    stages = [step.stage.name for step in build_steps(options, folder, Clients())]
     if options.captions:
         stages.insert(0, "deduplicate")
-    summary = summarise(folder.read_samples(), stages)
+    summary = summarize(folder.read_samples(), stages)
     info = {"options": options.config(), "stages": summary["stages"]}
     if not options.is_exact:
         info["language_models"] = count_all_tokens(folder)
@@ -140,19 +146,15 @@ def _write_output(options: Options, folder: RunFolder) -> dict:
 
 
 def _copy_prompts(folder: RunFolder):
-    from fusion_vlm.synthesis.models.chat import load_prompts
-
     (folder.path / "prompts").mkdir(exist_ok=True)
     for name, prompt in load_prompts().items():
         folder.write(f"prompts/{name}.txt", prompt)
 
 
 def count_all_tokens(folder: RunFolder, is_valid: bool = True) -> dict[str, dict[str, int]]:
-    """`llm.count_tokens` over all tasks."""
+    """Count the tokens of all tasks by model, see `count_tokens`."""
     total = {}
     for path in sorted((folder.path / "work").glob("*.calls.sqlite")):
-        from fusion_vlm.synthesis.models.chat import count_tokens
-
         for model, counts in count_tokens(path, is_valid).items():
             row = total.setdefault(model, dict.fromkeys(counts, 0))
             for name, number in counts.items():

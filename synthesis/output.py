@@ -1,9 +1,9 @@
 """
-What a run leaves: the accepted samples as LLaVA JSON and as a `datasets` folder, the rejected ones, and a card.
+Writes the output of a run: accepted samples as LLaVA JSON and as a `datasets` folder, rejected ones, and a card.
 
-    README.md        the card; `datasets.load_dataset(FOLDER)` reads from it where the data are
-    train.json       LLaVA's form; image files are those in images/
-    data/            parquet, images inside; what `training.messages` and TRL read
+    README.md        the card; `datasets.load_dataset(FOLDER)` finds the data by it
+    train.json       LLaVA's form; the image files are in images/
+    data/            parquet with the images inside, which training and TRL read
     rejects.jsonl    rejected samples, whole, with their reasons
     audit.json, audit.png
 """
@@ -15,7 +15,6 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from string import ascii_uppercase
 from typing import Any
 
 from huggingface_hub import DatasetCardData
@@ -23,30 +22,28 @@ from huggingface_hub import DatasetCardData
 from fusion_vlm.audit.audit import audit as audit_rows
 from fusion_vlm.audit.audit import read_rows
 from fusion_vlm.audit.report import AuditReport, import_extra, plot
-from fusion_vlm.synthesis.sample import Sample, Turn
+from fusion_vlm.synthesis.sample import IMAGE_DIR, Sample
 
 
-IMAGE_DIR = "images"
-LETTER_HINT = "Answer with the letter of the option."
-ROW_GROUP_BYTES, ROW_GROUP_ROWS = 32_000_000, 1000  # what is held in memory
+ROW_GROUP_BYTES, ROW_GROUP_ROWS = 32_000_000, 1000  # the most that is held in memory
 SHARD_BYTES = 500_000_000
-MAX_LISTED = 20  # different values of an entry of `Sample.source`; more are only counted
-# Of the Hub, with what each ends below.
+MAX_LISTED = 20  # different values of an entry of `Sample.source` in the card; more are only counted
+# Size categories of the Hub, each with the number of samples that it ends below.
 SIZES = {"n<1K": 10**3, "1K<n<10K": 10**4, "10K<n<100K": 10**5, "100K<n<1M": 10**6, "1M<n<10M": 10**7}
 
 
 @dataclass
 class Counts:
     """
-    What was written.
+    Counts of the samples that were written.
 
     Args:
-        num_samples, num_turns, num_rejected (`int`)
-        kinds, types (`Counter`): samples of each kind, turns of each type.
-        reasons (`Counter`): of rejects; of a reason, what is before its first colon.
-        sources (`dict[str, Counter]`): how often each value of each entry of `Sample.source`.
+        num_samples (`int`), num_turns (`int`), num_rejected (`int`)
+        kinds (`Counter`), types (`Counter`): samples of each kind, turns of each type.
+        reasons (`Counter`): rejects by `stage/rule`.
+        sources (`dict[str, Counter]`): for each entry of `Sample.source`, the number of samples with each value.
         seeds (`set[int]`)
-        missing_scores (`Counter`): scores that were not available, by scorer.
+        missing_scores (`Counter`): samples without a score, by scorer.
     """
 
     num_samples: int = 0
@@ -62,7 +59,7 @@ class Counts:
     def add(self, sample: Sample):
         if sample.reason is not None:
             self.num_rejected += 1
-            self.reasons[sample.reason.partition(":")[0]] += 1
+            self.reasons["/".join(sample.rejected_by)] += 1
             return
         self.num_samples += 1
         self.num_turns += len(sample.turns)
@@ -78,19 +75,21 @@ def write_output(
     samples: Iterable[Sample], folder: str | Path, *, audit: bool = True, info: dict[str, Any] | None = None
 ) -> Counts:
     """
-    Writes the files above, in place of those of an earlier call. Samples stay in the order in which they come, and
-    equal samples give equal bytes. Nothing is replaced before all is written, the card last.
+    Write the files above, in place of those of an earlier call.
+
+    The order of the samples stays, and equal samples give equal bytes. Files are replaced after all are written, the
+    card last.
 
     Args:
-        samples (`Iterable[Sample]`): accepted and rejected ones; read once.
-        folder (`str` or `Path`): with the images of accepted samples in `images/`.
-        audit (`bool`): whether to look for biases, see `audit.py`.
-        info (`dict`, *optional*): of the run, for the card: `license` (an identifier of the Hub, default `other`),
-            `pretty_name` and `language` (default `en`); whatever else it has is written out.
+        samples (`Iterable[Sample]`): accepted and rejected samples; read once.
+        folder (`str` or `Path`): the output folder, with the images of accepted samples in `images/`.
+        audit (`bool`): whether to audit the texts for bias.
+        info (`dict`, *optional*): entries for the card: `license` (an identifier of the Hub, default `other`),
+            `pretty_name` and `language` (default `en`). Other entries are written out.
 
     Raises:
-        ValueError: if two samples have one id, or if an accepted one has no image or no turns.
-        FileNotFoundError: if an image is not there.
+        ValueError: if two samples have one id, or if an accepted sample has no image or no turns.
+        FileNotFoundError: if an image is missing.
     """
     folder = Path(folder)
     temporary = folder / ".output"
@@ -107,20 +106,12 @@ def write_output(
     return counts
 
 
-def question_text(turn: Turn) -> str:
-    """The question as it is asked: with lettered options, if it has any and does not show them already."""
-    options = "\n".join(f"{letter}. {option}" for letter, option in zip(ascii_uppercase, turn.options, strict=False))
-    if options in turn.question:
-        return turn.question
-    return f"{turn.question}\n{options}\n{LETTER_HINT}"
-
-
 def to_llava(sample: Sample) -> dict:
-    """An entry of LLaVA JSON, and with it the kind of the sample and the types of its questions."""
+    """Build the entry of LLaVA JSON, with the kind of the sample and the types of its questions."""
     conversations = []
     for index, turn in enumerate(sample.turns):
         image = "" if index else "<image>\n"
-        conversations.append({"from": "human", "value": image + _clean(question_text(turn))})
+        conversations.append({"from": "human", "value": image + _clean(turn.question_with_options)})
         conversations.append({"from": "gpt", "value": _clean(turn.answer)})
     types = [turn.type for turn in sample.turns]
     head = {"id": sample.id, "image": sample.image, "conversations": conversations}
@@ -128,10 +119,10 @@ def to_llava(sample: Sample) -> dict:
 
 
 def to_row(sample: Sample, image_folder: Path) -> dict:
-    """A row of the `datasets` folder. Contents are plain text: the image is put before the first by who reads it."""
+    """Build the row of the `datasets` folder. Contents are plain text: readers put the image before the first."""
     messages = []
     for turn in sample.turns:
-        messages.append({"role": "user", "content": _clean(question_text(turn))})
+        messages.append({"role": "user", "content": _clean(turn.question_with_options)})
         messages.append({"role": "assistant", "content": _clean(turn.answer)})
     try:
         content = (image_folder / sample.image).read_bytes()
@@ -143,7 +134,7 @@ def to_row(sample: Sample, image_folder: Path) -> dict:
 
 
 def _clean(text: str) -> str:
-    """Without what a model may write and a reader would stumble over: places of images, halves of surrogate pairs."""
+    """Remove text that a model may write and readers fail on: placeholders of images, halves of surrogate pairs."""
     return text.replace("<image>", "").encode("utf-8", "replace").decode("utf-8")
 
 
@@ -182,7 +173,7 @@ def _check(sample: Sample):
 
 class ParquetShards:
     """
-    Writes rows to `train-00000-of-0000N.parquet` in a folder, N being known at the end.
+    Writes rows to `train-00000-of-0000N.parquet` in a folder. N is known at the end, so files are renamed then.
 
     Args:
         folder (`Path`)
@@ -215,7 +206,7 @@ class ParquetShards:
                 self._close_shard()
 
     def close(self):
-        """Writes what is left, an empty file if there was nothing, and names the files."""
+        """Write the remaining rows, or an empty file if there are none, and rename the files."""
         if self._rows or not self.paths and self._writer is None:
             self._write_row_group()
         self._close_shard()
@@ -237,13 +228,13 @@ class ParquetShards:
 
 
 def _replace(temporary: Path, folder: Path):
-    """Moves the files of `temporary` to `folder`, in place of those of an earlier run, and removes it."""
+    """Move the files of `temporary` to `folder`, in place of those of an earlier run, and remove `temporary`."""
     for name in ("train.json", "rejects.jsonl", "audit.json", "audit.png"):
         if (temporary / name).exists():
             os.replace(temporary / name, folder / name)
         else:
             (folder / name).unlink(missing_ok=True)
-    # As a whole: another number of shards gives files other names.
+    # The whole folder: another number of shards has other file names, so old shards would stay.
     if (folder / "data").exists():
         os.replace(folder / "data", temporary / "old")
     os.replace(temporary / "data", folder / "data")
@@ -252,7 +243,7 @@ def _replace(temporary: Path, folder: Path):
 
 
 def make_card(counts: Counts, report: AuditReport | None, info: dict[str, Any]) -> str:
-    """The dataset card: front matter of the Hub, then what is in the set, where it is from and what the audit says."""
+    """Write the card of the data set: front matter of the Hub, contents, sources, rejects and audit."""
     info = dict(info)
     name = info.pop("pretty_name", "Visual questions made from language")
     data = DatasetCardData(

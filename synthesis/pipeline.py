@@ -1,6 +1,8 @@
 """
-The data engine as two lists of stages: `exact_steps`, from the scene grammar alone, and `model_steps`, with a language
-model and any renderer. What decides the result is in `Options`; what only says where and how fast is not.
+The data engine as two lists of stages.
+
+`exact_steps` needs the scene grammar alone, `model_steps` a language model and any renderer. `Options` has everything
+that decides the result; how fast and on which machine a run works is elsewhere.
 """
 
 import dataclasses
@@ -17,37 +19,53 @@ from typing import TYPE_CHECKING
 from PIL import Image
 
 from fusion_vlm.synthesis.engine import FailureLimit, RunError, RunFolder, Step
-from fusion_vlm.synthesis.sample import KINDS, Sample
-from fusion_vlm.synthesis.scenes.render import FRAME, PillowRenderer
-from fusion_vlm.synthesis.scenes.scene import make_scene_sample
+from fusion_vlm.synthesis.filters.captions import CaptionRules, Deduplicate, read_captions
+from fusion_vlm.synthesis.filters.images import ImageFilter, StatementFilter
+from fusion_vlm.synthesis.filters.turns import TurnRules
+from fusion_vlm.synthesis.kinds.contrasts import split_sides
+from fusion_vlm.synthesis.kinds.exact import ExactQuestions, make_scene_sample
+from fusion_vlm.synthesis.kinds.table import KINDS, find_kind
+from fusion_vlm.synthesis.models.load_prompts import load_prompts
+from fusion_vlm.synthesis.models.renderers import RenderError
+from fusion_vlm.synthesis.sample import IMAGE_DIR, Sample
+from fusion_vlm.synthesis.scenes.render import PillowRenderer, paste_sides
+from fusion_vlm.synthesis.stage import Filter, Renderer
 
 
 if TYPE_CHECKING:
     from fusion_vlm.synthesis.models.chat import ChatClient
 
-IMAGE_DIR = "images"
+# Options that run.json has only if they are set: runs of earlier versions have no such entries, and can be resumed.
+LATER_OPTIONS = ("caption_split", "caption_bounds", "image_steps", "image_guidance", "image_seed")
 
 
 @dataclass(frozen=True)
 class Options:
     """
+    The options that decide the result of a run.
+
     Args:
         num (`int`): samples that are begun; filters may reject some.
-        seed (`int`): of the run.
-        kinds (`tuple[str, ...]`): of `KINDS`, in turn.
-        captions (`str`, *optional*): file or Hub data set, see `read_captions`. Without, the scene grammar.
-        caption_column (`str`): where they are in it.
-        model (`str`, *optional*): language model that writes. Without, the answers are exact.
+        seed (`int`)
+        kinds (`tuple[str, ...]`): some of `KINDS`, taken in turn.
+        captions (`str`, *optional*): file or Hub data set, see `read_captions`. Without, scenes are drawn at random.
+        caption_column (`str`), caption_split (`str`): column and split of the captions.
+        caption_bounds (`tuple[tuple[str, float | None, float | None], ...]`): name, least and most value of rules in
+            `CaptionRules`, in place of the paper's.
+        model (`str`, *optional*): language model that writes. Without, questions and answers are exact.
         judge_model (`str`, *optional*): language model that checks.
-        temperature (`float`), max_tokens (`int`): of their answers.
+        temperature (`float`), max_tokens (`int`): sent with each call of a language model.
         images (`str`): `pillow`, `flux` or `endpoint`.
-        image_model (`str`, *optional*): of the latter two.
+        image_model (`str`, *optional*): model of `flux` or `endpoint`.
         image_size (`int`): side in pixels.
-        clip_model (`str`, *optional*): CLIP that scores images and answers; without, the scores are not available.
-        min_image_score, min_statement_score (`float`, *optional*): what it must give at least.
+        image_steps (`int`, *optional*), image_guidance (`float`, *optional*): of `flux`; see `FluxRenderer`.
+        image_seed (`bool`): whether a seed is sent to `endpoint`.
+        clip_model (`str`, *optional*): CLIP that scores images and answers. Without, these scores are not available.
+        min_image_score (`float`, *optional*), min_statement_score (`float`, *optional*): least scores of CLIP.
 
     Raises:
-        RunError: if they do not go together.
+        RunError: if options do not go together.
+        ValueError: for bounds of an unknown rule.
     """
 
     num: int
@@ -55,6 +73,8 @@ class Options:
     kinds: tuple[str, ...] = KINDS
     captions: str | None = None
     caption_column: str = "caption"
+    caption_split: str = "train"
+    caption_bounds: tuple[tuple[str, float | None, float | None], ...] = ()
     model: str | None = None
     judge_model: str | None = None
     temperature: float = 0.7
@@ -62,6 +82,9 @@ class Options:
     images: str = "pillow"
     image_model: str | None = None
     image_size: int = 336
+    image_steps: int | None = None
+    image_guidance: float | None = None
+    image_seed: bool = True
     clip_model: str | None = None
     min_image_score: float | None = None
     min_statement_score: float | None = None
@@ -80,78 +103,106 @@ class Options:
                 " --model, or leave out --captions, --images and --judge-model."
             )
         if self.clip_model is None and (self.min_image_score, self.min_statement_score) != (None, None):
-            raise RunError("A least score needs something that scores. Give --clip-model.")
+            raise RunError("A least score needs a model that scores. Give --clip-model.")
+        CaptionRules(bounds=self.caption_bounds)  # raises for an unknown rule, before the run has a folder
+        self._check_unused()
+
+    def _check_unused(self):
+        """Raise for options that would have no effect."""
+        if self.caption_bounds and not self.captions:
+            raise RunError("--caption-bound is for --captions: exact captions have no rules.")
+        if self.images != "flux" and (self.image_steps, self.image_guidance) != (None, None):
+            raise RunError("--image-steps and --image-guidance are for --images flux.")
+        if self.images != "endpoint" and not self.image_seed:
+            raise RunError("--no-image-seed is for --images URL.")
 
     @property
     def is_exact(self) -> bool:
         return self.model is None
 
     def config(self) -> dict:
-        """All that makes two runs the same, for `RunFolder.open`."""
+        """Return all that makes two runs the same, for `RunFolder.opened`."""
+        defaults = {field.name: field.default for field in dataclasses.fields(self)}
         config = dataclasses.asdict(self)
+        for name in LATER_OPTIONS:
+            if config[name] == defaults[name]:
+                del config[name]
         if not self.is_exact:
-            from fusion_vlm.synthesis.models.chat import load_prompts
-
             config["prompts"] = hashlib.sha256(repr(load_prompts()).encode()).hexdigest()
         return config
 
 
 @dataclass
-class Models:
+class Clients:
     """
-    What the main process has one of, and the worker processes do not.
+    The models that the main process has and worker processes have not.
 
     Args:
+        writer (`ChatClient`, *optional*), judge (`ChatClient`, *optional*)
+        renderer (`Renderer`, *optional*): an image model.
+        clip_score (`Callable[[Image, str], float]`, *optional*)
         concurrency (`int`): images that the renderer is asked for at once.
     """
 
     writer: "ChatClient | None" = None
     judge: "ChatClient | None" = None
-    renderer: Callable[[Sample], Image.Image] | None = None
+    renderer: Renderer | None = None
     clip_score: Callable[[Image.Image, str], float] | None = None
     concurrency: int = 1
 
+    def __post_init__(self):
+        self.renderer_limit = FailureLimit(f"the renderer {self.renderer.name}") if self.renderer else None
 
-def build_steps(options: Options, folder: RunFolder, models: Models) -> list[Step]:
-    """The stages of a run in order."""
-    return exact_steps(options, folder) if options.is_exact else model_steps(options, folder, models)
+    @property
+    def chat_clients(self) -> "list[ChatClient]":
+        return [client for client in (self.writer, self.judge) if client is not None]
+
+    @property
+    def limits(self) -> list[FailureLimit]:
+        limits = [client.limit for client in self.chat_clients]
+        return limits + ([self.renderer_limit] if self.renderer_limit else [])
+
+
+def build_steps(options: Options, folder: RunFolder, clients: Clients) -> list[Step]:
+    """Build the stages of a run in order."""
+    return exact_steps(options, folder) if options.is_exact else model_steps(options, folder, clients)
 
 
 @functools.cache
 def build_worker_steps(options: Options, folder: RunFolder) -> list[Step]:
-    """The same for a worker process, made once in each: without models, only the stages placed there work."""
-    return build_steps(options, folder, Models())
+    """Build the stages once in a worker process. It has no clients, so only stages placed in processes work."""
+    return build_steps(options, folder, Clients())
 
 
 def exact_steps(options: Options, folder: RunFolder) -> list[Step]:
-    from fusion_vlm.synthesis.scenes.questions import ExactQuestions
-
+    """Build the stages of a run without models."""
     return [
         Step(ExactQuestions()),
         Step(Render(PillowRenderer(options.image_size), folder)),
     ]
 
 
-def model_steps(options: Options, folder: RunFolder, models: Models) -> list[Step]:
-    from fusion_vlm.synthesis.filters.captions import CaptionRules
-    from fusion_vlm.synthesis.filters.rules import ImageFilter, StatementFilter, TurnRules
-    from fusion_vlm.synthesis.models.chat import AskFromDescription, Describe, Judge, load_prompts
+def model_steps(options: Options, folder: RunFolder, clients: Clients) -> list[Step]:
+    """Build the stages of a run with a language model."""
+    # Late: they need pydantic, an extra, and exact runs do not.
+    from fusion_vlm.synthesis.models.stages import AskFromDescription, Describe, Judge
 
     prompts = load_prompts()
     draws_scenes = options.images == "pillow"
-    renderer = PillowRenderer(options.image_size) if draws_scenes else models.renderer
+    renderer = PillowRenderer(options.image_size) if draws_scenes else clients.renderer
+    render = Render(renderer, folder, clients.concurrency, clients.renderer_limit)
     open_image = OpenImage(folder)
-    image_filter = ImageFilter(open_image, models.clip_score, _bound(options.min_image_score))
-    statement_filter = StatementFilter(open_image, models.clip_score, _bound(options.min_statement_score))
+    image_filter = ImageFilter(open_image, clients.clip_score, _bound(options.min_image_score))
+    statement_filter = StatementFilter(open_image, clients.clip_score, _bound(options.min_statement_score))
     return [
-        Step(Keep(CaptionRules()), "thread"),
-        Step(Describe(models.writer, prompts)),
-        Step(Keep(CaptionRules("description"), "description_rules"), "thread"),
-        Step(Render(renderer, folder, models.concurrency), "process" if draws_scenes else "thread"),
+        Step(Keep(CaptionRules("caption", options.caption_bounds)), "thread"),
+        Step(Describe(clients.writer, prompts)),
+        Step(Keep(CaptionRules("description", options.caption_bounds), "description_rules"), "thread"),
+        Step(render, "process" if draws_scenes else "thread"),
         Step(Keep(image_filter), "thread" if options.clip_model else "process"),
-        Step(AskFromDescription(models.writer, prompts)),
+        Step(AskFromDescription(clients.writer, prompts)),
         Step(Keep(TurnRules()), "thread"),
-        Step(Judge(models.judge, prompts)),
+        Step(Judge(clients.judge, prompts)),
         Step(Keep(statement_filter), "thread"),
     ]
 
@@ -161,13 +212,13 @@ def _bound(score: float | None) -> float:
 
 
 class SceneSource:
-    """Samples of the scene grammar, the kinds in turn."""
+    """Returns samples with random scenes, the kinds in turn."""
 
     def __init__(self, options: Options):
         self.options = options
 
     def __call__(self, index: int) -> Sample:
-        # Numbered within each kind: the grammar balances consecutive numbers.
+        # Numbered within each kind, because draws are balanced over consecutive numbers.
         number, kind = divmod(index, len(self.options.kinds))
         sample = make_scene_sample(number, self.options.kinds[kind], self.options.seed)
         sample.source["position"] = index
@@ -176,20 +227,18 @@ class SceneSource:
 
 class CaptionSource:
     """
-    Samples of the first `num` captions, the kinds in turn; of those that say the same, all but the first rejected.
+    Returns samples of the first `num` captions, the kinds in turn. Duplicates of earlier captions are rejected.
 
     Raises:
-        RunError: if there are not as many.
+        RunError: if there are fewer captions.
     """
 
     def __init__(self, options: Options):
-        from fusion_vlm.synthesis.filters.captions import Deduplicate, read_captions
-
-        captions = islice(read_captions(options.captions, options.caption_column), options.num)
-        # Here, as whether a text is the first of its like depends on the order.
+        rows = read_captions(options.captions, options.caption_column, options.caption_split)
+        # Not a step, because steps run in no fixed order, and the first of equal texts is to be kept.
         deduplicate = Keep(Deduplicate())
         self.samples = []
-        for index, (caption, source) in enumerate(captions):
+        for index, (caption, source) in enumerate(islice(rows, options.num)):
             kind = options.kinds[index % len(options.kinds)]
             source = {**source, "position": index}
             sample = Sample(f"{kind}-{index:07}", kind, options.seed, caption=caption, source=source)
@@ -203,84 +252,73 @@ class CaptionSource:
 
 class Keep:
     """
-    A filter as a stage: sets `reason` if it gives one.
+    Makes a stage of a filter: rejects the samples for which the filter gives a reason.
 
     Args:
-        keep (`Callable[[Sample], str | None]`): with a `name`.
-        name (`str`, *optional*): of the stage, if not that of the filter.
+        keep (`Filter`)
+        name (`str`, *optional*): name of the stage; by default that of the filter.
     """
 
-    def __init__(self, keep: Callable[[Sample], str | None], name: str | None = None):
+    def __init__(self, keep: Filter, name: str | None = None):
         self.keep, self.name = keep, name or keep.name
 
     def __call__(self, sample: Sample) -> Sample:
         if (reason := self.keep(sample)) is not None:
-            sample.reason = f"{self.name}/{reason}"
+            sample.reject(self.name, reason)
         return sample
 
 
 class OpenImage:
-    """The image of a sample in the folder of a run."""
+    """Opens the image of a sample in the folder of a run."""
 
     def __init__(self, folder: RunFolder):
         self.folder = folder
 
     def __call__(self, sample: Sample) -> Image.Image:
-        return Image.open(self.folder.path / IMAGE_DIR / sample.image)
+        return Image.open(self.folder.image_dir / sample.image)
 
 
 class Render:
     """
-    Writes the image of a sample, unless it is there from before a kill.
+    Writes the image of a sample, unless a run that was killed has written it.
 
     Args:
-        renderer (`Callable[[Sample], Image]`): see `render.Renderer`.
-        folder (`RunFolder`): of the run.
-        concurrency (`int`): images at once.
+        renderer (`Renderer`)
+        folder (`RunFolder`): folder of the run.
+        concurrency (`int`): images in progress at once.
+        limit (`FailureLimit`, *optional*): counts failed images; needed for renderers that may fail.
     """
 
     name = "render"
 
-    def __init__(self, renderer: Callable[[Sample], Image.Image], folder: RunFolder, concurrency: int = 1):
-        self.renderer, self.folder = renderer, folder
+    def __init__(self, renderer: Renderer, folder: RunFolder, concurrency: int = 1, limit: FailureLimit | None = None):
+        self.renderer, self.folder, self.limit = renderer, folder, limit
         self.semaphore = threading.Semaphore(concurrency)
-        self.limit = FailureLimit(f"the renderer {renderer.name}") if renderer else None
 
     def __call__(self, sample: Sample) -> Sample:
-        from fusion_vlm.synthesis.models.renderers import RenderError
-
         sample.image = f"{sample.id}.png"
         sample.source[self.name] = self.renderer.name
-        if (self.folder.path / IMAGE_DIR / sample.image).is_file():
+        if (self.folder.image_dir / sample.image).is_file():
             return sample
         try:
             with self.semaphore:
                 image = self.draw(sample)
         except RenderError as error:
             self.limit.failed(error)
-            sample.reason = f"{self.name}/no_image: {error}"
+            sample.reject(self.name, f"no_image: {error}")
             return sample
-        self.limit.succeeded()
+        if self.limit is not None:
+            self.limit.succeeded()
         content = io.BytesIO()
         image.save(content, "PNG")
         self.folder.write(f"{IMAGE_DIR}/{sample.image}", content.getvalue())
         return sample
 
     def draw(self, sample: Sample) -> Image.Image:
-        """The image; from a model, that of a contrast is two, drawn from the same noise."""
-        if isinstance(self.renderer, PillowRenderer) or not sample.kind.startswith("contrast"):
+        """Draw a sample. An image model draws each side of a contrast by itself, both from the same noise."""
+        if self.renderer.draws_scenes or not find_kind(sample.kind).has_two_images:
             return self.renderer(sample)
-        from fusion_vlm.synthesis.models.chat import split_sides
-
-        sides = (dataclasses.replace(sample, description=side) for side in split_sides(sample.description))
-        return paste_sides(*map(self.renderer, sides))
-
-
-def paste_sides(left: Image.Image, right: Image.Image) -> Image.Image:
-    """Two images of one size beside each other, in a square, because FUSION resizes an image to a square."""
-    width, gap = left.width, left.width // 20
-    image = Image.new("RGB", (2 * width + gap,) * 2, FRAME)
-    top = (image.height - left.height) // 2
-    image.paste(left, (0, top))
-    image.paste(right, (width + gap, top))
-    return image
+        sides = split_sides(sample.description)
+        left, right = (self.renderer(dataclasses.replace(sample, description=side)) for side in sides)
+        gap = left.width // 20
+        return paste_sides(left, right, gap, 2 * left.width + gap)

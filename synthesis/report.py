@@ -1,37 +1,30 @@
-"""What a run will take, before it runs, and what came out, after: counts by stage and reason, tokens, images, cost."""
+"""The estimate before a run, and the summary after it: counts by stage and reason, tokens, images, cost."""
 
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from fusion_vlm.synthesis.kinds.table import find_kind
+from fusion_vlm.synthesis.models.load_prompts import load_prompts
 from fusion_vlm.synthesis.pipeline import Options
-from fusion_vlm.synthesis.sample import CAPTION_KINDS, Sample
+from fusion_vlm.synthesis.sample import Sample
 
 
-# Tokens of what a model writes, about; by kind of sample for questions and answers.
+# Tokens that a model writes, about; those of questions and answers are in the record of each kind.
 DESCRIPTION_TOKENS, CAPTION_TOKENS, VERDICT_TOKENS = 180, 60, 60
-QUESTION_TOKENS = dict.fromkeys(CAPTION_KINDS, 90) | {
-    "multiple_choice": 150,
-    "short_conversation": 120,
-    "long_conversation": 300,
-    "contrast_short": 80,
-    "contrast_long": 160,
-    "reasoning": 250,
-    "text_qa": 70,
-}
 CHARACTERS_PER_TOKEN = 4
 
 
 @dataclass(frozen=True)
 class Prices:
-    """In any one currency: of a million tokens in and out, and of an image. `None` if not known."""
+    """Prices in any one currency: of a million tokens in and out, and of an image. `None` if unknown."""
 
     million_in: float | None = None
     million_out: float | None = None
     image: float | None = None
 
     def cost(self, tokens: Iterable[dict[str, int]], num_images: int) -> float | None:
-        """Of the tokens by model and the images; `None` if no price is known."""
+        """Compute the cost of the tokens of all models and of the images; None if no price is known."""
         tokens = list(tokens)
         amounts = (
             (self.million_in, sum(counts["prompt_tokens"] for counts in tokens) / 1e6),
@@ -43,9 +36,7 @@ class Prices:
 
 
 def estimate_tokens(options: Options) -> dict[str, dict[str, int]]:
-    """Calls and tokens by model, as if no sample was rejected and no call failed."""
-    from fusion_vlm.synthesis.models.chat import load_prompts
-
+    """Estimate calls and tokens by model, as if no sample was rejected and no call failed."""
     lengths = {name: len(prompt) // CHARACTERS_PER_TOKEN for name, prompt in load_prompts().items()}
     tokens = {}
 
@@ -57,16 +48,17 @@ def estimate_tokens(options: Options) -> dict[str, dict[str, int]]:
 
     for position, kind in enumerate(options.kinds):
         number = len(range(position, options.num, len(options.kinds)))
+        num_answer_tokens = find_kind(kind).num_answer_tokens
         add(options.model, number, lengths[f"describe_{kind}"] + CAPTION_TOKENS, DESCRIPTION_TOKENS)
-        add(options.model, number, lengths[f"ask_{kind}"] + DESCRIPTION_TOKENS, QUESTION_TOKENS[kind])
+        add(options.model, number, lengths[f"ask_{kind}"] + DESCRIPTION_TOKENS, num_answer_tokens)
         if options.judge_model:
-            given = lengths["judge"] + DESCRIPTION_TOKENS + QUESTION_TOKENS[kind]
+            given = lengths["judge"] + DESCRIPTION_TOKENS + num_answer_tokens
             add(options.judge_model, number, given, VERDICT_TOKENS)
     return {model: dict(counts) for model, counts in tokens.items()}
 
 
 def describe_estimate(options: Options, prices: Prices) -> str:
-    """A few lines to read before a run."""
+    """Describe the estimate in a few lines, to read before a run."""
     tokens = {} if options.is_exact else estimate_tokens(options)
     lines = [f"{options.num:,} samples of {len(options.kinds)} kinds, {options.num:,} images ({options.images})"]
     lines += [f"about {describe_tokens(model, counts)}" for model, counts in tokens.items()]
@@ -75,19 +67,24 @@ def describe_estimate(options: Options, prices: Prices) -> str:
 
 
 def describe_tokens(model: str, counts: dict[str, int]) -> str:
+    """Describe the calls and tokens of a model in a line."""
     return (
         f"{counts['calls']:,} calls of {model}: {counts['prompt_tokens']:,} tokens in,"
         f" {counts['completion_tokens']:,} out"
     )
 
 
-def summarise(samples: Iterable[Sample], stages: list[str]) -> dict:
+def summarize(samples: Iterable[Sample], stages: list[str]) -> dict:
     """
-    Counts of finished samples: `begun`, `kept`, `images`, `kinds` (kept ones of each), `stages` (each with `begun`,
-    `kept` and the `reasons` of the rejected), `not_available` (scores that nothing measured).
+    Count finished samples.
 
     Args:
-        stages (`list[str]`): names in the order in which samples pass through.
+        samples (`Iterable[Sample]`)
+        stages (`list[str]`): names of the stages in order.
+
+    Returns:
+        `dict`: `begun`, `kept`, `images`, `kinds` (kept samples of each), `stages` (for each `begun`, `kept` and the
+        `reasons` of rejects), `not_available` (scores that nothing measured).
     """
     begun, images, kinds, missing = 0, 0, Counter(), Counter()
     reasons = {stage: Counter() for stage in stages}
@@ -98,7 +95,7 @@ def summarise(samples: Iterable[Sample], stages: list[str]) -> dict:
             kinds[sample.kind] += 1
             missing.update(name for name, score in sample.scores.items() if score is None)
         else:
-            stage, _, rule = sample.reason.partition(":")[0].partition("/")
+            stage, rule = sample.rejected_by
             reasons.setdefault(stage, Counter())[rule] += 1
     left, rows = begun, {}
     for stage, counts in reasons.items():
@@ -116,11 +113,13 @@ def summarise(samples: Iterable[Sample], stages: list[str]) -> dict:
 
 def describe_summary(summary: dict, tokens: dict, invalid_tokens: dict, prices: Prices) -> str:
     """
-    The table at the end of a run.
+    Write the table at the end of a run.
 
     Args:
-        tokens, invalid_tokens (`dict[str, dict[str, int]]`): by model, of valid answers and of the others, which were
-            paid for, too.
+        summary (`dict`): from `summarize`.
+        tokens (`dict[str, dict[str, int]]`), invalid_tokens (`dict[str, dict[str, int]]`): by model, tokens of valid
+            answers, and of the others, which were paid for, too.
+        prices (`Prices`)
     """
     width = max(map(len, summary["stages"]))
     lines = [f"{'stage':{width}}  {'begun':>9}  {'kept':>9}  rejected"]

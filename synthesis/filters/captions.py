@@ -1,11 +1,10 @@
 """
-Captions from outside: reading them, the paper's rules for them, and deduplication.
+Captions from outside: readers of files, the paper's rules, and deduplication.
 
-The rules and the deduplication are filters (see filters.py) for text that somebody else wrote: captions as they are
-read and, with `text_field="description"`, what an LLM made of them (appendix E.2.2 of the paper: the same rules but
-for the image-text scores). A sample with a scene graph passes through both as it is: its caption is exact, the short
-sentences of a grammar ("three red cubes": 13 % special characters) would fail rules that were fitted to captions of
-the web, and two scenes with one caption are two images.
+The rules and the deduplication are filters for text that others wrote: captions as they are read, and descriptions
+that an LLM made of them (appendix E.2.2 of the paper: the same rules without the image-text scores). Samples with a
+scene graph are kept as they are. Their captions are exact; the short sentences of a grammar ("three red cubes": 13 %
+special characters) would fail rules for captions of the web; and two scenes with one caption are two images.
 """
 
 import json
@@ -13,19 +12,19 @@ import math
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 
-from fusion_vlm.synthesis.filters.rules import normalise, out_of_bounds
+from fusion_vlm.synthesis.filters.text import normalize, out_of_bounds
 from fusion_vlm.synthesis.sample import Sample, stable_hash
 
 
 FLAGGED_WORDS = Path(__file__).with_name("flagged_words.txt")
 REPETITION_SIZE = 10  # characters, or words
 
-# Least and most, the paper's table 12 (Data-Juicer's recipe for LLaVA's captions); both bounds pass.
+# Least and most, the paper's table 12 (Data-Juicer's recipe for LLaVA's captions). Values on a bound pass.
 TEXT_BOUNDS = {
     "alphanumeric": (0.60, math.inf),
     "character_repetition": (-math.inf, 0.09373663),
@@ -33,32 +32,31 @@ TEXT_BOUNDS = {
     "word_repetition": (-math.inf, 0.03085751),
     "flagged_words": (-math.inf, 0.0),
 }
-# Of the scorers that the paper used: KenLM on Wikipedia, BLIP (blip-itm-base-coco), CLIP (clip-vit-base-patch32). The
-# values of another model mean something else: give bounds with it.
-SCORE_BOUNDS = {
-    "perplexity": (-math.inf, 5500.0),
-    "image_text_matching": (0.8, math.inf),
-    "image_text_similarity": (0.28, math.inf),
+# Scores that the paper has from KenLM, BLIP and CLIP. Nothing here measures them: they are recorded as not available.
+SCORES = {
+    "caption": ("perplexity", "image_text_matching", "image_text_similarity"),
+    "description": ("perplexity",),
 }
+NUM_LONG_WORDS = 50  # from which a text is long enough to have near duplicates
+MIN_SIMILARITY = 0.8  # estimated Jaccard similarity of near duplicates
 
 
 def read_captions(source: str | Path, column: str = "caption", split: str = "train") -> Iterator[tuple[str, dict]]:
     """
-    Captions in the order of their source, read as they are needed. Rows whose caption is empty or missing (`null`) are
-    left out.
+    Read captions in order, as they are needed. Rows whose caption is empty or missing (`null`) are skipped.
 
     Args:
         source (`str` or `Path`): a `.txt` file with a caption a line, a `.jsonl` or `.parquet` file, or what
             `datasets.load_dataset` takes: a name on the Hub or a folder.
-        column (`str`): where the caption is, but for `.txt`.
-        split (`str`): of a data set.
+        column (`str`): column of the caption; not for `.txt`.
+        split (`str`): split of a data set.
 
     Yields:
-        `tuple[str, dict]`: the caption without white space around it, and where it is from, for `Sample.source`:
-        `{"captions": source, "row": index}`, rows counted from 0 with the ones left out.
+        `tuple[str, dict]`: the caption without white space around it, and its origin for `Sample.source`:
+        `{"captions": source, "row": index}`. The index counts skipped rows, too.
 
     Raises:
-        FileNotFoundError: if a file of one of the three kinds is not there.
+        FileNotFoundError: if a file of one of the three kinds is missing.
         ValueError: if a row has no such column, if its caption is not text, or if a line is not JSON or not UTF-8; the
             message names the row.
     """
@@ -120,7 +118,7 @@ def _read_dataset(name: str, column: str, split: str) -> Iterator[str | None]:
         raise ImportError("Reading captions from a data set needs `pip install fusion-vlm[synthesis]`.") from error
 
     rows = load_dataset(name, split=split, streaming=True)
-    if rows.column_names is not None:  # not known of every stream
+    if rows.column_names is not None:  # some streams do not know their columns
         _get_column(dict.fromkeys(rows.column_names), column, 0, name)
         rows = rows.select_columns([column])  # images need not be fetched and decoded
     for index, row in enumerate(rows):
@@ -135,29 +133,31 @@ def _get_column(row: dict, column: str, index: int, source: str):
 
 
 def alphanumeric_ratio(text: str) -> float:
-    """Share of characters that are letters or digits of any script (Data-Juicer's alphanumeric_filter); 0 for ""."""
+    """Compute the share of letters and digits of any script (Data-Juicer's alphanumeric_filter); 0 for ""."""
     return sum(character.isalnum() for character in text) / max(len(text), 1)
 
 
 def special_character_ratio(text: str) -> float:
-    """Share of characters that are special, as `is_special` says (special_characters_filter); 0 for ""."""
+    """Compute the share of special characters, see `is_special` (special_characters_filter); 0 for ""."""
     return sum(map(is_special, text)) / max(len(text), 1)
 
 
 def is_special(character: str) -> bool:
     """
-    Whether it is punctuation, a digit, white space or a symbol, emojis among them: all but letters and the marks on
-    them. So a digit is alphanumeric and special. Data-Juicer lists ASCII's punctuation, digits and white space, emojis
-    and some 150 others one by one; this says the same of ASCII's text and of that list but for 29 letters and marks.
+    Check that a character is neither a letter nor a mark on a letter.
+
+    So a digit is alphanumeric and special. Data-Juicer has a list: ASCII's punctuation, digits and white space, emojis
+    and some 150 others. This function agrees with that list but for 29 letters and marks.
     """
     return unicodedata.category(character)[0] not in "LM"
 
 
 def character_repetition_ratio(text: str) -> float:
     """
-    How much of a text is taken by its most frequent 10-character pieces (character_repetition_filter). All overlapping
-    pieces are counted; of d different ones, those that repeat are taken, but at most the sqrt(d) (rounded down) most
-    frequent; their occurrences are divided by those of all. 0 for a text of fewer than 10 characters.
+    Compute the share of the most frequent pieces of 10 characters (character_repetition_filter).
+
+    All overlapping pieces are counted. Of d different pieces, those that repeat are taken, but at most the sqrt(d)
+    (rounded down) most frequent. Their occurrences are divided by those of all pieces. 0 for fewer than 10 characters.
     """
     counts = Counter(text[start : start + REPETITION_SIZE] for start in range(len(text) - REPETITION_SIZE + 1))
     num_repeated = sum(count > 1 for count in counts.values())
@@ -167,8 +167,9 @@ def character_repetition_ratio(text: str) -> float:
 
 def word_repetition_ratio(text: str) -> float:
     """
-    Share of the overlapping runs of 10 words that occur more than once (word_repetition_filter); 0 for fewer than 10
-    words. Words are those of `split_words`.
+    Compute the share of overlapping runs of 10 words that occur more than once (word_repetition_filter).
+
+    Words are those of `split_words`. 0 for fewer than 10 words.
     """
     words = split_words(text)
     starts = range(len(words) - REPETITION_SIZE + 1)
@@ -177,15 +178,17 @@ def word_repetition_ratio(text: str) -> float:
 
 
 def flagged_word_ratio(text: str, flagged_words: frozenset[str]) -> float:
-    """Share of the words that are on the list (flagged_words_filter)."""
+    """Compute the share of the words that are flagged (flagged_words_filter)."""
     words = split_words(text)
     return sum(word in flagged_words for word in words) / max(len(words), 1)
 
 
 def split_words(text: str) -> list[str]:
     """
-    Words as Data-Juicer splits them: at spaces, tabs and line ends, lower case, without special characters at their
-    ends. A number is all special characters, so it is no word.
+    Split a text into words as Data-Juicer does.
+
+    It is split at spaces, tabs and line ends. Words are in lower case, without special characters at their ends. A
+    number consists of special characters, so it is no word.
     """
     words = []
     for word in re.split(r"[ \t\n]+", text.lower()):
@@ -195,24 +198,22 @@ def split_words(text: str) -> list[str]:
     return words
 
 
-def load_flagged_words(path: str | Path = FLAGGED_WORDS) -> frozenset[str]:
-    """Words of a list, one a line, lower case; what follows a `#` is a comment."""
-    lines = (line.partition("#")[0].strip().lower() for line in Path(path).read_text(encoding="utf-8").splitlines())
+def load_flagged_words() -> frozenset[str]:
+    """Read the list of flagged words: one a line, in lower case; a `#` begins a comment."""
+    lines = (line.partition("#")[0].strip().lower() for line in FLAGGED_WORDS.read_text(encoding="utf-8").splitlines())
     return frozenset(line for line in lines if line)
 
 
 class CaptionRules:
     """
-    The paper's rules for captions and descriptions (appendix E.2.1 and E.2.2), as a filter. The text rules come first,
-    then the scores, which are recorded as `caption_perplexity` and so on; `None` where there is no scorer.
+    The paper's rules for captions and descriptions (appendix E.2.1 and E.2.2), as a filter.
+
+    Records the paper's scores as `caption_perplexity` and so on, `None` for not available.
 
     Args:
-        text_field (`str`): `caption`, or `description`: then without the two image-text scores.
-        scorers (`dict[str, Callable[[str, Sample], float | None]]`): by name of `SCORE_BOUNDS`. A scorer gets the text
-            and its sample (an image-text one finds the caption's own image by `sample.source`), and says `None` of one
-            that it cannot score.
-        bounds (`dict[str, tuple[float, float]]`): least and most, in place of those in `TEXT_BOUNDS`, `SCORE_BOUNDS`.
-        flagged_words (`frozenset[str]`, *optional*): in place of the list shipped.
+        text_field (`str`): `caption` or `description`.
+        bounds (`Iterable[tuple[str, float | None, float | None]]`): name of a rule, least and most value (`None` for
+            no bound), in place of those in `TEXT_BOUNDS`.
 
     Raises:
         ValueError: if there is no such text field or rule.
@@ -220,31 +221,21 @@ class CaptionRules:
 
     name = "caption_rules"
 
-    def __init__(
-        self,
-        text_field: str = "caption",
-        scorers: dict[str, Callable[[str, Sample], float | None]] | None = None,
-        bounds: dict[str, tuple[float, float]] | None = None,
-        flagged_words: frozenset[str] | None = None,
-    ):
-        if text_field not in ("caption", "description"):
+    def __init__(self, text_field: str = "caption", bounds: Iterable[tuple[str, float | None, float | None]] = ()):
+        if text_field not in SCORES:
             raise ValueError(f"`text_field` is {text_field!r}, expected 'caption' or 'description'.")
-        self.text_field, self.scorers = text_field, scorers or {}
-        self.bounds = {**TEXT_BOUNDS, **SCORE_BOUNDS, **(bounds or {})}
-        self.score_names = [*SCORE_BOUNDS] if text_field == "caption" else ["perplexity"]
-        if unknown := [name for name in self.scorers if name not in self.score_names]:
-            raise ValueError(f"There are scorers for {unknown}, expected for some of {self.score_names}.")
-        if unknown := self.bounds.keys() - TEXT_BOUNDS.keys() - SCORE_BOUNDS.keys():
-            raise ValueError(
-                f"There are bounds for {sorted(unknown)}, expected for some of {[*TEXT_BOUNDS, *SCORE_BOUNDS]}."
-            )
-        words = load_flagged_words() if flagged_words is None else flagged_words
+        self.text_field, self.bounds = text_field, dict(TEXT_BOUNDS)
+        for rule, low, high in bounds:
+            if rule not in TEXT_BOUNDS:
+                raise ValueError(f"There are bounds for {rule!r}, expected for some of {', '.join(TEXT_BOUNDS)}.")
+            self.bounds[rule] = (-math.inf if low is None else low, math.inf if high is None else high)
+        flagged_words = load_flagged_words()
         self.measures = {
             "alphanumeric": alphanumeric_ratio,
             "character_repetition": character_repetition_ratio,
             "special_characters": special_character_ratio,
             "word_repetition": word_repetition_ratio,
-            "flagged_words": lambda text: flagged_word_ratio(text, words),
+            "flagged_words": lambda text: flagged_word_ratio(text, flagged_words),
         }
 
     def __call__(self, sample: Sample) -> str | None:
@@ -254,55 +245,45 @@ class CaptionRules:
         for rule, measure in self.measures.items():
             if (reason := out_of_bounds(rule, measure(text), *self.bounds[rule])) is not None:
                 return reason
-        reasons = []
-        for rule in self.score_names:
-            score = self.scorers[rule](text, sample) if rule in self.scorers else None
-            sample.scores[f"{self.text_field}_{rule}"] = score
-            reasons.append(None if score is None else out_of_bounds(rule, score, *self.bounds[rule]))
-        return next(filter(None, reasons), None)
+        sample.scores |= {f"{self.text_field}_{name}": None for name in SCORES[self.text_field]}
+        return None
 
 
 class Deduplicate:
     """
-    Rejects a text that an earlier sample has: the same, the same after `normalise`, or, of long texts only, nearly the
-    same. Near-duplicate hashing would throw away "3 apples" beside "4 apples", so short texts are never compared so.
+    Rejects a caption that an earlier sample has.
 
-    The first in the order of calls wins: call it on samples as they are read, in one process. It then depends on its
-    input alone, so a run that starts again and reads its captions again decides the same; a sample that comes again,
-    by its id, is no duplicate of itself. It keeps 0.2 KB for each text and 8 KB for each long one.
+    Rejected are the same text, the same text after `normalize`, and, of long texts only, nearly the same text. Short
+    texts are never compared for near duplicates: hashing would reject "3 apples" beside "4 apples".
 
-    Args:
-        text_field (`str`): `caption` or `description`.
-        num_long_words (`int`): from how many words on a text is long.
-        min_similarity (`float`): from which estimated Jaccard similarity of their runs of 5 words on two long texts
-            are nearly the same (`MinHash`).
+    The first in the order of calls is kept, so call it on samples as they are read, in one process. The result then
+    depends on the captions alone, and a run that is resumed decides the same. A sample that comes again, by its id, is
+    no duplicate of itself. Memory: 0.2 KB for each text and 8 KB for each long one.
     """
 
     name = "deduplicate"
 
-    def __init__(self, text_field: str = "caption", num_long_words: int = 50, min_similarity: float = 0.8):
-        self.text_field, self.num_long_words, self.min_similarity = text_field, num_long_words, min_similarity
-        self.first_texts: dict[int, tuple[str, int]] = {}  # hash of the normalised text: id, hash of the text
+    def __init__(self):
+        self.first_texts: dict[int, tuple[str, int]] = {}  # hash of the normalized text: id, hash of the text
         self.long_texts = MinHash()
 
     def __call__(self, sample: Sample) -> str | None:
         if sample.scenes:
             return None
-        text = getattr(sample, self.text_field)
-        normalised = normalise(text)
-        key, text_hash = stable_hash(normalised), stable_hash(text)
+        normalized = normalize(sample.caption)
+        key, text_hash = stable_hash(normalized), stable_hash(sample.caption)
         if key in self.first_texts:
             first_id, first_hash = self.first_texts[key]
             if first_id == sample.id:
                 return None
             rule = "same_text" if first_hash == text_hash else "same_normalised_text"
             return f"{rule}: as {first_id}, expected a new one"
-        words = normalised.split()
-        if len(words) >= self.num_long_words:
+        words = normalized.split()
+        if len(words) >= NUM_LONG_WORDS:
             signature = self.long_texts.sign(words)
-            first_id, similarity = self.long_texts.find(signature, self.min_similarity)
+            first_id, similarity = self.long_texts.find(signature, MIN_SIMILARITY)
             if first_id is not None:
-                return f"nearly_same_text: {similarity:.2f} as {first_id}, expected less than {self.min_similarity:g}"
+                return f"nearly_same_text: {similarity:.2f} as {first_id}, expected less than {MIN_SIMILARITY:g}"
             self.long_texts.add(sample.id, signature)
         self.first_texts[key] = (sample.id, text_hash)
         return None
@@ -310,10 +291,11 @@ class Deduplicate:
 
 class MinHash:
     """
-    An index of texts by the sets of their runs of 5 words (Broder 1997). A text's signature is the least value of each
-    of 128 hash functions over its set; the share of equal values in two signatures estimates the Jaccard similarity
-    of their sets, with a standard error of 0.035 at 0.8. Candidates share a band of 4 values: of pairs at 0.8, all but
-    one in 20 million do.
+    An index of texts by the sets of their runs of 5 words (Broder 1997).
+
+    A text's signature is the least value of each of 128 hash functions over its set. The share of equal values in two
+    signatures estimates the Jaccard similarity of their sets, with a standard error of 0.035 at 0.8. Two texts are
+    compared only if they share a band of 4 values: of pairs at 0.8, all but one in 20 million do.
     """
 
     run_size, num_bands, band_size = 5, 32, 4
@@ -327,13 +309,13 @@ class MinHash:
         self.bands: dict[tuple[int, bytes], list[str]] = {}
 
     def sign(self, words: list[str]) -> np.ndarray:
-        """The signature of a text of 5 words or more: `(128,)`, uint32."""
+        """Compute the signature of a text of 5 words or more: `(128,)`, uint32."""
         runs = {tuple(words[start : start + self.run_size]) for start in range(len(words) - self.run_size + 1)}
         hashes = np.array([stable_hash(run) for run in runs], dtype=np.uint64)[:, None]
         return ((hashes * self.factors + self.offsets).min(axis=0) >> np.uint64(32)).astype(np.uint32)
 
     def find(self, signature: np.ndarray, min_similarity: float) -> tuple[str | None, float]:
-        """Id and similarity of the text most like it, the earliest of equals; `(None, 0.0)` if none is enough."""
+        """Find id and similarity of the most similar text, the earliest of equals; `(None, 0.0)` if there is none."""
         candidates = dict.fromkeys(id for key in self._keys(signature) for id in self.bands.get(key, ()))
         best_id, best_similarity = None, 0.0
         for id in candidates:

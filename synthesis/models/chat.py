@@ -1,8 +1,7 @@
 """
-The stages that ask a language model behind an OpenAI-compatible endpoint, and the client that asks it: under a JSON
-schema, with retries, and never twice, because every finished call is kept on disk.
+The client of language models behind an OpenAI-compatible endpoint.
 
-What the model is told is in prompts/*.txt: `describe_KIND`, `ask_KIND` and `judge`.
+Calls have a JSON schema, are retried, and are never repeated once finished: each is cached on disk.
 """
 
 import asyncio
@@ -10,146 +9,30 @@ import hashlib
 import json
 import os
 import random
-import sqlite3
-import string
 import uuid
-from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
 
 from fusion_vlm.synthesis.engine import FailureLimit, RunError
-from fusion_vlm.synthesis.sample import CAPTION_KINDS, Sample, Turn, stable_hash
-
-
-EXTRA_HELP = "It comes with the extra `synthesis`: pip install 'fusion-vlm[synthesis]'."
-
-try:
-    from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, create_model
-except ImportError as error:
-    raise ImportError(f"Answers are checked with `pydantic`, not installed. {EXTRA_HELP}") from error
-
-PROMPT_DIR = Path(__file__).parent / "prompts"
-LEFT_IMAGE, RIGHT_IMAGE = "Left image: ", "\n\nRight image: "  # how the scene grammar begins the two
+from fusion_vlm.synthesis.models.answers import Answer, explain
+from fusion_vlm.synthesis.models.call_cache import CallCache
+from fusion_vlm.synthesis.sample import stable_hash
 
 
 class CallError(Exception):
     """
-    One call found no valid answer; its sample is rejected with this as the reason.
+    A call that got no valid answer. The message is the reason by which its sample is rejected.
 
     Args:
-        rule (`str`): what went wrong, in a word, to count by.
+        rule (`str`): the kind of failure in a word; rejects are counted by it.
         message (`str`): what was found.
-        is_final (`bool`): whether trying again would be in vain.
+        is_final (`bool`): whether a retry is of no use.
     """
 
     def __init__(self, rule: str, message: str, is_final: bool = False):
         super().__init__(f"{rule}: {' '.join(message.split())[:300]}")
         self.rule, self.is_final = rule, is_final
-
-
-# --- what a model has to answer -------------------------------------------------------------------------------------
-
-
-def _not_blank(text: str) -> str:
-    if not text.strip():
-        raise ValueError("is blank")
-    return text.strip()
-
-
-Text = Annotated[str, AfterValidator(_not_blank)]
-
-
-class Answer(BaseModel):
-    """The schema that is sent with a call, and the check of what comes back."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-    @classmethod
-    def json_schema(cls) -> dict:
-        """With all parts in their places: not every server follows a `$ref`."""
-        schema = cls.model_json_schema()
-        return _inline(schema, schema.pop("$defs", {}))
-
-
-def _inline(schema: Any, definitions: dict) -> Any:
-    if isinstance(schema, list):
-        return [_inline(part, definitions) for part in schema]
-    if not isinstance(schema, dict):
-        return schema
-    if "$ref" in schema:
-        return _inline(definitions[schema["$ref"].removeprefix("#/$defs/")], definitions)
-    return {name: _inline(part, definitions) for name, part in schema.items()}
-
-
-class Description(Answer):
-    description: Text
-
-
-class ContrastDescription(Answer):
-    left: Text
-    right: Text
-
-
-class Question(Answer):
-    question: Text
-    answer: Text
-
-
-class TypedQuestion(Question):
-    type: Literal["colour", "shape", "count", "spatial", "yes_no", "text", "scene"]
-
-
-class Choice(Answer):
-    """The right option has no letter yet: which it gets is not the model's to choose, as models prefer some."""
-
-    question: Text
-    correct: Text
-    wrong: list[Text] = Field(min_length=3, max_length=3)
-
-
-class Questions(Answer):
-    turns: list[Question] = Field(min_length=1, max_length=1)
-
-
-class TwoQuestions(Answer):
-    turns: list[Question] = Field(min_length=1, max_length=2)
-
-
-class ShortConversation(Answer):
-    turns: list[TypedQuestion] = Field(min_length=2, max_length=4)
-
-
-class LongConversation(Answer):
-    turns: list[TypedQuestion] = Field(min_length=4, max_length=6)
-
-
-class MultipleChoice(Answer):
-    turns: list[Choice] = Field(min_length=1, max_length=3)
-
-
-class Verdict(Answer):
-    correct: bool
-    problem: str
-
-
-def verdicts_on(num_turns: int) -> type[Answer]:
-    """The schema of one `Verdict` for each turn, in order."""
-    verdicts = (list[Verdict], Field(min_length=num_turns, max_length=num_turns))
-    return create_model("Verdicts", __base__=Answer, verdicts=verdicts)
-
-
-# By kind of sample: the schema, and the type of those turns that do not name one.
-ASKED = dict.fromkeys(CAPTION_KINDS, (Questions, "caption")) | {
-    "multiple_choice": (MultipleChoice, "multiple_choice"),
-    "short_conversation": (ShortConversation, None),
-    "long_conversation": (LongConversation, None),
-    "contrast_short": (TwoQuestions, "difference"),
-    "contrast_long": (Questions, "difference"),
-    "reasoning": (ShortConversation, None),
-    "text_qa": (TwoQuestions, "text"),
-}
-
-
-# --- the client -----------------------------------------------------------------------------------------------------
 
 
 class _Message(BaseModel):
@@ -168,74 +51,35 @@ class _Reply(BaseModel):
     usage: Any = None
     error: Any = None
 
-    def count(self, name: str) -> int:
-        """Tokens as the server counts them, 0 if it does not."""
+    @property
+    def num_tokens(self) -> tuple[int, int]:
+        """Tokens of the prompt and of the answer as the server counts them, 0 where it does not."""
+        return self._count("prompt_tokens"), self._count("completion_tokens")
+
+    def _count(self, name: str) -> int:
         value = self.usage.get(name) if isinstance(self.usage, dict) else None
         return value if isinstance(value, int) and 0 <= value < 2**40 else 0
 
 
-class CallCache:
-    """
-    The finished calls of a run in an sqlite file. A call is committed as it finishes, so that a process that is killed
-    loses those in flight and no other. One process at a time.
-
-    Args:
-        path (`Path`): of the file; made if it is not there.
-    """
-
-    def __init__(self, path: Path):
-        self.connection = sqlite3.connect(path, isolation_level=None)  # every statement is a transaction of its own
-        self.connection.execute("PRAGMA journal_mode = WAL")
-        self.connection.execute("PRAGMA synchronous = NORMAL")
-        self.connection.execute(
-            "CREATE TABLE IF NOT EXISTS calls"
-            " (key TEXT PRIMARY KEY, model TEXT, answer TEXT, prompt_tokens INTEGER, completion_tokens INTEGER)"
-        )
-
-    def get(self, key: str) -> str | None:
-        """The answer of a finished call, as JSON."""
-        row = self.connection.execute("SELECT answer FROM calls WHERE key = ?", (key,)).fetchone()
-        return row and row[0]
-
-    def put(self, key: str, model: str, answer: str | None, reply: _Reply):
-        """Keeps an answer; `None` for one that was paid for but not valid, under a key of its own."""
-        values = (key, model, answer, reply.count("prompt_tokens"), reply.count("completion_tokens"))
-        self.connection.execute("INSERT OR REPLACE INTO calls VALUES (?, ?, ?, ?, ?)", values)
-
-    def close(self):
-        self.connection.close()
-
-
-def count_tokens(path: Path, is_valid: bool = True) -> dict[str, dict[str, int]]:
-    """By model, `calls`, `prompt_tokens` and `completion_tokens` of the valid answers in a cache, or of the others."""
-    connection = sqlite3.connect(path)
-    rows = connection.execute(
-        "SELECT model, count(*), sum(prompt_tokens), sum(completion_tokens) FROM calls"
-        " WHERE (answer IS NOT NULL) = ? GROUP BY model ORDER BY model",
-        (is_valid,),
-    ).fetchall()
-    connection.close()
-    names = ("calls", "prompt_tokens", "completion_tokens")
-    return {model: dict(zip(names, counts, strict=True)) for model, *counts in rows}
-
-
 class ChatClient:
     """
-    Asks a model behind an OpenAI-compatible endpoint. 429, 5xx and connections that break are the SDK's to try again,
-    with backoff and as the server's `Retry-After` says; timeouts and answers that are not valid are tried again here.
+    Asks a model behind an OpenAI-compatible endpoint.
+
+    The SDK retries 429, 5xx and broken connections, with backoff and as the server's `Retry-After` says. Timeouts and
+    answers that are not valid are retried here.
 
     Args:
-        url (`str`): such as `http://localhost:8000/v1`.
-        model (`str`): its name there.
-        cache (`CallCache`): of finished calls.
-        temperature (`float`), max_tokens (`int`): of every answer.
-        concurrency (`int`): calls in flight at once, which is also how many a kill can repeat.
-        timeout (`float`): longest time for an answer in seconds, with the SDK's tries and waits. It also ends an
-            answer that trickles in; the SDK's own timeout is for a single read.
-        num_sdk_tries (`int`): of the SDK; 7 take half a minute.
-        num_tries (`int`): for an answer that is not valid; half of them for one that does not come in time.
-        max_failures (`int`): after how many failed calls in a row the endpoint is given up.
-        backoff (`float`): first wait between tries in seconds, doubled with each.
+        url (`str`): address with the version, such as `http://localhost:8000/v1`.
+        model (`str`): name of the model at that endpoint.
+        cache (`CallCache`): stores finished calls.
+        temperature (`float`), max_tokens (`int`): sent with every call.
+        concurrency (`int`): calls in flight at once, which is also the most calls that a kill can repeat.
+        timeout (`float`): longest time for an answer in seconds, including the SDK's tries and waits. It also ends an
+            answer that comes byte by byte; the SDK's timeout is for a single read.
+        num_sdk_tries (`int`): tries of the SDK; 7 take half a minute.
+        num_tries (`int`): tries for an answer that is not valid. An answer that is late gets half as many.
+        max_failures (`int`): failed calls in a row that stop the run.
+        backoff (`float`): first wait between tries in seconds, doubled with each try.
     """
 
     def __init__(
@@ -253,9 +97,12 @@ class ChatClient:
         backoff: float = 0.5,
     ):
         try:
-            import openai
+            import openai  # late, because it takes a second to import
         except ImportError as error:
-            raise ImportError(f"A language model is asked through `openai`, not installed. {EXTRA_HELP}") from error
+            raise ImportError(
+                "A language model is asked through `openai`, not installed. It comes with the extra `synthesis`: pip"
+                " install 'fusion-vlm[synthesis]'."
+            ) from error
         self.openai = openai
         self.sdk = openai.AsyncOpenAI(
             base_url=url,
@@ -271,10 +118,10 @@ class ChatClient:
 
     async def check(self):
         """
-        Connects once, so that a wrong address is told before anything else.
+        Connect once, so that a wrong address stops the run before any work.
 
         Raises:
-            RunError: if nothing listens there. That the server knows no list of models is no error.
+            RunError: if nothing listens at the address. A server without a list of models is no error.
         """
         try:
             await self.sdk.with_options(max_retries=1, timeout=5).models.list()
@@ -285,15 +132,16 @@ class ChatClient:
 
     async def ask(self, prompt: str, text: str, answer_type: type[Answer], seed: int) -> Answer:
         """
-        The model's answer to `text` under the system prompt `prompt`.
+        Ask the model, or return the cached answer of an equal call.
 
         Args:
-            answer_type (`type[Answer]`): sent as the JSON schema and checked again.
-            seed (`int`): sent too; calls that differ in it only are different calls.
+            prompt (`str`), text (`str`): the system prompt and the user's message.
+            answer_type (`type[Answer]`): sent as a JSON schema; the answer is checked against it.
+            seed (`int`): sent, too. Calls that differ in nothing but the seed are different calls.
 
         Raises:
             CallError: if there is no valid answer.
-            RunError: if that was one failed call in a row too many, or the server refuses all calls.
+            RunError: if too many calls in a row failed, or the server refuses all calls.
         """
         body = self._request(prompt, text, answer_type, seed)
         key = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
@@ -302,7 +150,7 @@ class ChatClient:
             return answer_type.model_validate_json(stored)
         async with self.semaphore:
             try:
-                answer = await self._try(body, key, answer_type)
+                answer = await self._try_until_valid(body, key, answer_type)
             except CallError as error:
                 self.limit.failed(error)
                 raise
@@ -320,8 +168,8 @@ class ChatClient:
             "seed": seed,
         }
 
-    async def _try(self, body: dict, key: str, answer_type: type[Answer]) -> Answer:
-        """Sends a request until its answer is valid, and keeps that."""
+    async def _try_until_valid(self, body: dict, key: str, answer_type: type[Answer]) -> Answer:
+        """Send a request until its answer is valid, and cache the answer."""
         num_timeouts, attempt, request = 0, 0, body
         while True:
             try:
@@ -335,14 +183,14 @@ class ChatClient:
             attempt += 1
             if error.is_final or attempt == self.num_tries or num_timeouts >= self.num_tries / 2:
                 raise error
-            # The second try is the same request, as damage may lie in the connection; after that it is the model's.
+            # First repeat the same request, as the connection may be at fault. Then change the seed for the model.
             if attempt > 1 or error.rule == "too_long":
                 request = {**body, "seed": stable_hash(body["seed"], attempt) % 2**31}
             await asyncio.sleep(self.backoff * 2**attempt * random.uniform(0.75, 1.0))
 
     async def _send(self, body: dict) -> _Reply:
         try:
-            # Raw, as the SDK makes an object of nearly anything that a server may send.
+            # Raw, because the SDK would make an object of nearly anything that a server sends.
             response = await self.sdk.chat.completions.with_raw_response.create(**body)
             reply = _Reply.model_validate_json(response.content)
             if not reply.choices:
@@ -366,139 +214,21 @@ class ChatClient:
             raise CallError("sdk", str(error)) from error
 
     def _give_up_if_unreachable(self, error: Exception):
-        # By name: the HTTP library is the SDK's to choose.
+        # By name, because the SDK may change its HTTP library.
         if type(error.__cause__).__name__ == "ConnectError":
             raise RunError(f"Nothing answers at {self.url}: {error.__cause__}.") from error
 
     def _read(self, reply: _Reply, key: str, answer_type: type[Answer]) -> Answer:
-        """The checked answer in a reply. It is kept if it is valid, and counted in any case."""
+        """Check the answer in a reply. Its tokens are counted in any case; it is cached only if it is valid."""
         try:
             answer = answer_type.model_validate_json(reply.choices[0].message.content)
         except ValidationError as error:
-            self.cache.put(f"{key} {uuid.uuid4()}", self.model, None, reply)
+            self.cache.put(f"{key} {uuid.uuid4()}", self.model, None, *reply.num_tokens)
             if reply.choices[0].finish_reason == "length":
                 raise CallError("too_long", f"not complete after {self.max_tokens} tokens") from error
             raise CallError("invalid_answer", explain(error)) from error
-        self.cache.put(key, self.model, answer.model_dump_json(), reply)
+        self.cache.put(key, self.model, answer.model_dump_json(), *reply.num_tokens)
         return answer
 
     async def close(self):
         await self.sdk.close()
-
-
-def explain(error: ValidationError) -> str:
-    """The first thing that pydantic found, in a line."""
-    first = error.errors(include_url=False)[0]
-    place = ".".join(map(str, first["loc"])) or "the whole"
-    return f"{place}: {first['msg']}, found {str(first['input'])[:100]!r}"
-
-
-# --- the stages -----------------------------------------------------------------------------------------------------
-
-
-def load_prompts(folder: Path = PROMPT_DIR) -> dict[str, str]:
-    """The prompts of a folder of text files, by name without `.txt`."""
-    return {path.stem: path.read_text(encoding="utf-8") for path in sorted(folder.glob("*.txt"))}
-
-
-class LanguageModelStage:
-    """
-    What the stages below have in common: a call that failed for good rejects the sample, and says why.
-
-    Args:
-        client (`ChatClient`): or anything that has `model` and `ask`.
-        prompts (`dict[str, str]`): from `load_prompts`.
-    """
-
-    name: str
-
-    def __init__(self, client: ChatClient, prompts: dict[str, str]):
-        self.client, self.prompts = client, prompts
-
-    async def __call__(self, sample: Sample) -> Sample:
-        try:
-            return await self.run(sample)
-        except CallError as error:
-            sample.reason = f"{self.name}/{error}"
-            return sample
-
-    async def run(self, sample: Sample) -> Sample:
-        raise NotImplementedError
-
-    async def ask(self, sample: Sample, prompt: str, text: str, answer_type: type[Answer]) -> Answer:
-        """The model's answer; the sample keeps which model and prompt it was."""
-        sample.source[self.name] = {"model": self.client.model, "prompt": f"{prompt}.txt"}
-        return await self.client.ask(self.prompts[prompt], text, answer_type, sample.rng(self.name).getrandbits(31))
-
-
-def split_sides(description: str) -> tuple[str, str]:
-    """The descriptions of the left and the right image of a contrast, from that of both."""
-    left, _, right = description.removeprefix(LEFT_IMAGE).partition(RIGHT_IMAGE)
-    return left, right
-
-
-class Describe(LanguageModelStage):
-    """Writes `description`, in detail, from the caption, or from the exact facts if the sample has a scene."""
-
-    name = "describe"
-
-    async def run(self, sample: Sample) -> Sample:
-        answer_type = ContrastDescription if sample.kind.startswith("contrast") else Description
-        given = sample.description or sample.caption
-        answer = await self.ask(sample, f"describe_{sample.kind}", given, answer_type)
-        if answer_type is ContrastDescription:
-            sample.description = LEFT_IMAGE + answer.left + RIGHT_IMAGE + answer.right
-        else:
-            sample.description = answer.description
-        return sample
-
-
-class AskFromDescription(LanguageModelStage):
-    """Writes `turns` of the sample's kind from its description."""
-
-    name = "ask"
-
-    async def run(self, sample: Sample) -> Sample:
-        answer_type, turn_type = ASKED[sample.kind]
-        answer = await self.ask(sample, f"ask_{sample.kind}", sample.description, answer_type)
-        for index, turn in enumerate(answer.turns):
-            if isinstance(turn, Choice):
-                options = [turn.correct, *turn.wrong]
-                sample.rng(f"options {index}").shuffle(options)
-                letter = string.ascii_uppercase[options.index(turn.correct)]
-                sample.turns.append(Turn(turn.question, letter, turn_type, options))
-            else:
-                sample.turns.append(Turn(turn.question, turn.answer, turn_type or turn.type))
-        return sample
-
-
-class Judge(LanguageModelStage):
-    """
-    Has a model check every answer against the description; one wrong answer rejects the sample. `scores["judge"]` is
-    the share of correct answers, or `None`, not available, if there is no client.
-    """
-
-    name = "judge"
-
-    def __init__(self, client: ChatClient | None, prompts: dict[str, str]):
-        super().__init__(client, prompts)
-
-    async def run(self, sample: Sample) -> Sample:
-        sample.scores[self.name] = None
-        if self.client is None:
-            return sample
-        turns = [f"{number}. {describe_turn(turn)}" for number, turn in enumerate(sample.turns, start=1)]
-        text = "\n\n".join([f"Description: {sample.description}", *turns])
-        answer = await self.ask(sample, "judge", text, verdicts_on(len(sample.turns)))
-        wrong = [number for number, verdict in enumerate(answer.verdicts, start=1) if not verdict.correct]
-        sample.scores[self.name] = 1 - len(wrong) / len(answer.verdicts)
-        if wrong:
-            sample.reason = f"judge/wrong_answer: turn {wrong[0]}, {answer.verdicts[wrong[0] - 1].problem}"
-        return sample
-
-
-def describe_turn(turn: Turn) -> str:
-    """Question, options and answer in text, for a judge to read."""
-    lines = [f"Question: {turn.question}", f"Answer: {turn.answer}"]
-    lines[1:1] = [f"{letter}. {option}" for letter, option in zip(string.ascii_uppercase, turn.options, strict=False)]
-    return "\n".join(lines)

@@ -1,9 +1,9 @@
 """
 Renderers that ask a model for the image: `diffusers.FluxPipeline`, and an endpoint for `/v1/images/generations`.
 
-Both are called with a sample, as the renderers of render.py are, and give a `PIL.Image` of its description (of its
-caption if it has none). The seed is the sample's own: the same sample gives the same image, as far as the model
-repeats itself. Both block: in an event loop, call them as `await asyncio.to_thread(renderer, sample)`.
+They draw the description of a sample, or its caption if it has none. The seed depends on the sample, so the same
+sample gives the same image as far as the model is deterministic. Calls block: in an event loop, use
+`await asyncio.to_thread(renderer, sample)`.
 """
 
 import asyncio
@@ -19,13 +19,16 @@ from PIL import Image
 from fusion_vlm.synthesis.sample import Sample
 
 
+FLUX = "black-forest-labs/FLUX.1-dev"
+
+
 class RenderError(RuntimeError):
-    """A model gave no image for a sample; says what it gave instead. Its cause, if any, is the client's error."""
+    """A model gave no image for a sample. The message says what it gave; the cause, if any, is the client's error."""
 
 
 def image_prompt(sample: Sample) -> str:
     """
-    What the model is asked to draw.
+    Return the text that the model is asked to draw.
 
     Raises:
         ValueError: if the sample has neither a description nor a caption.
@@ -41,18 +44,19 @@ class FluxRenderer:
     FLUX through `diffusers` (extra `flux`), as in the paper: FLUX.1-dev with 50 steps.
 
     Args:
-        pipeline (`str` or `diffusers.FluxPipeline`): the pipeline, or its name or folder, then loaded in bfloat16.
-        width, height (`int`): of the image in pixels, multiples of 16.
+        pipeline (`str` or `diffusers.FluxPipeline`): the pipeline, or its name or folder to load in bfloat16.
+        width (`int`), height (`int`): in pixels, multiples of 16.
         num_inference_steps (`int`): 50 for FLUX.1-dev, 4 for FLUX.1-schnell.
         guidance_scale (`float`): how closely the image follows the text.
-        device (`str`): where a pipeline that is given by name runs.
+        device (`str`): device for a pipeline that is given by name.
     """
 
     name = "flux"
+    draws_scenes = False
 
     def __init__(
         self,
-        pipeline: Any = "black-forest-labs/FLUX.1-dev",
+        pipeline: Any = FLUX,
         width: int = 1024,
         height: int = 1024,
         num_inference_steps: int = 50,
@@ -63,11 +67,11 @@ class FluxRenderer:
         self.model = self.pipeline.name_or_path
         self.width, self.height = width, height
         self.num_inference_steps, self.guidance_scale = num_inference_steps, guidance_scale
-        # A pipeline keeps the state of its scheduler, so one image at a time.
+        # One image at a time, because a pipeline keeps the state of its scheduler.
         self.lock = threading.Lock()
 
     def __call__(self, sample: Sample) -> Image.Image:
-        import torch
+        import torch  # late: it takes seconds to import, and runs with other renderers need none
 
         # On the CPU, so that the noise is the same on every device.
         generator = torch.Generator("cpu").manual_seed(sample.rng("image").getrandbits(63))
@@ -85,58 +89,59 @@ class FluxRenderer:
 
 def _load_flux(name: str, device: str) -> Any:
     try:
-        from diffusers import FluxPipeline
+        from diffusers import FluxPipeline  # late: an extra
     except ImportError as error:
         raise ImportError("Rendering with FLUX needs `pip install fusion-vlm[flux]`.") from error
     import torch
 
     pipeline = FluxPipeline.from_pretrained(name, dtype=torch.bfloat16).to(device)
-    pipeline.set_progress_bar_config(disable=True)  # a bar for each image would drown the run's own
+    pipeline.set_progress_bar_config(disable=True)  # a bar for each image would hide the bar of the run
     return pipeline
 
 
 class EndpointRenderer:
     """
-    An endpoint for OpenAI's `/v1/images/generations` that answers in base64 (`response_format: b64_json`). The SDK
-    tries again, with growing pauses, after an error of the connection, 408, 409, 429 or 5xx.
+    An endpoint for OpenAI's `/v1/images/generations` that answers in base64 (`response_format: b64_json`).
+
+    The SDK retries, with growing pauses, after broken connections, 408, 409, 429 and 5xx. The key is read from
+    OPENAI_API_KEY.
 
     Args:
-        url (`str`): with the version: `http://localhost:8000/v1`.
-        model (`str`): name of the model there.
-        size (`str`): of the image, `{width}x{height}`.
-        api_key (`str`, *optional*): `OPENAI_API_KEY` of the environment by default; one's own endpoint needs none.
-        timeout (`float`): seconds for one try. All tries together may take `max_retries + 1` times as long, so that an
-            endpoint that sends a byte now and then cannot hold a run.
-        max_retries (`int`): how often one image is tried again.
-        send_seed (`bool`): whether to send `seed`, which most servers of open models take and some others refuse.
+        url (`str`): address with the version: `http://localhost:8000/v1`.
+        model (`str`): name of the model at that endpoint.
+        size (`str`): `{width}x{height}` in pixels.
+        timeout (`float`): seconds for one try. All tries together may take `max_retries + 1` times as long, so an
+            endpoint that sends a byte now and then cannot block a run.
+        max_retries (`int`): retries for one image.
+        send_seed (`bool`): whether to send `seed`. Most servers of open models take it, some others refuse it.
 
     Raises:
         RenderError: from a call, if there is no image after all tries, or the answer is not an image.
     """
 
     name = "endpoint"
+    draws_scenes = False
 
     def __init__(
         self,
         url: str,
         model: str,
         size: str = "1024x1024",
-        api_key: str | None = None,
         timeout: float = 300.0,
         max_retries: int = 4,
         send_seed: bool = True,
     ):
         try:
-            import openai
+            import openai  # late: it is an extra, and takes a second to import
         except ImportError as error:
             raise ImportError("Rendering with an endpoint needs `pip install fusion-vlm[synthesis]`.") from error
 
         self.openai, self.url, self.model, self.size = openai, url, model, size
-        self.api_key = api_key or os.environ.get("OPENAI_API_KEY", "none")
+        self.api_key = os.environ.get("OPENAI_API_KEY", "none")
         self.timeout, self.max_retries, self.send_seed = timeout, max_retries, send_seed
 
     def __call__(self, sample: Sample) -> Image.Image:
-        # An event loop of its own: only in one can a call be ended that never stops sending.
+        # In an event loop: `asyncio.wait_for` can end a call whose answer never ends.
         return self._decode(asyncio.run(self._request(sample)))
 
     async def _request(self, sample: Sample) -> Any:
@@ -159,12 +164,12 @@ class EndpointRenderer:
                 raise RenderError(
                     f"{self.url} ({self.model}) took too long, expected an image within {self.timeout:g} s a try."
                 ) from error
-            # ValueError: JSON that is cut.
+            # ValueError: truncated JSON.
             except (self.openai.OpenAIError, ValueError) as error:
                 raise RenderError(f"{self.url} ({self.model}) gave no image: {str(error)[:300]}") from error
 
     def _decode(self, response: Any) -> Image.Image:
-        # The SDK does not check: the answer may be text, or JSON of any shape.
+        # The SDK does not check the answer, which may be text or JSON of any shape.
         data = getattr(response, "data", None)
         first = data[0] if isinstance(data, list) and data else None
         encoded = getattr(first, "b64_json", None)

@@ -1,8 +1,8 @@
 """
-From a scene to its picture, exactly: what the scene says is what the pixels show.
+Draws scenes exactly: the pixels show what the scene says.
 
-Flat colours only, drawn at twice the size and reduced, so that just the edges are blended. `visible_objects` paints
-the same outlines again to see how much of each object the others leave of it.
+Colors are flat. A scene is drawn at twice the size and reduced, so that only edges are blended. `visible_objects`
+paints the same outlines again and counts how much of each object the others leave visible.
 """
 
 import math
@@ -10,7 +10,6 @@ import random
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import Protocol
 
 from PIL import Image, ImageDraw, ImageFont
 
@@ -23,8 +22,9 @@ SUPERSAMPLING = 2
 MIN_SIDE = 128  # pixels; below, words cannot be read
 MIN_VISIBLE_SHARE = 0.95  # of the area of an object
 MIN_AREA = 0.002  # of the image
+MASK_SIDE = 224  # pixels of the image in which visible areas are counted
 
-FRAME = (196, 198, 202)  # around the two images of a contrast
+FRAME = (196, 198, 202)  # color around the two images of a contrast
 BOARD, BOARD_EDGE, INK = (255, 255, 255), (96, 98, 104), (28, 28, 32)
 BOARD_HEIGHT = 0.19  # share of the side
 EDGE_WIDTH = 0.012
@@ -42,7 +42,7 @@ Fill = tuple[int, int, int] | int
 
 
 def _around(number: int, radius: Callable[[int], float] = lambda step: 1.0) -> list[Point]:
-    """Points around the centre, clockwise from the top."""
+    """Return points around the center, clockwise from the top."""
     angles = [2 * math.pi * step / number for step in range(number)]
     return [(radius(i) * math.sin(angle), -radius(i) * math.cos(angle)) for i, angle in enumerate(angles)]
 
@@ -76,27 +76,19 @@ OUTLINES: dict[str, list[Point]] = {
 }
 
 
-class Renderer(Protocol):
-    """What makes an image of a sample: from its scenes, as here, or from its description, as a model does."""
-
-    name: str
-
-    def __call__(self, sample: Sample) -> Image.Image: ...
-
-
 class PillowRenderer:
     """
     Draws the scenes of a sample.
 
     Args:
-        size (`int`): side of the image in pixels. A contrast gets twice that side: two images of about `size`, left
-            and right, in a square, because FUSION resizes an image to a square whatever its sides are.
+        size (`int`): side of the image in pixels. A contrast has twice that side, for two images of about `size`.
 
     Raises:
         ValueError: if the side is too small for words to be read.
     """
 
     name = "pillow"
+    draws_scenes = True
 
     def __init__(self, size: int = 336):
         if size < MIN_SIDE:
@@ -105,8 +97,7 @@ class PillowRenderer:
 
     def __call__(self, sample: Sample) -> Image.Image:
         """
-        Returns:
-            `PIL.Image.Image`: RGB, square; the same pixels whenever it is called.
+        Draw a sample as a square RGB image. Equal samples give equal pixels.
 
         Raises:
             ValueError: if the sample has no scene.
@@ -120,14 +111,29 @@ class PillowRenderer:
         if len(scenes) == 1:
             return draw_scene(scenes[0], self.size)
         gap = self.size // 20
-        image = Image.new("RGB", (2 * self.size, 2 * self.size), FRAME)
-        for left, scene in zip((gap // 2, self.size + gap // 2), scenes, strict=True):
-            image.paste(draw_scene(scene, self.size - gap), (left, (self.size + gap) // 2))
-        return image
+        return paste_sides(*(draw_scene(scene, self.size - gap) for scene in scenes), gap, 2 * self.size)
+
+
+def paste_sides(left: Image.Image, right: Image.Image, gap: int, side: int) -> Image.Image:
+    """
+    Paste two images of one size beside each other into the middle of a square.
+
+    FUSION resizes every image to a square, so a wide image of the two would be distorted.
+
+    Args:
+        left (`Image`), right (`Image`)
+        gap (`int`): pixels between them.
+        side (`int`): side of the square in pixels.
+    """
+    image = Image.new("RGB", (side, side), FRAME)
+    margin, top = (side - gap - 2 * left.width) // 2, (side - left.height) // 2
+    image.paste(left, (margin, top))
+    image.paste(right, (margin + left.width + gap, top))
+    return image
 
 
 def draw_scene(scene: Scene, size: int) -> Image.Image:
-    """An RGB image of `size` pixels a side."""
+    """Draw a scene as an RGB image of `size` pixels a side."""
     image = Image.new("RGB", (size * SUPERSAMPLING,) * 2, PLAIN_BACKGROUNDS.get(scene.background, SKY))
     canvas = Canvas(image)
     if scene.background in PLACE_PAINTERS:
@@ -139,21 +145,20 @@ def draw_scene(scene: Scene, size: int) -> Image.Image:
     return image.reduce(SUPERSAMPLING)
 
 
-def visible_objects(scene: Scene, size: int = 224) -> list[SceneObject | Sign]:
+def visible_objects(scene: Scene) -> list[SceneObject | Sign]:
     """
-    Those of the objects and signs of which nothing is hidden by another or cut off by the border, and that are not too
-    small to see.
+    Return the objects and signs that can be seen in full.
 
-    Args:
-        size (`int`): side in pixels of the image in which they are counted.
+    Nothing of them is hidden by another or cut off by the border, and they are large enough to see.
     """
+    size = MASK_SIDE
     things = scene.objects + scene.signs
     together = Canvas(Image.new("L", (size, size)))
     areas = []
     for number, thing in enumerate(things, start=1):
-        # By whole pixels to the middle of an empty image: its area where neither a border nor another cuts it off.
+        # Draw the object alone, and moved to the center by whole pixels, to get its full area.
         alone = Canvas(Image.new("L", (size, size)))
-        alone.outline(thing, 1, centre=tuple(at + round((0.5 - at) * size) / size for at in (thing.x, thing.y)))
+        alone.outline(thing, 1, center=tuple(at + round((0.5 - at) * size) / size for at in (thing.x, thing.y)))
         areas.append(alone.image.histogram()[1])
         together.outline(thing, number)
     visible = together.image.histogram()
@@ -166,7 +171,7 @@ def visible_objects(scene: Scene, size: int = 224) -> list[SceneObject | Sign]:
 
 class Canvas:
     """
-    An image that is painted on in shares of its side, from its upper left corner.
+    An image to paint on, in shares of its side from its upper left corner.
 
     Args:
         image (`PIL.Image.Image`): square; mode `RGB` for pictures, `L` for masks.
@@ -187,12 +192,12 @@ class Canvas:
         self.polygon([(x + radius * across, y + radius * down) for across, down in OUTLINES["circle"]], fill)
 
     def below(self, line: Callable[[float], float], fill: Fill):
-        """Fills what is below a line, given as height for a place across."""
+        """Fill the area below a line, which is a function from the place across to the height."""
         self.polygon([(step / 60, line(step / 60)) for step in range(61)] + [(1, 1), (0, 1)], fill)
 
-    def outline(self, thing: SceneObject | Sign, fill: Fill, centre: Point | None = None):
-        """All that an object or a sign covers, in one colour."""
-        x, y = centre or (thing.x, thing.y)
+    def outline(self, thing: SceneObject | Sign, fill: Fill, center: Point | None = None):
+        """Fill all that an object or a sign covers with one color."""
+        x, y = center or (thing.x, thing.y)
         if isinstance(thing, Sign):
             width, height = thing.width / 2, BOARD_HEIGHT / 2
             self.box(x - width, y - height, x + width, y + height, fill)
@@ -204,7 +209,7 @@ class Canvas:
         self.outline(sign, BOARD_EDGE)
         width, height = sign.width / 2 - EDGE_WIDTH, BOARD_HEIGHT / 2 - EDGE_WIDTH
         self.box(sign.x - width, sign.y - height, sign.x + width, sign.y + height, BOARD)
-        # Of one size for all words, so that the size says nothing about the word; the longest fits.
+        # One size for all words, in which the longest fits: the size must not give the word away.
         font = _font(round(0.36 * sign.width / 2 * self.side))
         self.draw.text((sign.x * self.side, sign.y * self.side), sign.word, fill=INK, font=font, anchor="mm")
 
@@ -214,7 +219,7 @@ def _font(size: int) -> ImageFont.FreeTypeFont:
     return ImageFont.truetype(FONT, size, layout_engine=ImageFont.Layout.BASIC)
 
 
-# Places: each paints over the sky. Nothing in them looks like one of the objects, and no colour is near one of theirs.
+# Places: each paints over the sky. Nothing in them looks like an object, and no color is near a color of objects.
 
 
 def _paint_field(canvas: Canvas):

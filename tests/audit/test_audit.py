@@ -1,4 +1,4 @@
-"""The bias audit: it finds what is planted, whoever wrote the set and however, and lets balanced sets pass."""
+"""The bias audit: it finds planted biases in sets of any form, and passes balanced sets."""
 
 import json
 import random
@@ -13,8 +13,8 @@ from PIL import Image
 
 from fusion_vlm.audit.audit import audit, read_rows
 from fusion_vlm.audit.language_only import tail
-from fusion_vlm.audit.questions import attributes_of, read_question
-from fusion_vlm.audit.report import THRESHOLDS, parse_limits
+from fusion_vlm.audit.questions import find_attributes, read_question
+from fusion_vlm.audit.thresholds import THRESHOLDS, parse_limits
 from fusion_vlm.commands.main import main
 
 
@@ -60,7 +60,7 @@ def make_row(index: int, turns: list[tuple[str, str]]) -> dict:
 
 
 def make_rows(num_rows: int, num_turns: int = 1, change=lambda rng, turn, asked: asked, seed: int = 0) -> list[dict]:
-    """Balanced questions of all forms, each changed by `change(generator, number of the turn, (question, answer))`."""
+    """Make balanced questions of all forms, changed by `change(generator, turn, (question, answer))`."""
     rng = random.Random(seed)
     return [
         make_row(index, [change(rng, turn, rng.choice(ASK)(rng)) for turn in range(num_turns)])
@@ -72,11 +72,11 @@ def failed_thresholds(rows: list[dict]) -> set[str]:
     return {finding.threshold for finding in audit(rows).failed}
 
 
-# Plants: functions of a generator, the turn and what is asked there, which may be of any form.
+# Planted biases: functions of a generator, the turn, and question and answer there.
 
 
 def always_yes_for_dogs(rng, turn, asked):
-    """Made up for by cars and trees: yes and no are as many."""
+    """Answer yes for dogs; cars and trees balance yes and no."""
     question, answer = asked
     if question.startswith("Is there"):
         answer = "Yes, it is." if "dog" in question else "no" if "car" in question else answer
@@ -117,7 +117,7 @@ def mostly_two(rng, turn, asked):
 
 
 def leaking_template(rng, turn, asked):
-    """Balanced answers, but one wording for yes and another for no."""
+    """Balance the answers, but use one wording for yes and another for no."""
     question, answer = asked
     if question.startswith("Is there") and answer.lower().startswith("no"):
         question = question.replace("Is there", "Do you see")
@@ -125,7 +125,7 @@ def leaking_template(rng, turn, asked):
 
 
 def exact_pairs(rng, turn, asked):
-    """Each word comes with yes as often as with no; whole questions give the answer away."""
+    """Balance each word, but give the answer away by the whole question."""
     thing, colour = rng.choice(["ball", "cube"]), rng.choice(["red", "blue"])
     return f"Is the {thing} of this picture {colour}?", "yes" if (thing == "ball") == (colour == "red") else "no"
 
@@ -167,7 +167,7 @@ def test_only_the_biased_type_fails():
 
 def test_bias_of_second_turns_is_found():
     def change(rng, turn, asked):
-        """Second turns say yes, the others make up for it."""
+        """Answer yes in second turns, and balance by the others."""
         question, answer = asked
         is_closed = question.startswith("Is there")
         return question, rng.choice(["Yes", "yes"] if turn == 1 else ["no", "No.", "Yes"]) if is_closed else answer
@@ -253,7 +253,7 @@ def test_sentences_count_as_the_short_answers_in_them():
     ],
 )
 def test_what_is_said_of_objects(question, answer, pairs):
-    assert attributes_of(read_question(question, answer)) == pairs
+    assert find_attributes(read_question(question, answer)) == pairs
 
 
 def test_numbers_of_the_report():
@@ -269,7 +269,7 @@ def test_numbers_of_the_report():
 
 
 def test_language_only_accuracy_is_that_of_held_out_questions():
-    """Questions that all differ say nothing of each other, and a wording that always has the answer says all."""
+    """Questions that all differ tell nothing about each other; a wording with one answer tells all."""
     rng = random.Random(0)
     rows = [make_row(i, [(f"Is number {i} here?", rng.choice(["yes", "no"]))]) for i in range(400)]
     model = audit(rows).types[0].language_only

@@ -1,6 +1,7 @@
 """
-An OpenAI-compatible endpoint for tests. Its chat answers are a function of the messages and the schema of a request,
-its images of the prompt. It misbehaves as it is told to, and counts what it was asked.
+An OpenAI-compatible endpoint for tests, which fails as its arguments say and counts requests.
+
+Chat answers are a function of the messages and the schema of a request, images of the prompt.
 """
 
 import base64
@@ -21,7 +22,7 @@ from PIL import Image
 
 WORDS = "amber boat cabin dog elm fence garden hill island jar kite lamp meadow nest orchard pond quilt river"
 USAGE = {"prompt_tokens": 100, "completion_tokens": 20, "total_tokens": 120}
-# What can happen to a request instead of an answer.
+# Failures that a request may get instead of an answer.
 FAULTS = (
     "429",
     "500",
@@ -44,13 +45,13 @@ class StubEndpoint:
     Serves `url` in threads while it is entered as a context.
 
     Args:
-        faults (`dict[str, float]`): share of requests by fault, of `FAULTS`.
-        max_faults (`int`): how many faults a request body meets before it is answered.
-        latency (`float`): longest time that an answer takes, in seconds.
-        retry_after (`float`): what a 429 asks for, in seconds.
-        change (`callable`, *optional*): gives the answer's content, given that of the stub, a dict, and the request.
-        text (`str`, *optional*): in place of the answer's content, which need not be JSON.
-        content_type (`str`), usage: of every answer.
+        faults (`dict[str, float]`): share of requests by fault, one of `FAULTS`.
+        max_faults (`int`): number of faults that a request body gets before it is answered.
+        latency (`float`): longest time of an answer, in seconds.
+        retry_after (`float`): seconds in the header of a 429.
+        change (`callable`, *optional*): changes the content of an answer, a dict, given the content and the request.
+        text (`str`, *optional*): text in place of the content; need not be JSON.
+        content_type (`str`), usage: sent with every answer.
     """
 
     def __init__(
@@ -86,7 +87,7 @@ class StubEndpoint:
         self.server.server_close()
 
     def next_fault(self, key: str) -> str | None:
-        """The fault of this request; a draw that depends on the body and on how many faults it has met."""
+        """Draw the fault of a request, from its body and the number of its earlier requests."""
         with self.lock:
             self.requested[key] += 1
             met = self.met_faults[key]
@@ -107,7 +108,7 @@ class StubEndpoint:
 
 
 def answer(request: dict) -> dict:
-    """An instance of the request's schema, filled with words that the messages decide."""
+    """Fill the schema of a request with words that depend on the messages."""
     schema = request["response_format"]["json_schema"]["schema"]
     text = json.dumps([request["messages"], schema], sort_keys=True)
     return _instance(schema, random.Random(hashlib.sha256(text.encode()).hexdigest()))
@@ -132,7 +133,7 @@ class _Server(ThreadingHTTPServer):
     daemon_threads = True
 
     def handle_error(self, request, client_address):
-        """Clients that are killed reset their connections: nothing to report."""
+        """Report nothing: clients that are killed reset their connections."""
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -1,4 +1,4 @@
-"""captions.py: where captions come from, the paper's rules at their bounds, deduplication."""
+"""Captions: their sources, the paper's rules at their bounds, deduplication."""
 
 import json
 import random
@@ -11,6 +11,7 @@ import pytest
 
 from fusion_vlm.synthesis.filters.captions import (
     FLAGGED_WORDS,
+    SCORES,
     TEXT_BOUNDS,
     CaptionRules,
     Deduplicate,
@@ -170,7 +171,7 @@ def test_flagged_words_are_found_whole_and_in_any_case():
 
 
 def test_the_list_of_flagged_words_can_match():
-    """A word that `split_words` would never give could not be found."""
+    """Check that `split_words` returns each word as it is; other words would never be found."""
     words = load_flagged_words()
     assert 50 < len(words) < 300
     assert all(split_words(word) == [word] for word in words)
@@ -193,9 +194,6 @@ def test_bounds_are_those_of_the_paper():
         "special_characters": (0.16534802, 0.42023757),
         "word_repetition": (-infinity, 0.03085751),
         "flagged_words": (-infinity, 0.0),
-        "perplexity": (-infinity, 5500.0),
-        "image_text_matching": (0.8, infinity),
-        "image_text_similarity": (0.28, infinity),
     }
 
 
@@ -213,13 +211,13 @@ def test_a_good_caption_passes_and_a_bad_one_names_its_rule():
         (GOOD + f" {flagged}", "flagged_words"),
     ]:
         assert rule_of(CaptionRules()(make_sample(caption))) == rule, caption
-    # Runs of words that come again are runs of characters too, so the rule for characters has to be let go.
-    rules = CaptionRules(bounds={"character_repetition": (0.0, 1.0)})
+    # Repeated words are repeated characters too, so the rule for characters must not apply.
+    rules = CaptionRules(bounds=[("character_repetition", None, None)])
     assert rule_of(rules(make_sample(f"{repeated}. {repeated}."))) == "word_repetition"
 
 
 def letters_and_digits(num_letters: int, num_digits: int, num_spaces: int = 0) -> str:
-    """Text without a piece that comes again, and with as much of each as is said."""
+    """Make a text of so many letters, digits and spaces, in which no piece repeats."""
     rng = random.Random(0)
     kinds = [string.ascii_letters] * num_letters + [string.digits] * num_digits + [" "] * num_spaces
     rng.shuffle(kinds)
@@ -227,7 +225,7 @@ def letters_and_digits(num_letters: int, num_digits: int, num_spaces: int = 0) -
 
 
 def repeated_ends(units: list[str], num_units: int) -> list[str]:
-    """A run of 10 units at the beginning and again at the end, nothing else twice."""
+    """Repeat the first 10 units at the end; nothing else repeats."""
     return units[: num_units - 10] + units[:10]
 
 
@@ -250,28 +248,9 @@ def repeated_ends(units: list[str], num_units: int) -> list[str]:
     ],
 )
 def test_ratios_just_inside_of_the_paper_s_bounds_pass_and_just_outside_fail(rule, inside, outside):
-    others = {name: (-1.0, 2.0) for name in TEXT_BOUNDS if name != rule}
+    others = [(name, -1.0, 2.0) for name in TEXT_BOUNDS if name != rule]
     assert CaptionRules(bounds=others)(make_sample(inside)) is None
     assert rule_of(CaptionRules(bounds=others)(make_sample(outside))) == rule
-
-
-@pytest.mark.parametrize(
-    "name, value", [("perplexity", 5500), ("image_text_matching", 0.8), ("image_text_similarity", 0.28)]
-)
-def test_scores_are_recorded_and_compared_with_their_bound(name, value):
-    worse = value + 1 if name == "perplexity" else value - 0.01
-    asked = []
-
-    def rules(score):
-        return CaptionRules(scorers={name: lambda text, sample: asked.append((text, sample.id)) or score})
-
-    sample = make_sample()
-    assert rules(value)(sample) is None and sample.scores[f"caption_{name}"] == value
-    assert rule_of(rules(worse)(sample)) == name and sample.scores[f"caption_{name}"] == worse
-    assert rule_of(rules(float("nan"))(sample)) == name
-    assert rules(None)(sample) is None and sample.scores[f"caption_{name}"] is None
-    assert asked == [(GOOD, "a")] * 4
-    assert len(sample.scores) == 3 and list(sample.scores.values()) == [None] * 3
 
 
 def test_scorers_that_are_not_there_are_recorded_as_such():
@@ -279,37 +258,31 @@ def test_scorers_that_are_not_there_are_recorded_as_such():
     assert CaptionRules()(sample) is None
     names = ["caption_perplexity", "caption_image_text_matching", "caption_image_text_similarity"]
     assert sample.scores == dict.fromkeys(names)
-
-
-def test_scorers_are_not_asked_about_a_text_that_is_rejected_anyway():
-    def scorer(text, sample):
-        raise AssertionError
-
-    assert rule_of(CaptionRules(scorers={"perplexity": scorer})(make_sample("threeredcubes"))) == "special_characters"
+    assert names == [f"caption_{name}" for name in SCORES["caption"]]
 
 
 def test_descriptions_have_the_same_rules_without_the_image_text_scores():
     sample = make_sample("", description=GOOD)
-    rules = CaptionRules("description", scorers={"perplexity": lambda text, sample: float(len(text))})
-    assert rules(sample) is None and sample.scores == {"description_perplexity": len(GOOD)}
+    rules = CaptionRules("description")
+    assert rules(sample) is None and sample.scores == {"description_perplexity": None}
     assert rule_of(rules(make_sample(GOOD, description="*** $$$"))) == "alphanumeric"
-    with pytest.raises(
-        ValueError, match=r"scorers for \['image_text_matching'\], expected for some of \['perplexity'\]"
-    ):
-        CaptionRules("description", scorers={"image_text_matching": lambda text, sample: 1.0})
+
+
+def test_an_open_bound_bounds_nothing():
+    rules = CaptionRules(bounds=[("special_characters", None, 0.5)])
+    assert rules(make_sample("threeredcubes")) is None
+    assert rule_of(rules(make_sample("a1b2c3d4e5!"))) == "special_characters"
 
 
 def test_unknown_names_are_errors():
     with pytest.raises(ValueError, match="`text_field` is 'turns'"):
         CaptionRules("turns")
-    with pytest.raises(ValueError, match=r"bounds for \['perplexty'\]"):
-        CaptionRules(bounds={"perplexty": (0, 1)})
-    with pytest.raises(ValueError, match=r"scorers for \['perplexty'\]"):
-        CaptionRules(scorers={"perplexty": lambda text, sample: 1.0})
+    with pytest.raises(ValueError, match="bounds for 'perplexity', expected for some of alphanumeric, "):
+        CaptionRules(bounds=[("perplexity", 0, 1)])
 
 
 def test_a_sample_of_the_scene_grammar_passes_through():
-    """Its short exact captions would fail rules for captions of the web, and scenes may share a caption."""
+    """Rules for captions of the web would reject short exact captions, and scenes may share a caption."""
     caption = "three red cubes"
     assert rule_of(CaptionRules()(make_sample(caption))) == "special_characters"
     deduplicate = Deduplicate()
@@ -322,8 +295,8 @@ def test_a_sample_of_the_scene_grammar_passes_through():
 # -- deduplication
 
 
-def deduplicated(captions: list[str], **arguments) -> list[str | None]:
-    deduplicate = Deduplicate(**arguments)
+def deduplicated(captions: list[str]) -> list[str | None]:
+    deduplicate = Deduplicate()
     return [rule_of(deduplicate(make_sample(caption, id=str(index)))) for index, caption in enumerate(captions)]
 
 
@@ -361,19 +334,25 @@ def test_the_reason_names_the_first():
     assert deduplicate(make_sample("a ball", id="z")) == "same_normalised_text: as x, expected a new one"
 
 
-def test_long_texts_that_are_nearly_the_same_are_duplicates():
+def test_long_texts_that_are_nearly_the_same_are_duplicates(monkeypatch):
     words = long_text(0, num_words=100)
     changed = [*words[:50], "other", *words[51:]]
     half = [*words[:50], *long_text(1, num_words=50)]
     captions = [" ".join(text) for text in (words, changed, half, long_text(2, num_words=100))]
-    assert deduplicated(captions) == [None, "nearly_same_text", None, None]
-    assert deduplicated(captions, min_similarity=0.99) == [None] * 4
-    assert deduplicated(captions, num_long_words=101) == [None] * 4
-    assert deduplicated(captions, num_long_words=100) == deduplicated(captions)
+    expected = [None, "nearly_same_text", None, None]
+    assert deduplicated(captions) == expected
+    for name, value, found in (
+        ("MIN_SIMILARITY", 0.99, [None] * 4),
+        ("NUM_LONG_WORDS", 101, [None] * 4),
+        ("NUM_LONG_WORDS", 100, expected),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(f"fusion_vlm.synthesis.filters.captions.{name}", value)
+            assert deduplicated(captions) == found
 
 
 def test_a_near_duplicate_that_was_rejected_is_no_first():
-    """Else a chain of small changes would reject texts that are unlike all that was kept."""
+    """Otherwise a chain of small changes would reject texts that are unlike all kept ones."""
     words = long_text(0, num_words=100)
     chain = [" ".join([*["new"] * count, *words[count:]]) for count in range(0, 100, 9)]
     assert None in deduplicated(chain)[1:]
@@ -390,12 +369,12 @@ def test_deduplication_is_the_same_in_a_run_that_starts_again():
         killed(sample)
     again = Deduplicate()
     assert [again(sample) for sample in samples] == expected
-    # Nor does it matter if one process sees its samples again: none is a duplicate of itself.
+    # A process may see its samples again: none is a duplicate of itself.
     assert [again(sample) for sample in samples] == expected
 
 
 def test_similarity_is_estimated_within_its_error():
-    """Jaccard similarity of the runs of 5 words, by hand: one of 100 words changed in the middle, 91 of 101 runs."""
+    """Compare with the Jaccard similarity by hand: with one of 100 words changed, 91 of 101 runs are equal."""
     index, errors = MinHash(), []
     for seed in range(30):
         words = long_text(seed, num_words=100)
@@ -405,5 +384,5 @@ def test_similarity_is_estimated_within_its_error():
 
 
 def test_signatures_are_the_same_in_every_process():
-    """Python's own hash of text is not: a run that starts again has to find the same duplicates."""
+    """A resumed run has to find the same duplicates; Python's hash of texts differs between processes."""
     assert MinHash().sign(["a", "b", "c", "d", "e", "f"])[:3].tolist() == [4275920, 870795928, 532549697]

@@ -9,35 +9,25 @@ from contextlib import contextmanager
 import pytest
 
 from fusion_vlm.synthesis.engine import RunError
-from fusion_vlm.synthesis.models.chat import (
-    ASKED,
-    AskFromDescription,
-    CallCache,
-    CallError,
-    ChatClient,
-    ContrastDescription,
-    Describe,
-    Description,
-    Judge,
-    LongConversation,
-    MultipleChoice,
-    Questions,
-    count_tokens,
-    load_prompts,
-    split_sides,
-    verdicts_on,
-)
-from fusion_vlm.synthesis.sample import KINDS, Sample, Turn
+from fusion_vlm.synthesis.kinds.contrasts import split_sides
+from fusion_vlm.synthesis.kinds.table import KINDS, find_kind
+from fusion_vlm.synthesis.models.answers import ContrastDescription, Description, questions_type, verdicts_on
+from fusion_vlm.synthesis.models.call_cache import CallCache, count_tokens
+from fusion_vlm.synthesis.models.chat import CallError, ChatClient
+from fusion_vlm.synthesis.models.load_prompts import load_prompts
+from fusion_vlm.synthesis.models.stages import AskFromDescription, Describe, Judge
+from fusion_vlm.synthesis.sample import Sample, Turn
 
 from .stub_endpoint import FAULTS, StubEndpoint, answer
 
 
+ANSWER_TYPES = {kind: questions_type(find_kind(kind).answer) for kind in KINDS}
 PASSING_FAULTS = [fault for fault in FAULTS if fault != "401"]
 
 
 @contextmanager
 def connect(stub: StubEndpoint, path, **settings):
-    """A client with short waits."""
+    """Connect a client with short waits."""
     cache = CallCache(path / "calls.sqlite")
     settings = {"timeout": 1.0, "num_sdk_tries": 2, "backoff": 0.01} | settings
     yield ChatClient(stub.url, "stub", cache, **settings)
@@ -45,7 +35,7 @@ def connect(stub: StubEndpoint, path, **settings):
 
 
 def ask(client: ChatClient, *texts: str, seed: int = 1, answer_type=Description):
-    """The answers to all texts, asked at once; errors in place of those that failed."""
+    """Ask all texts at once; return the answers, and errors in place of those that failed."""
 
     async def gather():
         calls = [client.ask("Describe.", text, answer_type, seed) for text in texts]
@@ -63,7 +53,7 @@ def test_a_fault_that_passes_leaves_no_trace(fault, tmp_path):
     (tmp_path / "calls.sqlite").unlink()
     with StubEndpoint({fault: 1.0}, max_faults=1) as stub, connect(stub, tmp_path) as client:
         assert ask(client, "a boat") == expected
-        # The same request, so that an endpoint that repeats itself gives what it would have given.
+        # The retry is the same request, so a deterministic endpoint answers the same as without the fault.
         assert (sum(stub.requested.values()), len(stub.requested)) == (2, 1)
 
 
@@ -108,7 +98,7 @@ def test_an_answer_that_is_not_valid_is_tried_again_with_another_seed(tmp_path):
         (found,) = ask(client, "a boat")
     assert found.description.strip()
     assert [request["seed"] == 1 for request in stub.bodies.values()] == [True, False]
-    # Invalid answers were paid for as well.
+    # Invalid answers were paid for, too.
     for is_valid, number in ((True, 1), (False, 2)):
         counts = count_tokens(tmp_path / "calls.sqlite", is_valid)["stub"]
         assert counts == {"calls": number, "prompt_tokens": 100 * number, "completion_tokens": 20 * number}
@@ -223,7 +213,7 @@ def objects_in(schema):
 
 
 @pytest.mark.parametrize(
-    "answer_type", [Description, ContrastDescription, verdicts_on(2), *dict.fromkeys(t for t, _ in ASKED.values())]
+    "answer_type", [Description, ContrastDescription, verdicts_on(2), *dict.fromkeys(ANSWER_TYPES.values())]
 )
 def test_schemas_are_what_strict_servers_take(answer_type, tmp_path):
     with StubEndpoint() as stub, connect(stub, tmp_path) as client:
@@ -244,7 +234,7 @@ def test_schemas_are_what_strict_servers_take(answer_type, tmp_path):
 
 
 class FakeClient:
-    """Answers with what it is given, and keeps what it was asked."""
+    """Answers with the given contents in turn, and records the calls."""
 
     model = "fake"
 
@@ -275,8 +265,8 @@ def test_there_is_a_prompt_for_every_kind():
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_json_that_a_prompt_shows_is_what_its_schema_asks_for(kind):
-    description_type = ContrastDescription if kind.startswith("contrast") else Description
-    for name, answer_type in ((f"describe_{kind}", description_type), (f"ask_{kind}", ASKED[kind][0])):
+    description_type = ContrastDescription if find_kind(kind).has_two_images else Description
+    for name, answer_type in ((f"describe_{kind}", description_type), (f"ask_{kind}", ANSWER_TYPES[kind])):
         prompt = load_prompts()[name]
         shown = json.JSONDecoder().raw_decode(prompt[prompt.index("{") :])[0]
         schema = {"response_format": {"json_schema": {"schema": answer_type.json_schema()}}, "messages": []}
@@ -284,7 +274,7 @@ def test_the_json_that_a_prompt_shows_is_what_its_schema_asks_for(kind):
 
 
 def keys_of(value):
-    """The keys of nested dicts, one element of each list."""
+    """Return the keys of nested dicts, and of the first element of each list."""
     if isinstance(value, dict):
         return {name: keys_of(part) for name, part in value.items()}
     return [keys_of(value[0])] if isinstance(value, list) else None
@@ -383,7 +373,7 @@ def test_a_judge_that_does_not_answer_is_no_pass():
 
 
 def test_the_stub_fills_every_schema():
-    # The tests above are worth nothing if what it answers is refused.
-    for answer_type in (Questions, MultipleChoice, LongConversation, verdicts_on(3)):
+    # The tests above prove nothing if the answers of the stub are not valid.
+    for answer_type in (*ANSWER_TYPES.values(), verdicts_on(3)):
         request = {"response_format": {"json_schema": {"schema": answer_type.json_schema()}}, "messages": []}
         answer_type.model_validate(answer(request))

@@ -1,4 +1,4 @@
-"""Runs of the data engine that are killed, split up, changed, or given endpoints that do not work."""
+"""Runs of the data engine that are killed, shared by tasks, changed, or given endpoints that fail."""
 
 import functools
 import importlib.util
@@ -16,11 +16,14 @@ import pytest
 from PIL import Image
 
 from fusion_vlm.commands.main import main
+from fusion_vlm.commands.synthesize import parse_bound
 from fusion_vlm.synthesis import generate as command
 from fusion_vlm.synthesis.engine import PART_SIZE, FailureLimit, RunError, RunFolder
-from fusion_vlm.synthesis.pipeline import Options
-from fusion_vlm.synthesis.report import Prices, describe_summary, estimate_tokens, summarise
-from fusion_vlm.synthesis.sample import KINDS, Sample
+from fusion_vlm.synthesis.kinds.table import KINDS
+from fusion_vlm.synthesis.models import chat
+from fusion_vlm.synthesis.pipeline import Keep, Options
+from fusion_vlm.synthesis.report import Prices, describe_summary, estimate_tokens, summarize
+from fusion_vlm.synthesis.sample import Sample
 
 from ..helpers import ROOT
 from .stub_endpoint import StubEndpoint
@@ -30,14 +33,14 @@ FAULTS = {"429": 0.05, "500": 0.05, "503_html": 0.03, "reset": 0.02, "cut_body":
 
 
 def start(output: Path, *options, **settings) -> subprocess.Popen:
-    """The command in a process of its own."""
+    """Start the command in another process."""
     line = [sys.executable, "-m", "fusion_vlm.synthesis.generate", "--output", output, "--seed", "7", *options]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen([str(part) for part in line], **pipes, **settings)
 
 
 def complete(output: Path, *options) -> str:
-    """What the command prints; it has to end well."""
+    """Run the command in another process, check that it succeeds, and return what it printed."""
     process = start(output, *options)
     printed, errors = process.communicate(timeout=120)
     assert process.returncode == 0, errors
@@ -45,7 +48,7 @@ def complete(output: Path, *options) -> str:
 
 
 def read_files(output: Path) -> dict[str, bytes]:
-    """All that came out, and the finished parts; caches and locks are the process's own."""
+    """Read the output and the finished parts, without caches and locks."""
     paths = (path for path in sorted(output.rglob("*")) if path.is_file())
     names = {str(path.relative_to(output)): path for path in paths}
     return {name: path.read_bytes() for name, path in names.items() if not name.endswith((".sqlite", ".lock"))}
@@ -57,7 +60,7 @@ def read_records(output: Path) -> list[dict]:
 
 
 def check_that_nothing_is_torn(output: Path, num: int):
-    """Whatever is there, at any moment, is whole."""
+    """Check that every file is whole."""
     for path in (output / "images").glob("*"):
         with Image.open(path) as image:
             image.load()
@@ -73,7 +76,7 @@ def check_that_nothing_is_torn(output: Path, num: int):
 
 
 def test_six_kills_at_random_moments_change_nothing(tmp_path):
-    # However the kills fall, no more than 5 % of the calls can be in flight.
+    # Whenever the kills happen, at most 5 % of the calls can be in flight.
     num, num_kills, concurrency = 120, 6, 3
     options = ["--num", num, "--model", "stub", "--num-workers", 1, "--concurrency", concurrency, "--judge-model", "j"]
     options += ["--image-size", 128]
@@ -85,7 +88,7 @@ def test_six_kills_at_random_moments_change_nothing(tmp_path):
     rng = random.Random(time.time_ns())
     output = tmp_path / "killed"
     with StubEndpoint(FAULTS, max_faults=2, latency=0.02) as stub:
-        # Moments are numbers of answered calls, so that a slow machine is not only killed while it starts.
+        # Moments are numbers of answered calls: after seconds, a slow machine would be killed while it starts.
         for moment in sorted(rng.sample(range(num_calls), num_kills)):
             process = start(output, *options, "--llm", stub.url)
             while process.poll() is None and len(stub.answered) < moment:
@@ -98,7 +101,7 @@ def test_six_kills_at_random_moments_change_nothing(tmp_path):
         complete(output, *options, "--llm", stub.url)
     print(f"{stub.num_repeats} of {num_calls} finished calls were repeated")
     assert stub.num_repeats <= 0.05 * num_calls
-    # With those in flight at a kill, and those that met a fault.
+    # Including calls in flight at a kill, and calls that met a fault.
     num_requests = num_calls + num_kills * concurrency + stub.met_faults.total()
     assert stub.requested.total() <= num_requests + stub.num_repeats
     assert Counter(record["source"]["position"] for record in read_records(output)) == Counter(range(num))
@@ -120,6 +123,7 @@ def replace_or_die(*arguments, **settings):
 
 os.replace = replace_or_die
 from fusion_vlm.commands.main import main
+from fusion_vlm.commands.synthesize import parse_bound
 
 sys.exit(main(["synthesize", *sys.argv[2:]]))
 """
@@ -131,7 +135,7 @@ def test_a_kill_at_any_file_changes_nothing(tmp_path):
     complete(tmp_path / "alone", *options[:-1])
     output, num_kills = tmp_path / "killed", 0
     while True:
-        # One rename later every time, so that no kill can keep the run from getting on.
+        # Kill one rename later each time, so that the run proceeds.
         line = [sys.executable, "-c", KILL_AT_RENAME, str(num_kills + 1), *options, str(output)]
         process = subprocess.run(line, capture_output=True, text=True)
         if process.returncode == 0:
@@ -156,7 +160,7 @@ def test_a_file_is_there_as_a_whole_or_not_at_all(tmp_path, monkeypatch):
                 folder.write(name, "new")
         assert (folder.path / "file").read_text() == "old" and not (folder.path / "other").exists()
         monkeypatch.undo()
-    # Nor is anything half done left behind.
+    # No temporary file is left.
     assert [path.name for path in (folder.path / "work").iterdir() if path.suffix != ".lock"] == ["parts"]
 
 
@@ -201,7 +205,7 @@ def is_running(process_id: int) -> bool:
 def run(
     output: Path, num: int = 24, task: int = 0, num_tasks: int = 1, num_workers: int = 0, url: str = "", **options
 ):
-    """The command as a function; with `url`, that of an endpoint, there is a language model."""
+    """Run in this process; with `url`, the address of an endpoint, with a language model."""
     options = Options(num, model="stub" if url else None, **{"seed": 7, **options})
     connections = command.Connections(llm=url, images=url)
     return command.generate(options, RunFolder(output, num, task, num_tasks), connections, num_workers)
@@ -246,7 +250,7 @@ def test_another_configuration_is_refused_and_named(tmp_path):
 def test_another_prompt_is_another_configuration(tmp_path, monkeypatch):
     with StubEndpoint() as stub:
         run(tmp_path, 1, url=stub.url)
-        monkeypatch.setattr("fusion_vlm.synthesis.models.chat.load_prompts", lambda: {"judge": "Be kind."})
+        monkeypatch.setattr("fusion_vlm.synthesis.pipeline.load_prompts", lambda: {"judge": "Be kind."})
         with pytest.raises(RunError, match="prompts was"):
             run(tmp_path, 1, url=stub.url)
 
@@ -274,7 +278,7 @@ def test_one_process_at_a_time(tmp_path):
 
 @pytest.mark.parametrize("is_ignored", [False, True], ids=["foreground", "background"])
 def test_ctrl_c_ends_a_run_that_goes_on_later(is_ignored, tmp_path):
-    """In the background of a shell, SIGINT is ignored, and what is started there inherits that."""
+    """A shell ignores SIGINT in the background, and its child processes inherit that."""
     handler = signal.signal(signal.SIGINT, signal.SIG_IGN if is_ignored else signal.default_int_handler)
     try:
         process = start(tmp_path, "--num", 300, "--num-workers", 1, start_new_session=True)
@@ -301,14 +305,14 @@ def test_an_endpoint_that_is_down_is_told_at_once(tmp_path):
     assert process.returncode == 1
     assert f"Nothing answers at {stub.url}" in errors and "Traceback" not in errors
     assert read_records(tmp_path) == []
-    # It is up again, at another address.
+    # The endpoint is up again, at another address.
     with StubEndpoint() as stub:
         complete(tmp_path, "--num", 4, "--num-workers", 0, "--llm", stub.url, "--model", "stub")
     assert len(read_records(tmp_path)) == 4
 
 
 def test_an_endpoint_that_never_answers_well_rejects_nothing(tmp_path, monkeypatch):
-    patience(monkeypatch)
+    shorten_waits(monkeypatch)
     stub = StubEndpoint({"wrong_shape": 1.0}, max_faults=99)
     with stub, pytest.raises(RunError, match="in a row failed at .*invalid_answer"):
         run(tmp_path, 3, url=stub.url)
@@ -318,7 +322,7 @@ def test_an_endpoint_that_never_answers_well_rejects_nothing(tmp_path, monkeypat
 
 
 def test_an_endpoint_that_fails_for_some_samples_rejects_those_with_the_reason(tmp_path, monkeypatch):
-    patience(monkeypatch)
+    shorten_waits(monkeypatch)
 
     def change(content, request):
         asks = "questions" in request["messages"][0]["content"] and "turns" in content
@@ -336,10 +340,8 @@ def test_an_endpoint_that_fails_for_some_samples_rejects_those_with_the_reason(t
     assert sum(stages["describe"]["reasons"].values()) + sum(stages["ask"]["reasons"].values()) == len(rejected)
 
 
-def patience(monkeypatch):
-    """Short waits between tries."""
-    from fusion_vlm.synthesis.models import chat
-
+def shorten_waits(monkeypatch):
+    """Shorten the waits between tries."""
     client = functools.partial(chat.ChatClient, num_sdk_tries=2, backoff=0.01, num_tries=2)
     monkeypatch.setattr(chat, "ChatClient", client)
 
@@ -381,11 +383,55 @@ def test_captions_are_drawn_by_an_endpoint(tmp_path):
         ({"images": "flux"}, "--llm"),
         ({"judge_model": "judge"}, "--llm"),
         ({"model": "stub", "min_image_score": 0.5}, "--clip-model"),
+        ({"caption_bounds": (("alphanumeric", 0.1, None),)}, "--caption-bound"),
+        ({"image_steps": 4}, "--image-steps"),
+        ({"image_seed": False}, "--no-image-seed"),
     ],
 )
 def test_options_that_do_not_go_together_are_refused(options, message):
     with pytest.raises(RunError, match=message):
         Options(**{"num": 1, **options})
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("special_characters=0.1:0.5", ("special_characters", 0.1, 0.5)),
+        ("special_characters=:0.5", ("special_characters", None, 0.5)),
+        ("alphanumeric=0.2:", ("alphanumeric", 0.2, None)),
+    ],
+)
+def test_a_bound_has_one_side_or_two(text, expected):
+    assert parse_bound(text) == expected
+
+
+def test_a_bound_of_an_unknown_rule_leaves_no_folder(tmp_path, capsys):
+    arguments = ["--num", "1", "--output", str(tmp_path / "run"), "--caption-bound", "alphanumerc=0:1"]
+    assert main(["synthesize", *arguments]) == 1
+    assert "alphanumerc" in capsys.readouterr().err and not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("text", ["alphanumeric", "alphanumeric=0.2", "=0:1", "alphanumeric=low:1"])
+def test_a_bound_of_another_form_is_wrong_usage(text, tmp_path, capsys):
+    with pytest.raises(SystemExit) as error:
+        main(["synthesize", "--num", "1", "--output", str(tmp_path), "--caption-bound", text])
+    assert error.value.code == 2 and text in capsys.readouterr().err
+
+
+def test_the_options_of_image_models_reach_them(monkeypatch):
+    flux = {"model": "stub", "images": "flux", "image_model": "schnell", "image_size": 64}
+    connections = command.Connections(images="http://host/v1", image_device="cuda:1")
+    calls = []
+    monkeypatch.setattr(command, "FluxRenderer", lambda *args, **settings: calls.append((args, settings)))
+    command.load_renderer(Options(1, **flux), connections)
+    command.load_renderer(Options(1, image_steps=4, image_guidance=1.5, **flux), connections)
+    assert calls == [
+        (("schnell", 64, 64), {"device": "cuda:1"}),
+        (("schnell", 64, 64), {"device": "cuda:1", "num_inference_steps": 4, "guidance_scale": 1.5}),
+    ]
+    options = Options(1, **(flux | {"images": "endpoint"}), image_seed=False)
+    assert command.load_renderer(options, connections).send_seed is False
+    assert command.load_renderer(Options(1, model="stub"), connections) is None
 
 
 def test_a_task_that_is_not_one_of_them_is_refused(tmp_path):
@@ -406,12 +452,46 @@ def test_the_failure_limit_counts_in_a_row():
         limit.failed(ValueError("fourth"))
 
 
+class SizeFilter:
+    name = "size_filter"
+
+    def __call__(self, sample: Sample) -> str | None:
+        return None if sample.caption else "length: 0, expected 1: nothing to draw"
+
+
+def test_a_filter_rejects_by_its_name_or_that_of_the_stage():
+    for name, expected in ((None, "size_filter"), ("description_rules", "description_rules")):
+        stage = Keep(SizeFilter(), name)
+        assert stage.name == expected
+        kept, rejected = stage(Sample("a", "text_qa", 0, caption="a boat")), stage(Sample("b", "text_qa", 0))
+        assert kept.reason is None
+        assert rejected.reason == f"{expected}/length: 0, expected 1: nothing to draw"
+        assert rejected.rejected_by == (expected, "length")
+
+
+def test_a_new_option_is_in_the_configuration_only_if_it_is_set():
+    """Otherwise runs of earlier versions could not be resumed."""
+    assert {"caption_split", "caption_bounds", "image_steps"}.isdisjoint(Options(1).config())
+    options = Options(1, model="stub", images="flux", image_steps=4)
+    assert options.config()["image_steps"] == 4 and "image_guidance" not in options.config()
+
+
+def test_bounds_of_captions_are_options(tmp_path):
+    (tmp_path / "captions.txt").write_text("threeredcubes")
+    options = {"images": "endpoint", "image_model": "painter", "image_size": 64, "kinds": ("caption_scene",)}
+    options["captions"] = str(tmp_path / "captions.txt")
+    with StubEndpoint() as stub:
+        assert run(tmp_path / "one", 1, url=stub.url, **options)["kept"] == 0
+        options["caption_bounds"] = (("special_characters", None, 0.5),)
+        assert run(tmp_path / "two", 1, url=stub.url, **options)["kept"] == 1
+
+
 def test_the_summary_follows_samples_through_the_stages():
     reasons = [None, "ask/timeout: a", "ask/timeout: b", "ask/http_500: c", "rules/long: d", None]
     samples = [Sample(str(number), "text_qa", 0, reason=reason) for number, reason in enumerate(reasons)]
     samples[0].scores["judge"] = None
     samples[0].image = "0.png"
-    summary = summarise(samples, ["rules", "ask", "judge"])
+    summary = summarize(samples, ["rules", "ask", "judge"])
     assert (summary["begun"], summary["kept"], summary["images"]) == (6, 2, 1)
     assert summary["stages"] == {
         "rules": {"begun": 6, "kept": 5, "reasons": {"long": 1}},
@@ -452,7 +532,7 @@ def test_what_a_stage_raises_stops_the_run_and_is_told(tmp_path, monkeypatch):
     def fail(self, sample):
         raise ZeroDivisionError(f"in {sample.id}")
 
-    monkeypatch.setattr("fusion_vlm.synthesis.scenes.questions.ExactQuestions.__call__", fail)
+    monkeypatch.setattr("fusion_vlm.synthesis.kinds.exact.ExactQuestions.__call__", fail)
     with pytest.raises(ZeroDivisionError, match="in caption_colour-0000000"):
         run(tmp_path, num=1)
     assert read_records(tmp_path) == []

@@ -13,8 +13,9 @@ from trl.data_utils import prepare_multimodal_messages
 
 from fusion_vlm.audit.audit import audit, read_rows
 from fusion_vlm.synthesis import output
-from fusion_vlm.synthesis.output import question_text, write_output
-from fusion_vlm.synthesis.sample import KINDS, Sample, Turn
+from fusion_vlm.synthesis.kinds.table import KINDS
+from fusion_vlm.synthesis.output import write_output
+from fusion_vlm.synthesis.sample import Sample, Turn
 from fusion_vlm.training.data import load_mixture, text_of
 from fusion_vlm.training.messages import to_messages
 
@@ -29,7 +30,7 @@ def cache(tmp_path, monkeypatch):
 
 
 def make_sample(index: int, folder: Path, reason: str | None = None) -> Sample:
-    """Of two turns, with an image of its own colour in `folder`."""
+    """Make a sample of two turns, and its image in a color of its index."""
     rng = random.Random(index)
     turns = [OPTIONS, Turn("Is it \u00bbthere\u00ab?", rng.choice(["Yes", "No"]), "yes_no")]
     sample = Sample(f"s{index:03}", KINDS[index % 3], seed=7, image=f"s{index:03}.png", turns=turns, reason=reason)
@@ -41,7 +42,7 @@ def make_sample(index: int, folder: Path, reason: str | None = None) -> Sample:
 
 
 def make_samples(folder: Path, num: int = 12) -> list[Sample]:
-    """In an order that is not that of the ids; every fourth one is rejected."""
+    """Make samples in descending order of ids; every fourth is rejected."""
     reasons = {0: "image/ssim_a: 0.2, expected 1.1 or more", 4: "image/ssim_a: 0.3", 8: "judge/wrong_answer: turn 1"}
     return [make_sample(index, folder, reasons.get(index)) for index in reversed(range(num))]
 
@@ -51,11 +52,11 @@ def accepted(samples: list[Sample]) -> list[Sample]:
 
 
 def expected_texts(sample: Sample) -> list[str]:
-    return [text for turn in sample.turns for text in (question_text(turn), turn.answer)]
+    return [text for turn in sample.turns for text in (turn.question_with_options, turn.answer)]
 
 
 def check_messages(messages: list[dict], sample: Sample):
-    """One image, the sample's, before the first question; then the texts in turn."""
+    """Check that the sample's image is before the first question, and that all texts follow in order."""
     kinds = [[part["type"] for part in message["content"]] for message in messages]
     assert kinds == [["image", "text"], ["text"], ["text"], ["text"]]
     assert [text_of([message]) for message in messages] == expected_texts(sample)
@@ -135,7 +136,7 @@ def test_equal_samples_give_equal_bytes_and_leave_nothing_of_an_earlier_run(tmp_
 
 
 def test_rows_are_written_in_groups_and_shards(tmp_path, monkeypatch):
-    """What is held in memory is a row group."""
+    """At most a row group is held in memory."""
     samples = make_samples(tmp_path)
     size = (tmp_path / "images" / samples[0].image).stat().st_size
     monkeypatch.setattr(output, "ROW_GROUP_BYTES", 2 * size)
@@ -205,9 +206,9 @@ def test_audit_is_of_what_was_written_and_can_be_left_out(tmp_path):
 
 def test_options_are_shown_once_with_their_letters():
     shown = "What colour is it?\nA. red\nB. gr\u00fcn\nAnswer with the letter of the option."
-    assert question_text(OPTIONS) == shown
-    assert question_text(Turn(shown, "B", "multiple_choice", ["red", "gr\u00fcn"])) == shown
-    assert question_text(Turn("Is it red?", "No", "yes_no")) == "Is it red?"
+    assert OPTIONS.question_with_options == shown
+    assert Turn(shown, "B", "multiple_choice", ["red", "gr\u00fcn"]).question_with_options == shown
+    assert Turn("Is it red?", "No", "yes_no").question_with_options == "Is it red?"
 
 
 def test_text_that_would_break_a_reader_is_cleaned(tmp_path):

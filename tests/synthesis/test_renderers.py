@@ -1,4 +1,4 @@
-"""models.py: FLUX through a tiny random pipeline, and an endpoint for images that behaves and misbehaves."""
+"""FLUX through a tiny random pipeline, and an endpoint for images that works or fails."""
 
 import asyncio
 import base64
@@ -33,8 +33,9 @@ def answer_of(encoded: str) -> dict:
 
 class Endpoint:
     """
-    Answers the requests it gets with `answers` in turn, the last one again and again: `(status, content type, body)`,
-    a dict for a good answer of JSON, or "drip" for one that never ends. Keeps the bodies of the requests.
+    Answers requests with `answers` in turn, then with the last one, and records the bodies of the requests.
+
+    An answer is `(status, content type, body)`, a dict for valid JSON, or "drip" for an answer that never ends.
     """
 
     def __init__(self, *answers):
@@ -94,9 +95,10 @@ def test_the_prompt_is_the_description_or_else_the_caption():
 # -- endpoint
 
 
-def test_an_endpoint_is_asked_as_openai_s_and_its_image_is_given():
+def test_an_endpoint_is_asked_as_openai_s_and_its_image_is_given(monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "secret")
     with Endpoint(answer_of(png())) as endpoint:
-        image = EndpointRenderer(endpoint.url, "flux", size="8x6", api_key="secret")(make_sample())
+        image = EndpointRenderer(endpoint.url, "flux", size="8x6")(make_sample())
     assert image.mode == "RGB" and image.size == (8, 6) and image.getpixel((0, 0)) == (255, 0, 0)
     assert endpoint.paths == ["/v1/images/generations"] and endpoint.keys == ["Bearer secret"]
     request = endpoint.requests[0]
@@ -193,7 +195,7 @@ def test_an_event_loop_calls_it_in_threads():
 
 
 class FakePipeline:
-    """Takes what FluxPipeline takes, and draws noise from the generator."""
+    """Has the arguments of FluxPipeline, and draws noise from the generator."""
 
     name_or_path = "fake"
 
@@ -234,7 +236,7 @@ def test_flux_renders_one_image_at_a_time_whatever_thread_calls():
 
 @pytest.fixture(scope="module")
 def flux_folder(tmp_path_factory):
-    """A random FLUX pipeline of a few thousand weights, saved as one from the Hub is."""
+    """Save a random FLUX pipeline of a few thousand weights in the form of the Hub."""
     diffusers = pytest.importorskip("diffusers")
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast, T5Config, T5EncoderModel

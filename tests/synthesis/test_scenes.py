@@ -1,6 +1,7 @@
 """
-Exact samples: answers against a reader of the pixels that knows nothing of the scene but its palette, balance against
-a model that sees only the text, and the form of every kind.
+Exact samples: true answers, balance, and the form of every kind.
+
+Answers are compared with a reader of pixels that has only the palette, balance with a model that has only the text.
 """
 
 import io
@@ -17,8 +18,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageFont
 
-from fusion_vlm.synthesis.sample import CAPTION_KINDS, KINDS, Sample
-from fusion_vlm.synthesis.scenes.questions import ExactQuestions
+from fusion_vlm.synthesis.kinds.exact import ExactQuestions, make_scene_sample
+from fusion_vlm.synthesis.kinds.table import CAPTION_KINDS, KINDS
+from fusion_vlm.synthesis.sample import Sample
 from fusion_vlm.synthesis.scenes.render import PillowRenderer, draw_scene, visible_objects
 from fusion_vlm.synthesis.scenes.scene import (
     COLOURS,
@@ -29,7 +31,6 @@ from fusion_vlm.synthesis.scenes.scene import (
     Scene,
     SceneObject,
     Sign,
-    make_scene_sample,
 )
 
 
@@ -47,13 +48,13 @@ def make(index: int, kind: str, seed: int = 0) -> Sample:
 
 @pytest.fixture(scope="module")
 def samples() -> list[Sample]:
-    """1,000 samples of all kinds, as the command makes them."""
+    """Make 1,000 samples of all kinds, in the order of the command."""
     return [make(index // len(KINDS), KINDS[index % len(KINDS)]) for index in range(1000)]
 
 
 @pytest.fixture(scope="module")
 def many_samples(samples) -> list[Sample]:
-    """3,000 samples of all kinds, for statistics."""
+    """Make 3,000 samples of all kinds, for statistics."""
     return samples + [make(index // len(KINDS), KINDS[index % len(KINDS)], seed=1) for index in range(2000)]
 
 
@@ -75,7 +76,7 @@ class Blob:
 
 
 def read_blobs(pixels: np.ndarray) -> list[Blob]:
-    """Connected areas of the exact colours of the palette, every second pixel looked at."""
+    """Find connected areas of the exact colors of the palette, in every second pixel."""
     pixels = pixels[::2, ::2]
     height, width = pixels.shape[:2]
     blobs = []
@@ -129,7 +130,7 @@ def direction(first: Blob, second: Blob) -> str:
 
 
 def solve(question: str, blobs: list[Blob]) -> str | None:
-    """The answer in a word, or `None` to a question that asks for something else than objects."""
+    """Answer in a word, or with None if the question is not about objects."""
     shape, colour = SHAPE, COLOUR
     group = rf"((?:{'|'.join(COLOURS)}|{'|'.join(SHAPES)}|object)(?: (?:{'|'.join(SHAPES)}|object))?(?:es|s)?)"
 
@@ -167,7 +168,7 @@ def solve(question: str, blobs: list[Blob]) -> str | None:
 
 
 def solve_contrast(question: str, left: list[Blob], right: list[Blob], same_background: bool) -> str:
-    """The answer to a question about both images."""
+    """Answer a question about both images."""
 
     def differs(change: str, name: str) -> bool:
         one, other = only(left, name), only(right, name)
@@ -216,7 +217,7 @@ def panels(sample: Sample) -> list[np.ndarray]:
 
 
 def first_of(samples: list[Sample], kinds, number: int) -> list[Sample]:
-    """`number` samples of each kind."""
+    """Select `number` samples of each kind."""
     return [sample for sample in samples if sample.kind in kinds and sample.source["index"] < number]
 
 
@@ -288,7 +289,7 @@ def test_captions_are_true_of_the_pixels(samples):
 
 
 def test_signs_show_the_words_of_the_answers(samples):
-    """Each sign is compared with all words as matplotlib's own copy of the font draws them."""
+    """Compare each sign with all words, drawn with matplotlib's copy of the font."""
     path = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans-Bold.ttf"
     for sample in first_of(samples, {"text_qa", "caption_text"}, 8):
         pixels = np.asarray(PillowRenderer(SIDE)(sample).convert("L"), dtype=float)
@@ -326,11 +327,11 @@ def test_visible_objects():
     assert visible_objects(Scene(WHITE, [circle])) == [circle]
     beside = replace(circle, colour="blue", x=0.8)
     assert visible_objects(Scene(WHITE, [circle, beside])) == [circle, beside]
-    # A small one behind it, a large one that it covers a part of, and one that the border cuts.
+    # A small object behind, a large one that is partly covered, and one that the border cuts off.
     assert visible_objects(Scene(WHITE, [replace(circle, size="small"), circle])) == [circle]
     assert visible_objects(Scene(WHITE, [replace(beside, x=0.65), circle])) == [circle]
     assert visible_objects(Scene(WHITE, [replace(circle, x=0.97)])) == []
-    # A sign hides too.
+    # A sign hides objects, too.
     sign = Sign("CAT", 0.5, 0.5, 0.6)
     assert visible_objects(Scene(WHITE, [circle], [sign])) == [sign]
 
@@ -399,7 +400,7 @@ def test_yes_and_no_letters_and_counts_are_balanced(samples):
 
 
 def test_words_of_yes_no_questions_do_not_give_the_answer(many_samples):
-    """The same wording, whatever it claims, is answered by yes as often as by no."""
+    """Each wording is answered by yes as often as by no."""
     claims = rf"\b({'|'.join([*COLOURS, *SHAPES, 'object'])})(es|s)?\b|\d|\"[A-Z]+\"|{'|'.join(PLACES)}"
     answers = defaultdict(list)
     for sample in many_samples:
@@ -413,8 +414,9 @@ def test_words_of_yes_no_questions_do_not_give_the_answer(many_samples):
 
 def language_only_gain(pairs: list[tuple[str, str]]) -> float:
     """
-    Cross-validated accuracy of naive Bayes from the words and word pairs of a text to the answer, above the share of
-    the commonest answer.
+    Compute how much better than the most frequent answer a language-only model is.
+
+    The model is naive Bayes from words and word pairs of a text to the answer, cross-validated.
     """
     features = [set(words) | set(zip(words, words[1:], strict=False)) for words in (text.split() for text, _ in pairs)]
     answers = [answer for _, answer in pairs]
@@ -436,7 +438,7 @@ def language_only_gain(pairs: list[tuple[str, str]]) -> float:
     return (right - max(Counter(answers).values())) / len(pairs)
 
 
-# Answers in sentences are brought to one word: whole, nearly none comes twice.
+# Answers in sentences are reduced to a word, as nearly all sentences differ.
 VALUES = {"count": [*"123456", *NUMBERS[1:]], "colour": COLOURS, "shape": SHAPES, "scene": PLACES}
 VALUES |= {"spatial": ("left", "right", "above", "below"), "yes_no": ("Yes", "No")}
 
@@ -465,7 +467,7 @@ def test_language_alone_does_not_tell_the_answer(many_samples, with_context):
 
 
 def test_number_of_all_objects_does_not_tell_that_of_the_group():
-    """The best guess from it alone; a sixth would be right by chance. Groups among two others each were told by it."""
+    """Guess the group from it alone: a sixth is right by chance. With two other objects always, all were right."""
     numbers = defaultdict(Counter)
     for index in range(1200):
         scene = Scene.from_dict(make_scene_sample(index, "short_conversation", 0).scenes[0])
@@ -474,7 +476,7 @@ def test_number_of_all_objects_does_not_tell_that_of_the_group():
 
 
 def test_no_caption_or_sentence_or_word_is_common(many_samples):
-    """Text alone does not tell them either: no answer is there to be guessed."""
+    """Answers that are all different cannot be guessed from the text alone."""
     for type in ("caption", "text", "count", "colour", "shape", "spatial", "difference"):
         answers = answers_of(many_samples, type)
         if type not in ("caption", "text"):

@@ -1,0 +1,33 @@
+"""
+The table of all kinds of samples.
+
+To add a kind, write its two functions and its record in one of the modules imported below, and two prompts in
+models/prompts/. Tests and the estimate of costs then include the new kind.
+"""
+
+from fusion_vlm.synthesis.kinds import captions, contrasts, conversations, multiple_choice, reasoning, text_qa
+from fusion_vlm.synthesis.kinds.kind import Kind
+
+
+# In the order of the paper: captions for pre-training, then instructions. A run takes its kinds in turn, so another
+# order gives other samples.
+_TABLE: dict[str, Kind] = {
+    kind.name: kind
+    for module in (captions, multiple_choice, conversations, contrasts, reasoning, text_qa)
+    for kind in module.KINDS
+}
+KINDS = tuple(_TABLE)
+CAPTION_KINDS = tuple(name for name, kind in _TABLE.items() if kind.is_caption)
+INSTRUCTION_KINDS = tuple(name for name, kind in _TABLE.items() if not kind.is_caption)
+
+
+def find_kind(name: str) -> Kind:
+    """
+    Return the record of a kind.
+
+    Raises:
+        ValueError: for an unknown kind.
+    """
+    if name not in _TABLE:
+        raise ValueError(f"The kind is {name!r}, expected one of {', '.join(KINDS)}.")
+    return _TABLE[name]
