@@ -10,22 +10,27 @@ import sys
 from pathlib import Path
 
 import torch
-from transformers import LlamaConfig, SiglipVisionConfig
+from transformers import AutoTokenizer, LlamaConfig, SiglipVisionConfig
 
 from fusion_vlm.configuration_fusion import FusionConfig
 from fusion_vlm.modeling_fusion import FusionForConditionalGeneration
 from fusion_vlm.processing_fusion import FusionImageProcessor, FusionProcessor
 
 
-SMALL_MODEL = Path(__file__).resolve().parents[1] / "small_model" / "model"
+ROOT = Path(__file__).resolve().parents[1]
+# Tokens of the Llama template that the tokenizer of the small model lacks.
+TEMPLATE_TOKENS = ["<|start_header_id|>", "<|end_header_id|>"]
 
 
 def write_small_model(folder: str | Path) -> Path:
     """Write model and processor, like `convert_checkpoints.py`, and return the folder."""
     torch.manual_seed(0)
-    original = FusionProcessor.from_pretrained(SMALL_MODEL)
+    tokenizer = AutoTokenizer.from_pretrained(ROOT / "small_model" / "model")
+    tokenizer.add_special_tokens({"bos_token": "<|begin_of_text|>", "eos_token": "<|eot_id|>"})
+    tokenizer.add_tokens(TEMPLATE_TOKENS, special_tokens=True)
     image_processor = FusionImageProcessor(size={"height": 64, "width": 64}, image_grid_size=8, latent_grid_size=4)
-    processor = FusionProcessor(image_processor, original.tokenizer, chat_template=original.chat_template)
+    template = (ROOT / "chat_templates" / "llama.jinja").read_text()
+    processor = FusionProcessor(image_processor, tokenizer, chat_template=template, end_of_turn_token="<|eot_id|>")
     config = FusionConfig(
         vision_config=SiglipVisionConfig(
             hidden_size=96,
