@@ -18,9 +18,10 @@ PYTEST = HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(1)/bin/python -m pytest --numproce
 demo: .venv/.ready
 	.venv/bin/python examples/quickstart.py
 
-# Convert a checkpoint of the fixtures, load it in a fresh process, answer a question.
+# Convert the random checkpoint of the tests, load it in a fresh process, answer a question.
 demo-convert: .venv/.ready
-	.venv/bin/python examples/convert_and_ask.py
+	.venv/bin/python examples/convert_and_ask.py tests/fixtures/golden/fusion-llama-siglip2/checkpoint
+	@echo "(The weights are random: the answer shows that the conversion works, not what FUSION knows.)"
 
 # A chat page on http://127.0.0.1:7860, also for another model: make demo-page MODEL=out/fusion-phi3.5-3b
 demo-page: .venv-demo/.ready

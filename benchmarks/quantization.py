@@ -1,29 +1,35 @@
 """
-What quantisation costs and saves: the error that each part causes on the goldens' logits when it alone is quantised,
-and the memory of the weights of the four released models, from the shapes of their tensors.
+Measure what quantization costs and saves.
 
-    .venv/bin/python benchmarks/quantization.py
+    python benchmarks/quantization.py
 
-The goldens' weights are random, which is harder on quantisation than trained weights are: read the errors against each
-other, not as what a released model loses.
+The first table has the error of the small trained model's logits when one part alone is quantized, on the examples of
+its model card. The second has the memory of the weights of the four released models, computed from their sizes.
+
+The small model is narrow, and narrow layers lose more: compare the errors of the parts with each other. They do not
+tell what a released model loses.
 """
 
-import json
 import re
 import tempfile
-from math import prod
 from pathlib import Path
 
 import torch
-from PIL import Image
-from transformers import AutoProcessor, BitsAndBytesConfig
+from geometries import RELEASED, released_config
+from torch import nn
+from transformers import BitsAndBytesConfig
 from transformers.utils import logging
 
-from fusion_vlm.convert_checkpoints import convert, map_names
+from fusion_vlm.hub.quantization import nf4_config
 from fusion_vlm.modeling_fusion import SKIPPED_IN_4BIT, FusionForConditionalGeneration
+from fusion_vlm.processing_fusion import FusionProcessor
+from fusion_vlm.small_model.train import EXAMPLES
+from fusion_vlm.synthesis.scenes.questions import SHORT_HINT
+from fusion_vlm.visualization import process_questions
 
 
-FIXTURES = Path(__file__).resolve().parent.parent / "tests" / "fixtures"
+ROOT = Path(__file__).resolve().parents[1]
+SMALL_MODEL = ROOT / "small_model" / "model"
 PARTS = {
     "vision tower": r"model\.vision_tower",
     "projectors": r"model\.(multi_modal|text_to_vision)_projector",
@@ -31,80 +37,73 @@ PARTS = {
     "interaction layers": r"model\.interaction_layers",
     "lm_head": r"lm_head",
 }
-# Bytes of a weight: NF4 holds half a byte, an 8-bit scale for 64 weights, and a float for 256 scales.
+# Bytes of a weight: NF4 takes half a byte, an 8-bit scale for 64 weights, and a float for 256 scales.
 BYTES = {"bf16": 2.0, "int8": 1.0, "nf4": 0.5 + 1 / 64 + 4 / (64 * 256)}
 
 
 def quantization_config(bits: int, skip: list[str] | None) -> BitsAndBytesConfig:
     if bits == 8:
         return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=skip)
-    return BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=torch.float32,
-        llm_int8_skip_modules=skip,
-    )
+    return nf4_config(torch.float32, skip=skip)
+
+
+def save_untied(folder: Path):
+    """Save the small model with a head of its own: bitsandbytes cannot quantize one that is tied to the embedding."""
+    model = FusionForConditionalGeneration.from_pretrained(SMALL_MODEL, dtype=torch.float32)
+    model.config.tie_word_embeddings = model.config.text_config.tie_word_embeddings = False
+    model.lm_head.weight = nn.Parameter(model.lm_head.weight.detach().clone())
+    model.save_pretrained(folder)
 
 
 @torch.no_grad()
-def logits_of(folder: Path, inputs, config: BitsAndBytesConfig | None = None) -> torch.Tensor:
+def compute_logits(folder: Path, inputs, config: BitsAndBytesConfig | None = None) -> torch.Tensor:
     model = FusionForConditionalGeneration.from_pretrained(folder, quantization_config=config, dtype=torch.float32)
-    return model(**inputs).logits[0]
+    return model(**inputs, logits_to_keep=1).logits
 
 
-def print_errors():
-    print("Relative error of the logits when one part is quantised (golden case `single`, random weights)\n")
-    print(f"{'part':22}" + "".join(f"{name:>18}" for name in ("Phi nf4", "Llama nf4", "Phi int8", "Llama int8")))
-    with tempfile.TemporaryDirectory() as scratch:
-        cases = []
-        for variant in ("fusion-phi-siglip", "fusion-llama-siglip2"):
-            golden = FIXTURES / "golden" / variant
-            folder = convert(golden / "checkpoint", Path(scratch, variant))
-            processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
-            image = Image.open(golden / "single.png")
-            content = [{"type": "image", "image": image}, {"type": "text", "text": "What colour is the ball?"}]
-            inputs = processor.apply_chat_template(
-                [{"role": "user", "content": content}],
-                add_generation_prompt=True,
-                tokenize=True,
-                return_dict=True,
-                return_tensors="pt",
-            )
-            cases.append((folder, inputs, logits_of(folder, inputs)))
-        rows = {part: [pattern for name, pattern in PARTS.items() if name != part] for part in PARTS}
-        rows |= {"everything": ["nothing"], "4-bit default": list(SKIPPED_IN_4BIT)}
-        for part, skip in rows.items():
-            errors = []
-            for bits in (4, 8):
-                for folder, inputs, expected in cases:
-                    actual = logits_of(folder, inputs, quantization_config(bits, skip))
-                    errors.append(((actual - expected).norm() / expected.norm()).item())
-            print(f"{part:22}" + "".join(f"{error:18.4f}" for error in errors), flush=True)
+def print_errors(folder: Path):
+    save_untied(folder)
+    print("Relative error of the logits when one part is quantized (the small model, its card's examples)\n")
+    print(f"{'part':22}" + "".join(f"{name:>18}" for name in ("nf4", "int8")))
+    processor = FusionProcessor.from_pretrained(SMALL_MODEL)
+    image = str(ROOT / "examples" / "images" / f"{EXAMPLES[0][0]}.png")
+    inputs = process_questions(processor, image, [f"{question}\n{SHORT_HINT}" for _, question, _ in EXAMPLES], {})
+    expected = compute_logits(folder, inputs)
+    rows = {part: [pattern for name, pattern in PARTS.items() if name != part] for part in PARTS}
+    rows |= {"everything": ["nothing"], "4-bit default": list(SKIPPED_IN_4BIT)}
+    for part, skip in rows.items():
+        errors = []
+        for bits in (4, 8):
+            actual = compute_logits(folder, inputs, quantization_config(bits, skip))
+            errors.append(((actual - expected).norm() / expected.norm()).item())
+        print(f"{part:22}" + "".join(f"{error:18.4f}" for error in errors), flush=True)
 
 
 def print_memory():
     print("\nMemory of the weights in GB, from the shapes (embedding, norms and biases stay in bf16)\n")
     header = [*PARTS, "bf16", "int8", "nf4 default", "nf4 everything"]
     print(f"{'model':22}" + "".join(f"{name:>20}" for name in header))
-    for name, shapes in json.loads((FIXTURES / "released_tensors.json").read_text()).items():
+    for model_name in RELEASED:
+        with torch.device("meta"):
+            parameters = FusionForConditionalGeneration(released_config(model_name)).state_dict()
         sizes = dict.fromkeys(PARTS, 0.0)
         totals = dict.fromkeys(("bf16", "int8", "nf4 default", "nf4 everything"), 0.0)
-        for ours, released in map_names(shapes).items():
-            count = prod(shapes[released])
-            part = next(part for part, pattern in PARTS.items() if re.match(pattern, ours))
+        for name, parameter in parameters.items():
+            count = parameter.numel()
+            part = next(part for part, pattern in PARTS.items() if re.match(pattern, name))
             sizes[part] += count * BYTES["bf16"]
-            is_linear = len(shapes[released]) == 2 and "embed" not in ours and ours != "lm_head.weight"
+            is_linear = parameter.ndim == 2 and "embed" not in name and name != "lm_head.weight"
             totals["bf16"] += count * BYTES["bf16"]
             totals["int8"] += count * BYTES["int8" if is_linear else "bf16"]
-            skipped = ours.startswith(SKIPPED_IN_4BIT)
-            totals["nf4 default"] += count * BYTES["nf4" if is_linear and not skipped else "bf16"]
+            is_skipped = name.startswith(SKIPPED_IN_4BIT)
+            totals["nf4 default"] += count * BYTES["nf4" if is_linear and not is_skipped else "bf16"]
             totals["nf4 everything"] += count * BYTES["nf4" if is_linear else "bf16"]
-        print(f"{name:22}" + "".join(f"{size / 1e9:20.2f}" for size in [*sizes.values(), *totals.values()]))
+        print(f"{model_name:22}" + "".join(f"{size / 1e9:20.2f}" for size in [*sizes.values(), *totals.values()]))
 
 
 if __name__ == "__main__":
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    print_errors()
+    with tempfile.TemporaryDirectory() as scratch:
+        print_errors(Path(scratch))
     print_memory()

@@ -1,9 +1,10 @@
 """
-The reference's way of working, of our own modules, so that it gives the same logits; what `speed.py` compares with.
+The reference's way of working, built of our modules, so that both give the same logits.
 
-One example at a time; eager attention in the tower, whose hidden states are all kept, then stacked and averaged; five
-crops encoded, and keys and values of the interaction layers computed, for every question; logits of all positions.
-The decoder is the same in both. To see it run: `.venv/bin/python benchmarks/speed.py --quick first-token`
+The reference takes one example at a time and computes the logits of all positions. Its tower has eager attention,
+keeps all hidden states, stacks and averages them. For each question, it encodes five crops and computes the keys and
+values of the interaction layers. The decoder is the same in both. `speed.py` compares the two: `python
+benchmarks/speed.py --quick first-token`
 """
 
 import copy
@@ -25,7 +26,7 @@ class ReferenceTower(FusionVisionModel):
         question_key_mask: torch.Tensor | None = None,
         **kwargs,
     ) -> FusionVisionOutput:
-        """Takes what `FusionVisionModel.forward` takes, but the questions without padding, so no mask is looked at."""
+        """Return the output of `FusionVisionModel.forward`. Questions must have no padding: masks are ignored."""
         patch_embeds = self.embeddings(pixel_values)
         num_patches = patch_embeds.shape[1]
         hidden_states, early_mask = [patch_embeds], None
@@ -46,7 +47,7 @@ class ReferenceTower(FusionVisionModel):
 
 
 def as_reference(model: FusionForConditionalGeneration) -> FusionForConditionalGeneration:
-    """A copy of `model` that shares its parameters and has the reference's tower."""
+    """Return a copy of `model` that shares its parameters and has the reference's tower."""
     shared = {id(parameter): parameter for parameter in model.parameters()}
     reference = copy.deepcopy(model, memo=shared)
     reference.model.vision_tower.__class__ = ReferenceTower
@@ -55,12 +56,12 @@ def as_reference(model: FusionForConditionalGeneration) -> FusionForConditionalG
 
 
 def prefill(reference: FusionForConditionalGeneration, examples: list[dict]) -> torch.Tensor:
-    """Logits of the next token of each example, `(examples, vocab_size)`."""
+    """Return the logits of the next token of each example, `(examples, vocab_size)`."""
     return torch.cat([reference(**example, use_cache=True).logits[:, -1] for example in examples])
 
 
 def training_loss(reference: FusionForConditionalGeneration, example: dict) -> torch.Tensor:
-    """The loss of one example, whose `labels` are taken out before the logits of all positions are computed."""
+    """Return the loss of one example, from the logits of all positions."""
     inputs = {name: value for name, value in example.items() if name != "labels"}
     outputs = reference.model(**inputs, output_mapping_losses=True)
     logits = reference.lm_head(outputs.last_hidden_state).float()

@@ -1,10 +1,12 @@
 """
-Converts the small released-layout checkpoint of the test fixtures, loads the result in a fresh process from its folder
-alone, and asks a question about an image.
+Convert a released checkpoint, load the result in a fresh process from its folder alone, and ask about an image.
 
-    python examples/convert_and_ask.py
+    python examples/convert_and_ask.py CHECKPOINT
+
+CHECKPOINT is a folder or a Hub id. `make demo-convert` takes the small one with random weights that the tests use.
 """
 
+import argparse
 import os
 import subprocess
 import sys
@@ -13,14 +15,13 @@ from pathlib import Path
 
 
 ROOT = Path(__file__).resolve().parent.parent
-CHECKPOINT = ROOT / "tests" / "fixtures" / "golden" / "fusion-llama-siglip2" / "checkpoint"
-IMAGE = ROOT / "tests" / "fixtures" / "chelsea.jpg"
+IMAGE = ROOT / "hub" / "chelsea.jpg"
 QUESTION = "What animal is this?"
 
-# What a user's own program does; it sees the converted folder and not this repository.
+# A user's program: it has the converted folder, but not this repository.
 ASK = """
 import sys, time
-sys.modules["fusion_vlm"] = None  # an installed package would not be used either
+sys.modules["fusion_vlm"] = None  # an installed package must not be used either
 
 from transformers import AutoModelForImageTextToText, AutoProcessor
 from transformers.utils import logging
@@ -46,15 +47,17 @@ print(f"Time:     {loaded - start:.1f} s to load, {time.perf_counter() - loaded:
 
 
 def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoint", metavar="CHECKPOINT")
+    checkpoint = parser.parse_args().checkpoint
     with tempfile.TemporaryDirectory() as folder:
-        output_dir = Path(folder, "fusion-tiny")
-        print(f"Converting {CHECKPOINT.relative_to(ROOT)}", flush=True)
-        subprocess.run([sys.executable, ROOT / "convert_checkpoints.py", CHECKPOINT, output_dir], check=True)
+        output_dir = Path(folder, "fusion-converted")
+        print(f"Converting {checkpoint}", flush=True)
+        subprocess.run([sys.executable, ROOT / "convert_checkpoints.py", checkpoint, output_dir], check=True)
         environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(Path(folder, "modules"))}
         print(f"Loading {output_dir} in a fresh process, offline", flush=True)
         command = [sys.executable, "-c", ASK, output_dir, IMAGE, QUESTION]
         subprocess.run(command, check=True, cwd=folder, env=environment)
-    print("(The weights of this checkpoint are random: the answer shows that the way works, not what FUSION knows.)")
 
 
 if __name__ == "__main__":

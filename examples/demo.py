@@ -1,6 +1,7 @@
 """
-Serve a page to talk with a FUSION model about an image. Answers appear as they are written and can be stopped, and a
-picture shows which parts of the image an answer came from.
+Serve a page to talk with a FUSION model about an image.
+
+Answers appear as they are written and can be stopped. A picture shows which parts of the image an answer came from.
 
     pip install -e ".[demo]"
     python examples/demo.py MODEL
@@ -54,9 +55,8 @@ LATENTS_HELP = (
 GRID_HELP = "Side of the grid of image tokens in the prompt. A smaller grid is faster, and keeps less of the image."
 LENGTH_HELP = "The answer ends here at the latest. A word is one to three tokens."
 
-# The box for questions belongs to the browser: an output of the server would undo what is typed meanwhile. So the
-# browser itself takes the question out of the box, unless an answer is on its way.
-# Gradio goes on with an empty question then, and its end must not count as that of the answer.
+# The browser takes the question out of the box, unless an answer is on its way. An output of the server would undo
+# what the user types meanwhile. Gradio handles a refused question as an empty one, whose end must not end the answer.
 TAKE_QUESTION = """(question) => {
     if (window.isAnswering || !question.trim()) {
         window.numRefused = (window.numRefused || 0) + 1;
@@ -205,19 +205,19 @@ def ask(model, processor, question: str, conversation: Conversation, *sizes: int
     answer, start = "", time.monotonic()
     try:
         for answer in stream_answer(model, processor, conversation, question, *sizes):
-            if conversation.is_over:  # what is yielded now would appear in the new conversation
+            if conversation.is_over:  # a further yield would appear in the new conversation
                 yield gr.skip(), gr.skip(), gr.skip()
                 return
             content = answer or f"{WAITING} {time.monotonic() - start:.0f} s"
             yield [*turns, {"role": "assistant", "content": content}], gr.skip(), gr.skip()
     except (ValueError, RuntimeError) as error:
         yield conversation.turns, gr.skip(), gr.skip()  # as before
-        raise gr.Error(message_of(error), print_exception=False) from error
+        raise gr.Error(describe_error(error), print_exception=False) from error
     conversation.turns = [*turns, {"role": "assistant", "content": answer}]
     yield conversation.turns, gr.skip(), gr.update(interactive=conversation.image is not None)
 
 
-def message_of(error: Exception) -> str:
+def describe_error(error: Exception) -> str:
     """Return one line about an error of the model."""
     return TOO_LITTLE_MEMORY if isinstance(error, torch.OutOfMemoryError) else str(error).partition("\n")[0]
 
@@ -242,7 +242,7 @@ def draw_picture(model, processor, conversation: Conversation, progress=gr.Progr
     except ConversationOver:
         return HIDDEN
     except (ValueError, RuntimeError) as error:
-        raise gr.Error(message_of(error), print_exception=False) from error
+        raise gr.Error(describe_error(error), print_exception=False) from error
     image = shown_image(processor, conversation.image)
     figure, file = draw_occlusion(image, [question], [answer], occlusion, has_image=False), io.BytesIO()
     figure.savefig(file, format="png", dpi=DPI, bbox_inches="tight")
@@ -302,7 +302,7 @@ class Widgets:
 
 
 def make_page(model: FusionForConditionalGeneration, processor: FusionProcessor) -> gr.Blocks:
-    """Build the page, not yet served. All that belongs to a user is in a `Conversation`."""
+    """Build the page without serving it. A `Conversation` has all state of a user."""
     introduction = INTRODUCTION.format(name=Path(model.name_or_path).name)
     if Path(model.name_or_path).resolve() == SMALL_MODEL:
         introduction += SMALL_MODEL_NOTE
@@ -355,7 +355,7 @@ def lay_out(model: FusionForConditionalGeneration, processor: FusionProcessor) -
 
 
 def connect(page: Widgets, model: FusionForConditionalGeneration, processor: FusionProcessor):
-    """Say what happens when a button is pressed."""
+    """Connect the events of the widgets to functions."""
     begun = [page.conversation, page.chat, page.picture, page.picture_button, page.question]
     answer = {
         "fn": partial(ask, model, processor),

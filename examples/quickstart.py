@@ -1,6 +1,7 @@
 """
-Load the small FUSION of `small_model/model` as a user would, ask it three questions about a drawn scene, and save a
-picture of where each answer came from.
+Ask the small FUSION of `small_model/model` three questions about a drawn scene.
+
+A picture shows where each answer came from.
 
     python examples/quickstart.py [--output out/demo.png]
 """
@@ -50,12 +51,10 @@ def main():
     processor = AutoProcessor.from_pretrained(MODEL, trust_remote_code=True)
     model = AutoModelForImageTextToText.from_pretrained(MODEL, trust_remote_code=True, dtype="auto")
     loaded = time.perf_counter()
-    # The hint is as in the training data: without it, answers are sentences.
+    # The hint of the training data: without it, answers are sentences.
     asked = [f"{question}\n{SHORT_HINT}" for question in QUESTIONS]
     answers, _ = visualize(model, processor, IMAGE, asked, args.output)
-    print(
-        f"Model:    {os.path.relpath(MODEL)}, two million parameters: it knows drawn shapes, their colours and places"
-    )
+    print(f"Model:    {os.path.relpath(MODEL)}, two million parameters, trained on drawn shapes")
     print(f"Image:    {os.path.relpath(IMAGE)}, a drawing: red stars, a blue circle and a green square")
     for question, answer in zip(QUESTIONS, answers, strict=True):
         print(f"Question: {question}\nAnswer:   {answer}")

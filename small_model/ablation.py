@@ -1,22 +1,24 @@
 """
-What each part of FUSION is worth, at small scale and at equal training compute. All variants start from the same
-pretrained tower with all else random, and train with the same number of floating-point operations (counted), so that
-one that leaves a part out takes more steps.
+Measure what each part of FUSION is worth, at small scale and at equal training compute.
 
-The tasks: easy-VQA (one object, 64x64 pixels), and scenes of three to six objects, of which one is asked for that the
-question names by its colour: its shape (find) or its pattern, or how many there are (count). Shapes, colours and
-numbers show in the base image. Patterns do not: they vary from pixel to pixel, and those of a half as large image are
-one and the same colour, so only what reads the crops can tell them from each other. Captions that name all of it are
-learnt at the same time. `a*` is not at equal compute: it takes as many steps as `e`, to tell what the parts bring for
-each example from what they cost. `a1` and `b1` are `a` and `b` with one image token (of the four patches in the
-middle): into it a tower has to gather all objects, or, if it knows the question, one.
+All variants start from the same pretrained tower and are random elsewhere. They train with the same number of
+floating-point operations (counted), so a variant without a part takes more steps.
+
+The tasks are easy-VQA (one object, 64x64 pixels) and scenes of three to six objects. A question names an object by its
+color and asks for its shape (find), its pattern, or how many there are (count). Shapes, colors and numbers show in the
+base image. Patterns show only in the crops: they vary from pixel to pixel, and become one color in an image of half
+the size. Variants learn captions that name everything at the same time.
+
+`a*` is not at equal compute: it takes as many steps as `e`. So it separates what the parts give for each example from
+what they cost. `a1` and `b1` are `a` and `b` with one image token (of the four patches in the middle). A tower has to
+put all objects into that token, or only one if the tower gets the question.
 
     python -m fusion_vlm.small_model.ablation run [--seeds 0 1 2] [--variants a b c ...] [--teraflops 8]
     python -m fusion_vlm.small_model.ablation report [--plot FILE]
 
-A run is one line of `results.jsonl` in the work folder; what is there already is not run again. Several processes
-can share the work, each with variants of its own, once one of them has made data and tower. `report` prints the table
-and draws the plot. The runs that docs/small_model.md reports are in small_model/results/ablation.jsonl.
+Each run adds a line to `results.jsonl` in the work folder; finished runs are skipped. After one process has made data
+and tower, several processes can share the work, with different variants. `report` prints the table and draws the plot.
+The runs that docs/small_model.md reports are in small_model/results/ablation.jsonl.
 """
 
 import argparse
@@ -42,8 +44,7 @@ from fusion_vlm.modeling_fusion import (
     FusionVisionModel,
 )
 from fusion_vlm.processing_fusion import FusionProcessor
-from fusion_vlm.small_model.accuracy import read_test_questions
-from fusion_vlm.small_model.data import list_objects, make_easy_vqa, to_conversation
+from fusion_vlm.small_model.data import list_objects, make_easy_vqa, read_easy_vqa, to_conversation
 from fusion_vlm.small_model.tower import CLASSES, PatchExamples, label_scene, pretrain
 from fusion_vlm.small_model.train import make_processor
 from fusion_vlm.synthesis.scenes.render import draw_scene
@@ -55,21 +56,22 @@ from fusion_vlm.training.trainer import FusionTrainer, FusionTrainingArguments
 CROP_SIZE, PATCH_SIZE = 48, 8
 SIDE = CROP_SIZE // PATCH_SIZE
 BATCH_SIZE, LEARNING_RATE = 16, 2e-3
-# Images of scenes, each with a caption and questions; of easy-VQA, captions and conversations; images to test with, of
-# each.
+# Training scenes, each with a caption and questions; captions and conversations of easy-VQA; test images of scenes and
+# of easy-VQA each.
 NUM_SCENES, NUM_EASY_VQA, NUM_TEST = 12000, (4000, 12000), 600
 TOWER_STEPS = 1500
 TASKS = ("find", "count", "pattern")
 SCENE_SHAPES = ("circle", "square", "triangle", "star", "cross")
 SCENE_COLOURS = ("black", "red", "yellow", "green", "blue", "purple")  # of `COLOURS`, apart as tints too
-# Whether a pixel, by its row and its column, has the colour of the object (or is white); plain is half of both.
+# Whether a pixel, by its row and column, has the color of the object, or else is white. Plain objects are the mean.
 PATTERNS = {
     "plain": None,
     "striped": lambda rows, columns: columns % 2,
     "barred": lambda rows, columns: rows % 2,
     "dotted": lambda rows, columns: (rows + columns) % 2,
 }
-REACH = 0.135  # of an object around its centre, as a share of the side, with its blended edge; others are farther
+# Reach of an object around its center with its blended edge, as a share of the side. Other objects are farther away.
+REACH = 0.135
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +82,7 @@ class Variant:
     guided: bool = False  # the question in the tower
     mapping: bool = False  # the mapping loss
     interaction: bool = False  # latents and interaction layers
-    paper_mask: bool = False  # patches of the early layers do not see the question, as the paper says
+    paper_mask: bool = False  # patches of early layers do not attend to the question (paper)
     latent_grid_size: int = 4
     image_grid_size: int = SIDE
 
@@ -123,7 +125,7 @@ class Example:
     labels: np.ndarray
     question_ids: np.ndarray
     image: int  # row of the pixels
-    group: str  # what it counts for in the report
+    group: str  # row of the report that it counts for
 
 
 class Examples(torch.utils.data.Dataset):
@@ -147,7 +149,7 @@ class Examples(torch.utils.data.Dataset):
 
 
 def prepare(rows: list[dict], processor: FusionProcessor) -> Examples:
-    """Rows with `messages`, `image` (a path) and `group`."""
+    """Prepare rows with `conversations`, `image` (a path) and `group`."""
     processor.image_processor.image_grid_size = 1
     collate = FusionDataCollator(processor, latent_grid_sizes=[1])
     images = {path: index for index, path in enumerate(dict.fromkeys(row["image"] for row in rows))}
@@ -208,7 +210,7 @@ class Collator:
         latents = np.flatnonzero(example.ids == self.config.latent_token_id)
         repeats[latents] = self.variant.latent_grid_size**2
         if not self.variant.interaction:
-            # The twin has no latents, and no frame around them.
+            # The twin has no latents and no frame tokens around them.
             repeats[np.concatenate([latents - 1, latents, latents + 1])] = 0
         return np.repeat(example.ids, repeats), np.repeat(example.labels, repeats)
 
@@ -219,7 +221,7 @@ def _pad(rows: list[np.ndarray], value: int) -> torch.LongTensor:
 
 
 def load_examples(work_dir: Path) -> tuple[FusionProcessor, Examples, Examples]:
-    """The processor, whose tokens are of the training rows, and what to train and to test with; made once."""
+    """Load the processor, the training examples and the test examples, which the first call makes."""
     folder = work_dir / "ablation"
     paths = [folder / f"{name}.pt" for name in ("train", "test")]
     if not paths[1].exists():
@@ -241,7 +243,7 @@ def load_examples(work_dir: Path) -> tuple[FusionProcessor, Examples, Examples]:
 
 
 def set_up(processor: FusionProcessor):
-    """For crops of this size, and a base image whose pixels are the means of four."""
+    """Set the size of crops, and a base image whose pixels are the means of four."""
     processor.image_processor.size = {"height": CROP_SIZE, "width": CROP_SIZE}
     processor.image_processor.resample = Image.Resampling.BOX
 
@@ -261,21 +263,22 @@ def read_train(work_dir: Path) -> list[dict]:
 
 
 def read_test(work_dir: Path) -> list[dict]:
-    """Captions of, and single questions about, images that training has not seen; a group for each task."""
+    """Make captions and single questions for images that are not in training, with a group for each task."""
     rng = random.Random(1)
     rows = []
     for index in range(NUM_TEST):
         path = work_dir / "ablation" / "test" / f"{index}.png"
         rows += make_scene(rng, path, [TASKS[index % len(TASKS)]])
-    for path, question, answer in rng.sample(read_test_questions(), NUM_TEST):
-        rows.append({"conversations": to_conversation([(question, answer)]), "image": path, "group": "easy-VQA"})
+    for row in rng.sample(read_easy_vqa("test"), NUM_TEST):
+        conversation = to_conversation([(row.question, row.answer)])
+        rows.append({"conversations": conversation, "image": row.path, "group": "easy-VQA"})
     return rows
 
 
 def make_scene(rng: random.Random, path: Path, tasks: list[str]) -> list[dict]:
-    """Draws three to six objects in the cells of a 3 x 3 grid. Returns a caption, and the questions of `tasks`."""
+    """Draw three to six objects in the cells of a 3 x 3 grid. Return a caption, and the questions of `tasks`."""
     colours, number = rng.sample(SCENE_COLOURS, 3), rng.randint(1, 4)
-    # One to find, one whose pattern is asked for, and `number` to count.
+    # One object to find, one with a pattern to name, and `number` to count.
     objects = place_objects(rng, [*colours[:2], *[colours[2]] * number])
     path.parent.mkdir(parents=True, exist_ok=True)
     draw_objects(objects).save(path)
@@ -295,7 +298,12 @@ def make_scene(rng: random.Random, path: Path, tasks: list[str]) -> list[dict]:
 
 
 def place_objects(rng: random.Random, colours: list[str]) -> list[tuple[SceneObject, str]]:
-    """An object of each colour, with its pattern; shapes, patterns and cells are random."""
+    """
+    Return an object of each color, with its pattern; shapes, patterns and cells are random.
+
+    `build_scene` in synthesis/scenes/scene.py and `PatchExamples` in tower.py place objects in such cells, too. Each
+    draws in an order of its own: one function for all would change what is trained.
+    """
     cells = rng.sample([(column, row) for column in range(3) for row in range(3)], len(colours))
     places = [tuple((place + 0.5) / 3 + rng.uniform(-0.04, 0.04) for place in cell) for cell in cells]
     return [
@@ -306,12 +314,13 @@ def place_objects(rng: random.Random, colours: list[str]) -> list[tuple[SceneObj
 
 def draw_objects(objects: list[tuple[SceneObject, str]]) -> Image.Image:
     """
-    A picture on white, twice the side of a crop. Shapes are drawn at half of that and enlarged, so that the mean of
-    two by two pixels does not depend on the patterns.
+    Draw objects on white, in an image of twice the side of a crop.
+
+    Shapes are drawn at half that side and enlarged, so the mean of two by two pixels does not depend on the patterns.
     """
     half = np.asarray(draw_scene(Scene("white", [thing for thing, _ in objects]), CROP_SIZE)).astype(int)
     rows, columns = np.indices((2 * CROP_SIZE,) * 2)
-    ink = (255 - half[rows // 2, columns // 2]) // 2  # of plain objects
+    ink = (255 - half[rows // 2, columns // 2]) // 2  # ink of plain objects
     for thing, pattern in objects:
         if PATTERNS[pattern] is not None:
             places = (((rows // 2 + 0.5) / CROP_SIZE, thing.y), ((columns // 2 + 0.5) / CROP_SIZE, thing.x))
@@ -322,7 +331,7 @@ def draw_objects(objects: list[tuple[SceneObject, str]]) -> Image.Image:
 
 
 class PatternExamples(PatchExamples):
-    """Nine patterned objects each. In the image that is half as large, patterns have no label."""
+    """Images of nine patterned objects. In the image of half the size, patterns have no label."""
 
     classes = {**CLASSES, "pattern": ("", *PATTERNS)}
 
@@ -356,7 +365,7 @@ VISION_CONFIG = SiglipVisionConfig(
 
 
 def load_tower(work_dir: Path) -> FusionVisionModel:
-    """The tower that all runs start from, pretrained on the first call, as the released models start from SigLIP."""
+    """Load the tower that all runs start from, which the first call pretrains."""
     path = work_dir / "ablation" / "tower"
     if not path.exists():
         torch.manual_seed(0)
@@ -370,7 +379,7 @@ def load_tower(work_dir: Path) -> FusionVisionModel:
 def build_model(
     variant: Variant, processor: FusionProcessor, work_dir: Path, seed: int
 ) -> FusionForConditionalGeneration:
-    """A million parameters: the tower that all start from, and the rest, random."""
+    """Build a model of a million parameters: the pretrained tower, random elsewhere."""
     torch.manual_seed(seed)
     config = FusionConfig(
         vision_config=VISION_CONFIG.to_dict(),
@@ -402,9 +411,9 @@ def build_model(
 
 
 def count_flops(model: FusionForConditionalGeneration, data: Examples, collate: Collator) -> float:
-    """Operations of a training step, forward and backward: the mean over some batches."""
+    """Count the operations of a training step, forward and backward, in the mean over some batches."""
     rng, num_batches = random.Random(0), 12
-    model.set_attn_implementation("eager")  # the counter knows its operations
+    model.set_attn_implementation("eager")  # the counter has no formula for SDPA on a CPU
     with FlopCounterMode(display=False) as counter:
         for _ in range(num_batches):
             model(**collate([data[rng.randrange(len(data))] for _ in range(BATCH_SIZE)])).loss.backward()
@@ -416,8 +425,9 @@ def count_flops(model: FusionForConditionalGeneration, data: Examples, collate: 
 @torch.no_grad()
 def evaluate(model: FusionForConditionalGeneration, data: Examples, collate: Collator) -> dict[str, float]:
     """
-    Share of the answers of each group that greedy decoding would give exactly: those of which each token is the
-    likeliest one after the tokens before it.
+    Return the share of the answers of each group that greedy decoding would give exactly.
+
+    An answer counts if each of its tokens is the likeliest one after the tokens before it.
     """
     model.eval()
     right = {}
@@ -438,7 +448,7 @@ def evaluate(model: FusionForConditionalGeneration, data: Examples, collate: Col
 def train(
     model: FusionForConditionalGeneration, data: Examples, collate: Collator, folder: Path, steps: int, seed: int
 ) -> float:
-    """Trains a model in place. Returns the last language loss that is logged."""
+    """Train a model in place. Return the last language loss that is logged."""
     arguments = FusionTrainingArguments(
         str(folder),
         max_steps=steps,
@@ -463,7 +473,7 @@ def train(
 
 
 def run(name: str, seed: int, work_dir: Path, teraflops: float) -> dict:
-    """Trains a variant and evaluates it, the whole model also with fewer image tokens."""
+    """Train and evaluate a variant; evaluate the whole model also with fewer image tokens."""
     processor, data, test = load_examples(work_dir)
     variant = VARIANTS[name]
     model = build_model(variant, processor, work_dir, seed)
@@ -494,7 +504,7 @@ def run(name: str, seed: int, work_dir: Path, teraflops: float) -> dict:
 
 
 def report(results: list[dict], plot: Path | None):
-    """Tables of means and standard deviations over the seeds, and a plot."""
+    """Print tables of means and standard deviations over the seeds, and draw a plot."""
     by_variant = {name: [result for result in results if result["variant"] == name] for name in VARIANTS}
     by_variant = {name: rows for name, rows in by_variant.items() if rows}
     groups = ["mean", "easy-VQA", "scenes"]
@@ -520,7 +530,7 @@ def _spread(values: list[float]) -> str:
 
 
 def _draw(by_variant: dict[str, list[dict]], path: Path):
-    """Bars of the means, a panel for each score."""
+    """Draw bars of the means, a panel for each score."""
     groups = ["mean", "easy-VQA", *TASKS, "caption"]
     figure, axes = plt.subplots(1, len(groups), figsize=(12, 2.8), sharey=True, layout="constrained")
     for axis, group in zip(axes, groups, strict=True):

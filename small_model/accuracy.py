@@ -1,21 +1,21 @@
 """
-How good a FUSION is at what the small one was trained on: the test split of easy-VQA, and drawn scenes of all kinds
-that training has not seen. Answers are generated greedily, each asked for with the true turns before it.
+Measure a FUSION on what the small model was trained on: easy-VQA's test split, and new drawn scenes of all kinds.
+
+Answers are generated greedily. Earlier turns of a conversation have the true answers.
 
     python -m fusion_vlm.small_model.accuracy [MODEL] [--4bit] [--sections easy-vqa scenes objects turns] [--json FILE]
 
-* easy-vqa: with the image, with a blank (grey) one, and the share of the commonest answer.
-* scenes: per kind, with the image and with a blank one; the commonest answer of each type of question; and a model of
-  the questions' words alone (that of the audit, cross-validated on more questions of the same kind). Answers count as
-  the audit reads them: "There are two stars." is 2. A caption counts by what it says (F1): pairs of a colour and a
-  shape, how many of them, which of two is where, words on signs. A second table has the questions of conversations by
-  their type.
-* objects: short questions about one of several objects of a scene, by what they ask for: the colour or the shape of an
-  object, its place in the image ("Where is the star?"), what is at a place, the direction from one to another; and how
-  many there are of a shape or of a colour, in scenes with and without further objects, none among the answers. All
-  on plain grounds, and with a place painted behind.
-* turns: two questions about one image, in both orders: how often a second answer is right, and how often it would
-  answer the other question.
+* easy-vqa: with the image, with a blank (gray) one, and the share of the commonest answer.
+* scenes: for each kind, with the image and with a blank one. The baselines are the commonest answer of each type of
+  question, and a model of the questions' words alone (that of the audit, cross-validated on more questions of the same
+  kind). Answers are read as the audit reads them: "There are two stars." is 2. The score of a caption is the F1 of its
+  facts: pairs of a color and a shape, numbers, relations, words on signs. A second table has the questions of
+  conversations by type.
+* objects: short questions about one of several objects of a scene. They ask for a color, a shape, a place ("Where is
+  the star?"), what is at a place, a direction from one object to another, or a number (which may be 0). All scenes are
+  drawn on plain grounds, and with a place painted behind.
+* turns: two questions about one image, in both orders: how often the second answer is right, and how often it answers
+  the first question instead.
 """
 
 import argparse
@@ -30,19 +30,26 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
-import easy_vqa
 import numpy as np
 import torch
 from PIL import Image
-from transformers import BitsAndBytesConfig
 
 from fusion_vlm.audit.audit import turns_of
 from fusion_vlm.audit.language_only import NUM_FOLDS, Features, features_of, label_answers, try_language_only
 from fusion_vlm.audit.questions import Question, read_question, unify_answers, words_of
+from fusion_vlm.hub.quantization import nf4_config
 from fusion_vlm.modeling_fusion import FusionForConditionalGeneration
 from fusion_vlm.processing_fusion import FusionProcessor
-from fusion_vlm.small_model.data import GROUPS, find_pairs, open_content, open_place
-from fusion_vlm.synthesis import generate
+from fusion_vlm.small_model.data import (
+    EASY_VQA_SHAPES,
+    GROUPS,
+    IMAGE_SIZE,
+    draw_scenes,
+    find_pairs,
+    open_content,
+    open_place,
+    read_easy_vqa,
+)
 from fusion_vlm.synthesis.kinds.exact import make_scene_sample
 from fusion_vlm.synthesis.kinds.table import CAPTION_KINDS, INSTRUCTION_KINDS
 from fusion_vlm.synthesis.scenes.questions import SHORT_HINT, Fact, ask_direction, open_colour, open_count, open_shape
@@ -60,38 +67,39 @@ from fusion_vlm.synthesis.scenes.scene import (
 
 
 SECTIONS = ("easy-vqa", "scenes", "objects", "turns")
-IMAGE_SIZE = 144  # of a scene
 GROUNDS = {"objects": tuple(PLAIN_BACKGROUNDS), "objects, place behind": PLACES}
-# Training has the seeds 11 to 14.
+# Other seeds than those of training (11 to 14), or scenes of training would come again.
 SCENE_SEED, OBJECT_SEED = 97, 197
-NUM_SCENES, NUM_ASKED = 400, 120  # of each kind: for the baselines, and for the model
+NUM_SCENES, NUM_ASKED = 400, 120  # scenes of each kind: for the baselines, and for the model
 SINGULAR = {plural(shape): shape for shape in SHAPES}
-BLANK = Image.new("RGB", (144, 144), (128, 128, 128))
+BLANK = Image.new("RGB", (IMAGE_SIZE, IMAGE_SIZE), (128, 128, 128))
 
 
 class Model:
     """
-    Answers questions.
+    A model and its processor, which answer questions.
 
     Args:
         path (`str`): folder or Hub id.
-        quantized (`bool`): whether to load it in 4 bits (nf4).
+        four_bit (`bool`): whether to load it in 4 bits (nf4).
     """
 
-    def __init__(self, path: str, quantized: bool):
-        options = {"quantization_config": BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")}
+    def __init__(self, path: str, four_bit: bool):
+        config = nf4_config(torch.float32, double_quant=False) if four_bit else None
         self.processor = FusionProcessor.from_pretrained(path)
         self.model = FusionForConditionalGeneration.from_pretrained(
-            path, dtype=torch.float32, **(options if quantized else {})
+            path, dtype=torch.float32, quantization_config=config
         )
 
     def answer(self, conversations: list[tuple[Image.Image | str, list[str]]], max_new_tokens: int) -> list[str]:
         """
+        Return an answer for each conversation.
+
         Args:
-            conversations: an image, and what was said in turn, the question to be answered last.
+            conversations: an image, and the texts of the turns, of which the last is the question to answer.
         """
         answers = [""] * len(conversations)
-        # Prompts of similar length together, so that little is padding.
+        # Batches of prompts of similar length have little padding.
         order = sorted(range(len(conversations)), key=lambda index: sum(map(len, conversations[index][1])))
         for start in range(0, len(order), 64):
             indices = order[start : start + 64]
@@ -110,6 +118,7 @@ class Model:
 
 
 def to_messages(image: Image.Image | str, said: list[str]) -> list[dict]:
+    """Return the messages of a conversation about an image: a question, an answer, a question, ..."""
     if isinstance(image, str):
         image = Image.open(image).convert("RGB")
     messages = []
@@ -125,41 +134,31 @@ def share(values: list[bool]) -> float:
     return sum(values) / len(values)
 
 
-def read_test_questions() -> list[tuple[str, str, str]]:
-    """Image, question and answer of easy-VQA's test split."""
-    paths = easy_vqa.get_test_image_paths()
-    return [
-        (paths[image], question, answer)
-        for question, answer, image in zip(*easy_vqa.get_test_questions(), strict=True)
-    ]
-
-
 def measure_easy_vqa(model: Model) -> dict[str, float]:
-    rows = read_test_questions()
+    rows = read_easy_vqa("test")
     scores = {"questions": len(rows)}
     for name, blank in (("with image", False), ("blank image", True)):
-        answers = model.answer([(BLANK if blank else image, [question]) for image, question, _ in rows], 6)
-        scores[name] = share([answer == row[2] for answer, row in zip(answers, rows, strict=True)])
-    scores["majority"] = Counter(answer for *_, answer in rows).most_common(1)[0][1] / len(rows)
+        answers = model.answer([(BLANK if blank else row.path, [row.question]) for row in rows], 6)
+        scores[name] = share([answer == row.answer for answer, row in zip(answers, rows, strict=True)])
+    scores["majority"] = Counter(row.answer for row in rows).most_common(1)[0][1] / len(rows)
     by_question = defaultdict(Counter)
-    for _, question, answer in rows:
-        by_question[question][answer] += 1
-    # What knowing the commonest answer to each question would give: the most that language alone can.
+    for row in rows:
+        by_question[row.question][row.answer] += 1
+    # A model that knows the commonest answer to each question: the most that is possible without the image.
     scores["majority of each question"] = sum(max(each.values()) for each in by_question.values()) / len(rows)
     print("easy-VQA test: " + ", ".join(f"{name} {value:.4g}" for name, value in scores.items()), flush=True)
     return scores
 
 
 def measure_turns(model: Model, num_images: int = 500) -> dict[str, float]:
-    """The colour and the shape of the same object, asked one after the other."""
+    """Ask for the color and the shape of the same object, one after the other."""
     questions = ("what color is the shape?", "what shape is in the image?")
     by_image = defaultdict(set)
-    for image, _, answer in read_test_questions():
-        by_image[image].add(answer)
-    shapes = {"circle", "rectangle", "triangle"}
+    for row in read_easy_vqa("test"):
+        by_image[row.path].add(row.answer)
     known = []
     for image, answers in by_image.items():
-        shape, colour = answers & shapes, answers - shapes - {"yes", "no"}
+        shape, colour = answers & EASY_VQA_SHAPES, answers - EASY_VQA_SHAPES - {"yes", "no"}
         if len(shape) == len(colour) == 1:
             known.append((image, colour.pop(), shape.pop()))
     known = known[:num_images]
@@ -182,7 +181,7 @@ def draw_one(index: int, kind: str, grounds: Sequence[str]) -> tuple[Scene, Imag
 
 
 def ask_objects(rng: random.Random, scene: Scene) -> dict[str, Fact]:
-    """A question of each kind, each about an object drawn anew; a direction only if two objects have a clear one."""
+    """Ask a question of each kind about a random object, and for a direction if two objects have a clear one."""
     asks = {"colour": open_colour, "shape": open_shape, "place": open_place, "content": open_content}
     facts = {name: ask(rng, rng.choice(scene.objects)) for name, ask in asks.items()}
     pairs = find_pairs(rng, scene)
@@ -192,7 +191,7 @@ def ask_objects(rng: random.Random, scene: Scene) -> dict[str, Fact]:
 
 
 def ask_number(rng: random.Random, scene: Scene) -> Fact:
-    """Of a shape or a colour; the numbers that a scene has of these are asked for alike."""
+    """Ask for the number of a shape or a color. All numbers that occur in the scene are equally likely."""
     by_number = defaultdict(list)
     for group in GROUPS:
         by_number[len(scene.members(group))].append(group)
@@ -222,19 +221,19 @@ def measure_grounds(model: Model, grounds: Sequence[str], num_scenes: int = 400)
         scene, image = draw_one(index, rng.choice(("caption_count", "short_conversation")), grounds)
         add(image, {"number": ask_number(rng, scene)})
     scores = {}
-    for name, own in truths.items():
-        right = [answer == truth for answer, truth in zip(model.answer(asked[name], 8), own, strict=True)]
-        majority = Counter(own).most_common(1)[0][1] / len(own)
-        scores[name] = {"num": len(own), "accuracy": share(right), "majority": majority}
+    for name, answers in truths.items():
+        right = [answer == truth for answer, truth in zip(model.answer(asked[name], 8), answers, strict=True)]
+        majority = Counter(answers).most_common(1)[0][1] / len(answers)
+        scores[name] = {"num": len(answers), "accuracy": share(right), "majority": majority}
     return scores
 
 
 def make_scenes(folder: Path, kind: str) -> list[dict]:
+    """Draw scenes of a kind and return their rows, with the paths of their images."""
     seed = SCENE_SEED + (CAPTION_KINDS + INSTRUCTION_KINDS).index(kind)
     number = NUM_ASKED if kind in CAPTION_KINDS else NUM_SCENES
-    arguments = ["--num", number, "--seed", seed, "--image-size", IMAGE_SIZE, "--output", folder / kind]
-    with contextlib.redirect_stdout(io.StringIO()):  # its account would lie in the midst of the table
-        generate.main([*map(str, arguments), "--kinds", kind])
+    with contextlib.redirect_stdout(io.StringIO()):  # else its messages would interrupt the table
+        draw_scenes(folder / kind, number, seed, (kind,))
     rows = json.loads((folder / kind / "train.json").read_text())
     return [{**row, "image": str(folder / kind / "images" / row["image"])} for row in rows]
 
@@ -242,10 +241,12 @@ def make_scenes(folder: Path, kind: str) -> list[dict]:
 RELATION = re.compile(rf"(\w+ \w+) is ({'|'.join(DIRECTIONS.values())}) an? (\w+ \w+)")
 
 
-def named_in(caption: str) -> set[str]:
+def read_facts(caption: str) -> set[str]:
     """
-    Pairs of a colour and a shape, `red circle`, how many if more than one, `3 red circle`, which is where, `red circle
-    above blue star`, words in capitals.
+    Return the facts of a caption.
+
+    They are pairs of a color and a shape (`red circle`), numbers above one (`3 red circle`), relations (`red circle
+    above blue star`), and words in capitals.
     """
     words = [SINGULAR.get(word, word) for word in words_of(caption)]
     pairs = {f"{one} {two}" for one, two in zip(words, words[1:], strict=False) if one in COLOURS and two in SHAPES}
@@ -256,7 +257,7 @@ def named_in(caption: str) -> set[str]:
     }
     relations = set()
     for first, direction, second in RELATION.findall(caption):
-        if direction in (DIRECTIONS["right"], DIRECTIONS["below"]):  # the same said the other way round
+        if direction in (DIRECTIONS["right"], DIRECTIONS["below"]):  # store both forms of a relation as one
             opposite = "left" if direction == DIRECTIONS["right"] else "above"
             first, direction, second = second, DIRECTIONS[opposite], first
         relations.add(f"{first} {direction} {second}")
@@ -264,9 +265,9 @@ def named_in(caption: str) -> set[str]:
 
 
 def measure_captions(model: Model, rows: list[dict]) -> dict[str, float]:
-    """F1 of the named objects of captions; the baseline: the caption that agrees best with the others."""
+    """Return the F1 of the facts of captions. The baseline is the caption that agrees best with all others."""
     turns = [turns_of(row)[0] for row in rows]
-    truths = [named_in(answer) for _, answer, _ in turns]
+    truths = [read_facts(answer) for _, answer, _ in turns]
     kept = [index for index, truth in enumerate(truths) if truth]
     truths = [truths[index] for index in kept]
 
@@ -276,8 +277,8 @@ def measure_captions(model: Model, rows: list[dict]) -> dict[str, float]:
 
     asked = [(rows[index]["image"], [turns[index][0]]) for index in kept]
     scores = {"num": len(kept)}
-    scores["accuracy"] = f1([named_in(text) for text in model.answer(asked, 96)])
-    scores["blank"] = f1([named_in(text) for text in model.answer([(BLANK, said) for _, said in asked], 96)])
+    scores["accuracy"] = f1([read_facts(text) for text in model.answer(asked, 96)])
+    scores["blank"] = f1([read_facts(text) for text in model.answer([(BLANK, said) for _, said in asked], 96)])
     scores["majority"] = max(f1([truth] * len(truths)) for truth in truths)
     return scores
 
@@ -318,8 +319,9 @@ def measure_instructions(model: Model, rows: list[dict]) -> dict[str, float]:
 
 def mark(truths: list[Question], answers: list[str], known: list[Question]) -> list[bool]:
     """
-    Whether each answer is right. Answers are brought into the form of the audit together with the known ones, so that
-    both read alike.
+    Check which answers are right.
+
+    The forms of given and of known answers are unified together, or equal answers could get different forms.
     """
     given = [
         read_question(truth.text, answer, truth.type.partition(":")[0])
@@ -332,14 +334,15 @@ def mark(truths: list[Question], answers: list[str], known: list[Question]) -> l
 
 
 def try_words(questions: list[Question], by_type: dict[str, Counter]) -> float:
+    """Return the share of answers that a model of the questions' words alone gets right."""
     right = 0
     folds = np.random.RandomState(0).permutation(max(question.row for question in questions) + 1) % NUM_FOLDS
     for kind in by_type:
-        own = [question for question in questions if question.type == kind]
-        labels, _ = label_answers([question.answer for question in own])
-        features = Features.build(features_of(question) for question in own)
-        result = try_language_only(own, features, folds[[question.row for question in own]], labels)
-        right += max(result.accuracy, result.majority) * len(own)
+        chosen = [question for question in questions if question.type == kind]
+        labels, _ = label_answers([question.answer for question in chosen])
+        features = Features.build(features_of(question) for question in chosen)
+        result = try_language_only(chosen, features, folds[[question.row for question in chosen]], labels)
+        right += max(result.accuracy, result.majority) * len(chosen)
     return right / len(questions)
 
 
@@ -353,7 +356,7 @@ def measure_scenes(model: Model) -> dict[str, dict[str, float]]:
             rows = make_scenes(Path(folder), kind)
             measure = measure_captions if kind in CAPTION_KINDS else measure_instructions
             scores[kind] = measure(model, rows)
-            # Captions have no baseline by words: any question asks for the whole picture.
+            # Captions have no baseline of words: all their questions ask for the whole picture.
             cells = [f"{scores[kind][name]:.3f}" if name in scores[kind] else "" for name in columns]
             print(f"| {kind} | {scores[kind]['num']} | " + " | ".join(cells) + " |", flush=True)
     print_types({kind: row["by type"] for kind, row in scores.items() if "by type" in row})
@@ -361,7 +364,7 @@ def measure_scenes(model: Model) -> dict[str, dict[str, float]]:
 
 
 def print_types(scores: dict[str, dict[str, dict[str, float]]]):
-    """Of each kind of scenes and each type of question."""
+    """Print a row for each kind of scenes and each type of question."""
     print("\n| kind | type | questions | with image | commonest answer |\n|---|---|---|---|---|")
     for kind, row in scores.items():
         for name, each in row.items():
@@ -371,11 +374,11 @@ def print_types(scores: dict[str, dict[str, dict[str, float]]]):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", nargs="?", default=str(Path(__file__).with_name("model")))
-    parser.add_argument("--4bit", dest="quantized", action="store_true", help="load the model in 4 bits (nf4)")
+    parser.add_argument("--4bit", dest="four_bit", action="store_true", help="load the model in 4 bits (nf4)")
     parser.add_argument("--sections", nargs="+", choices=SECTIONS, default=SECTIONS)
-    parser.add_argument("--json", type=Path, help="file to write the figures to")
+    parser.add_argument("--json", type=Path, help="write the figures to this file")
     args = parser.parse_args()
-    model = Model(args.model, args.quantized)
+    model = Model(args.model, args.four_bit)
     measures = {
         "easy-vqa": measure_easy_vqa,
         "scenes": measure_scenes,

@@ -1,21 +1,22 @@
-"""
-The data of `train.py`: scenes of the data engine, rows that tell of each object of a scene how it looks and where
-it is, and easy-VQA.
-"""
+"""Make the training data of the small model: scenes of the data engine, rows about their objects, and easy-VQA."""
 
 import json
+import os
 import random
 import shutil
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from operator import attrgetter
 from pathlib import Path
+from typing import NamedTuple
 
 import easy_vqa
 
-from fusion_vlm.synthesis import generate
+from fusion_vlm.synthesis.engine import RunFolder
+from fusion_vlm.synthesis.generate import generate
 from fusion_vlm.synthesis.kinds.exact import make_scene_sample
 from fusion_vlm.synthesis.kinds.table import CAPTION_KINDS, INSTRUCTION_KINDS
+from fusion_vlm.synthesis.pipeline import Options
 from fusion_vlm.synthesis.scenes.questions import SHORT_HINT, Fact, ask_direction, open_colour, open_count, open_shape
 from fusion_vlm.synthesis.scenes.scene import (
     COLOURS,
@@ -29,23 +30,23 @@ from fusion_vlm.synthesis.scenes.scene import (
 )
 
 
-# Folder of the scenes, seed, number and kinds. Short questions are the most to learn from, so more is drawn of them.
+# Folder, seed, number and kinds of scenes. A model learns most from short questions, so they have the most scenes.
 SCENES = (
     ("captions", 11, 15000, CAPTION_KINDS),
     ("instructions", 12, 14000, INSTRUCTION_KINDS),
     ("questions", 13, 40000, ("short_conversation",)),
     ("objects", 14, 24000, ("caption_colour",)),
 )
-IMAGE_SIZE = 144  # of a scene: twice the crop, so that the crops show it as it was drawn
-GROUPS = [{"shape": shape} for shape in SHAPES] + [{"colour": colour} for colour in COLOURS]  # that can be counted
+IMAGE_SIZE = 144  # side of a scene: twice the crop, so that the crops show the scene without scaling
+GROUPS = [{"shape": shape} for shape in SHAPES] + [{"colour": colour} for colour in COLOURS]  # what can be counted
 EASY_VQA_SHAPES = {"circle", "rectangle", "triangle"}
 EASY_VQA_COLOURS = {"black", "blue", "brown", "gray", "green", "red", "teal", "yellow"}
 
 
 def make_data(folder: Path):
-    """All of it, of what is not there yet."""
+    """Make all files of rows that are missing."""
     make_scenes(folder)
-    if not all(path.exists() for path in told_files(folder)):
+    if not all(path.exists() for path in list_told_files(folder)):
         for name in TELLERS:
             tell_objects(folder / name)
     if not (folder / "easy_vqa" / "train.json").exists():
@@ -53,32 +54,62 @@ def make_data(folder: Path):
 
 
 def list_files(folder: Path) -> list[Path]:
-    """Of all rows."""
-    return [*sorted(folder.glob("*/train.json")), folder / "easy_vqa" / "captions.json", *told_files(folder)]
+    """List the files of all rows."""
+    return [*sorted(folder.glob("*/train.json")), folder / "easy_vqa" / "captions.json", *list_told_files(folder)]
 
 
-def told_files(folder: Path) -> list[Path]:
-    """What `tell_objects` writes."""
+def list_told_files(folder: Path) -> list[Path]:
+    """List the files that `tell_objects` writes."""
     return [folder / scenes / f"{name}.json" for scenes, tellers in TELLERS.items() for name in tellers]
 
 
 def make_scenes(folder: Path):
     for name, seed, number, kinds in SCENES:
         if not (folder / name / "done.json").exists():
-            arguments = ["--num", number, "--seed", seed, "--image-size", IMAGE_SIZE, "--output", folder / name]
-            generate.main([*map(str, arguments), "--kinds", *kinds])
+            draw_scenes(folder / name, number, seed, kinds)
 
 
-def read_easy_vqa(questions: tuple[list[str], list[str], list[int]]) -> dict[int, list[tuple[str, str]]]:
-    """Questions and answers about each image."""
+def draw_scenes(folder: Path, number: int, seed: int, kinds: tuple[str, ...]):
+    """Draw scenes with the data engine, and write their rows and images to a folder."""
+    options = Options(num=number, seed=seed, kinds=tuple(kinds), image_size=IMAGE_SIZE)
+    generate(options, RunFolder(folder, number), num_workers=os.cpu_count() or 1)
+
+
+class EasyVqaRow(NamedTuple):
+    """One question of easy-VQA."""
+
+    path: str  # of the image
+    question: str
+    answer: str
+    image: int  # number of the image in its split
+
+
+def read_easy_vqa(split: str) -> list[EasyVqaRow]:
+    """
+    Return all questions of a split of easy-VQA in their order.
+
+    Args:
+        split (`str`): `"train"` or `"test"`.
+    """
+    if split == "train":
+        questions, paths = easy_vqa.get_train_questions(), easy_vqa.get_train_image_paths()
+    else:
+        questions, paths = easy_vqa.get_test_questions(), easy_vqa.get_test_image_paths()
+    return [
+        EasyVqaRow(paths[image], question, answer, image) for question, answer, image in zip(*questions, strict=True)
+    ]
+
+
+def group_by_image(rows: list[EasyVqaRow]) -> dict[int, list[tuple[str, str]]]:
+    """Group questions and answers by the number of their image."""
     asked = defaultdict(list)
-    for question, answer, image in zip(*questions, strict=True):
-        asked[image].append((question, answer))
+    for row in rows:
+        asked[row.image].append((row.question, row.answer))
     return asked
 
 
 def to_conversation(turns: list[tuple[str, str]]) -> list[dict]:
-    """Questions and answers about an image in LLaVA's form."""
+    """Return questions and answers about an image as a conversation in LLaVA's form."""
     conversation = [
         {"from": role, "value": text} for turn in turns for role, text in zip(("human", "gpt"), turn, strict=True)
     ]
@@ -88,15 +119,17 @@ def to_conversation(turns: list[tuple[str, str]]) -> list[dict]:
 
 def make_easy_vqa(folder: Path, num_passes: int = 4, max_turns: int = 3):
     """
-    Conversations about the images of easy-VQA's training split, in LLaVA's form. In each pass every question is asked,
-    in conversations of one to `max_turns` of them: turns share the image, so that more is learnt from a step.
+    Write conversations about the images of easy-VQA's training split, in LLaVA's form.
 
-    Most yes-or-no questions of the set ask for what is not there, and their words give five of six answers. So
-    questions of the set about what is there are added, as many as make both alike, for shapes and for colours.
+    Each pass asks every question, in conversations of one to `max_turns` questions. Several turns share one image, so
+    a step teaches more.
+
+    Most yes-or-no questions of easy-VQA ask about absent shapes and colours, so their words give five of six answers.
+    Further questions of easy-VQA about present ones balance that, for shapes and for colours.
     """
     folder.mkdir(parents=True, exist_ok=True)
     rng = random.Random(0)
-    asked = read_easy_vqa(easy_vqa.get_train_questions())
+    asked = group_by_image(read_easy_vqa("train"))
     known = {image: looks for image, *looks in known_objects()}
     presence = sorted({question for questions in asked.values() for question, answer in questions if is_bool(answer)})
     rows = []
@@ -119,17 +152,17 @@ def make_easy_vqa(folder: Path, num_passes: int = 4, max_turns: int = 3):
 
 
 def find_missing(questions: list[tuple[str, str]], looks: list[str], presence: list[str]) -> Iterator[tuple]:
-    """For the shape and the colour of an object: questions about its presence, and how many of them to add."""
+    """Yield the questions about the shape, then the colour, of an object, and how many of them to add."""
     for look in looks:
         kind = EASY_VQA_SHAPES if look in EASY_VQA_SHAPES else EASY_VQA_COLOURS
-        there = [question for question in presence if look in words_of(question)]
-        own = [question for question, answer in questions if is_bool(answer) and words_of(question) & kind]
+        there = [question for question in presence if look in split_words(question)]
+        own = [question for question, answer in questions if is_bool(answer) and split_words(question) & kind]
         missing = len(own) - 2 * len(set(own) & set(there))
         yield there, min(max(missing, 0), len(there))
 
 
 def answer_there(question: str) -> str:
-    """To a yes-or-no question about what is there."""
+    """Answer a yes-or-no question about something that is there."""
     return "no" if is_negated(question) else "yes"
 
 
@@ -137,52 +170,53 @@ def is_bool(answer: str) -> bool:
     return answer in ("yes", "no")
 
 
-def words_of(question: str) -> set[str]:
+def split_words(question: str) -> set[str]:
     return set(question.rstrip("?").split())
 
 
 def is_negated(question: str) -> bool:
-    """Of a yes-or-no question of easy-VQA: whether it asks if something is not there."""
-    return bool(words_of(question) & {"not", "no"})
+    """Check whether a yes-or-no question of easy-VQA asks if something is absent."""
+    return bool(split_words(question) & {"not", "no"})
 
 
 def known_objects() -> Iterator[tuple[int, str, str]]:
-    """Image, colour and shape, for the images of the training split whose questions and answers tell both."""
-    for image, questions in sorted(read_easy_vqa(easy_vqa.get_train_questions()).items()):
+    """Yield image, colour and shape for the training images whose questions and answers tell both."""
+    for image, questions in sorted(group_by_image(read_easy_vqa("train")).items()):
         found = set()
         for question, answer in questions:
             if not is_bool(answer):
-                found |= words_of(question) | {answer}
+                found |= split_words(question) | {answer}
             elif (answer == "yes") != is_negated(question):
-                found |= words_of(question)
+                found |= split_words(question)
         shape, colour = found & EASY_VQA_SHAPES, found & EASY_VQA_COLOURS
         if shape and colour:
             yield image, colour.pop(), shape.pop()
 
 
 def list_objects() -> list[tuple[str, str, str]]:
-    """Path, colour and shape, for the same images."""
+    """List path, colour and shape for the images of `known_objects`."""
     paths = easy_vqa.get_train_image_paths()
     return [(paths[image], colour, shape) for image, colour, shape in known_objects()]
 
 
 def caption_easy_vqa(prompts=("What is in the picture?", "Caption this image.")) -> Iterator[dict]:
-    """One thing to see in each, to begin with."""
+    """Yield rows that name the one object of each image."""
     for image, colour, shape in known_objects():
         for number, prompt in enumerate(prompts):
             conversation = to_conversation([(prompt, f"There is a {colour} {shape}.")])
             yield {"id": f"{image}-caption-{number}", "image": f"{image}.png", "conversations": conversation}
 
 
-# Rows about the scenes of `objects`, up to six objects each of a shape and a colour of its own, of `questions`, up to
-# nine, some of them alike, and of `captions`, where all may be alike.
+# Rows about scenes. Those of `objects` have up to six objects with different shapes and colours, those of `questions`
+# up to nine, some of them alike. In those of `captions` all objects may be alike.
 
 
 def tell_objects(folder: Path):
     """
-    Writes a file of rows for each of the folder's `TELLERS`. The captions of the data engine name colours before
-    shapes and say where things are of two objects at most, and a short answer has one fact: a small model learns to
-    find a thing by its shape, and where it is, from rows that tell it of every object.
+    Write a file of rows for each of the folder's `TELLERS`.
+
+    The captions of the data engine name colours before shapes and give the places of two objects at most. A short
+    answer has one fact. From rows about every object, a small model learns to find an object by its shape.
     """
     seed = next(seed for name, seed, *_ in SCENES if name == folder.name)
     tellers = TELLERS[folder.name]
@@ -201,59 +235,63 @@ def tell_objects(folder: Path):
 
 
 def tell_colours(rng: random.Random, scene: Scene) -> list[tuple[str, str]]:
-    parts = [f"the {thing.shape} is {thing.colour}" for thing in in_order(scene, "shape")]
-    return [("What colour is each shape?", list_parts(parts))]
+    parts = [f"the {thing.shape} is {thing.colour}" for thing in sort_objects(scene, "shape")]
+    return [("What colour is each shape?", join_parts(parts))]
 
 
-def list_parts(parts: list[str]) -> str:
+def join_parts(parts: list[str]) -> str:
     return capitalize(", ".join(parts)) + "."
 
 
-def in_order(scene: Scene, name: str) -> list[SceneObject]:
-    """Of shapes or colours, as in the alphabet: an order that can be told from the image."""
+def sort_objects(scene: Scene, name: str) -> list[SceneObject]:
+    """Sort objects by the name of their shape or colour: an order that the image tells."""
     return sorted(scene.objects, key=attrgetter(name))
 
 
 def tell_places(rng: random.Random, scene: Scene) -> list[tuple[str, str]]:
     """
-    By shape and by colour. A place comes right after what is there, and begins with a word that tells much of it: in
-    sentences ("the star is in the lower left") no more was learnt than which places have an object.
+    Tell the place of every object, by shape and by colour.
+
+    The place directly follows the object. In sentences ("the star is in the lower left") the model learnt only which
+    places have an object.
     """
     turns = []
     for name in ("shape", "colour"):
-        parts = [f"{getattr(thing, name)}: {place_of(thing)}" for thing in in_order(scene, name)]
-        turns.append((f"Where is each {name}?", list_parts(parts)))
+        parts = [f"{getattr(thing, name)}: {name_place(thing)}" for thing in sort_objects(scene, name)]
+        turns.append((f"Where is each {name}?", join_parts(parts)))
     rng.shuffle(turns)
     return turns
 
 
-def place_of(thing: SceneObject) -> str:
-    """`lower left`"""
+def name_place(thing: SceneObject) -> str:
+    """Return the place of an object without its preposition: `lower left`."""
     return thing.position.partition(" the ")[2]
 
 
 def tell_contents(rng: random.Random, scene: Scene) -> list[tuple[str, str]]:
-    """Row by row."""
+    """Tell what is at each place, row by row."""
     things = sorted(scene.objects, key=lambda thing: (int(thing.y * GRID), thing.x))
-    parts = [f"{place_of(thing)}: {thing.name}" for thing in things]
-    return [("What is at each place?", list_parts(parts))]
+    parts = [f"{name_place(thing)}: {thing.name}" for thing in things]
+    return [("What is at each place?", join_parts(parts))]
 
 
 def tell_numbers(rng: random.Random, scene: Scene) -> list[tuple[str, str]]:
-    """By shape and by colour: of the scene's questions one at most asks for a number."""
+    """Tell numbers by shape and by colour. Only one question of a scene at most asks for a number."""
     turns = []
     for name in ("shape", "colour"):
         counts = Counter(getattr(thing, name) for thing in scene.objects)
         parts = [f"{value}: {number}" for value, number in sorted(counts.items())]
-        turns.append((f"How many objects of each {name} are there?", list_parts(parts)))
+        turns.append((f"How many objects of each {name} are there?", join_parts(parts)))
     rng.shuffle(turns)
     return turns
 
 
 def ask_numbers(rng: random.Random, scene: Scene) -> list[tuple[str, str]]:
     """
-    Short questions about up to three shapes or colours that several objects have, up to two that one has, and one that
-    none has.
+    Ask short questions about numbers.
+
+    Up to three are about shapes or colours of several objects, up to two about those of one object, and one about a
+    shape or colour of none.
     """
     groups = list(GROUPS)
     rng.shuffle(groups)
@@ -267,32 +305,33 @@ def ask_numbers(rng: random.Random, scene: Scene) -> list[tuple[str, str]]:
 
 
 def with_hint(turns: list[tuple[str, str]]) -> list[tuple[str, str]]:
-    """That asks for short answers, after the first question."""
+    """Add the hint that asks for short answers to the first question."""
     return [(f"{turns[0][0]}\n{SHORT_HINT}", turns[0][1]), *turns[1:]]
 
 
 def find_pairs(rng: random.Random, scene: Scene) -> list[tuple[SceneObject, SceneObject]]:
-    """Of each object with another one that is clearly in one direction from it, as far as there is one."""
+    """Pair each object with a random one in a clear direction from it, if there is one."""
     pairs = []
-    for first in in_order(scene, "shape"):
+    for first in sort_objects(scene, "shape"):
         others = [thing for thing in scene.objects if thing is not first and direction_of(thing, first)]
         pairs += [(first, rng.choice(others))] if others else []
     return pairs
 
 
 def tell_directions(rng: random.Random, scene: Scene) -> list[tuple[str, str]]:
-    """Both objects are named before the direction is, so that it can be told from the image."""
+    """Name both objects before their direction: a model cannot tell a direction before it knows both."""
     parts = [
         f"from the {second.colour} object the {first.shape} is {direction_of(first, second)}"
         for first, second in find_pairs(rng, scene)
     ]
-    return [("How do the objects lie to each other?", list_parts(parts))] if parts else []
+    return [("How do the objects lie to each other?", join_parts(parts))] if parts else []
 
 
 def ask_objects(rng: random.Random, scene: Scene) -> list[tuple[str, str]]:
     """
-    Short questions in random order: of up to five objects one fact each, none of which gives away another, and up to
-    two directions.
+    Ask short questions in random order.
+
+    They are about one fact of each of up to five objects, and about up to two directions. No fact gives away another.
     """
     things = rng.sample(scene.objects, len(scene.objects))
     asks = rng.sample((open_colour, open_shape, open_content, open_place, open_place), 5)
@@ -307,7 +346,7 @@ def ask_objects(rng: random.Random, scene: Scene) -> list[tuple[str, str]]:
 def open_place(rng: random.Random, thing: SceneObject) -> Fact:
     name = rng.choice((thing.shape, f"{thing.colour} object"))
     question = rng.choice((f"Where is the {name}?", f"Where in the picture is the {name}?"))
-    return Fact(question, place_of(thing), f"The {name} is {thing.position}.", "spatial")
+    return Fact(question, name_place(thing), f"The {name} is {thing.position}.", "spatial")
 
 
 def open_content(rng: random.Random, thing: SceneObject) -> Fact:

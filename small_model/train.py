@@ -1,14 +1,16 @@
 """
-Train the small FUSION of `small_model/model` from nothing: data (scenes of the data engine, easy-VQA), a tokenizer, a
-pretrained tower (`tower.py`), the three stages of training (`recipes/`), curves, and the folder that is shipped.
+Train the small FUSION of `small_model/model` from nothing.
+
+The steps are data (`data.py`), a tokenizer, a pretrained tower (`tower.py`), the three stages of training
+(`recipes/`), curves, and the folder that is shipped.
 
     pip install -e ".[train,synthesis]" easy-vqa
     python -m fusion_vlm.small_model.train [--work-dir out/tiny] [--output-dir small_model/model] [key=value ...]
 
-Started again, it goes on where it was stopped. Once trained, `python -m fusion_vlm.small_model.accuracy --json
-small_model/model/results.json` measures, and the same command once more writes the figures into the model card.
-`key=value` changes all recipes, `training.use_cpu=false training.bf16=true` on a GPU. On two CPU cores it takes
-about 100 minutes.
+The same command resumes a run that was stopped. After training, `python -m fusion_vlm.small_model.accuracy --json
+small_model/model/results.json` measures, and this command once more writes the figures into the model card.
+`key=value` overrides fields of all recipes, such as `training.use_cpu=false training.bf16=true` on a GPU. Training
+takes about 100 minutes on two CPU cores.
 """
 
 import argparse
@@ -42,12 +44,12 @@ STAGES = ("stage1", "stage1_5", "stage2")
 CROP_SIZE, PATCH_SIZE = 72, 12
 VOCAB_SIZE = 1024
 TOWER_STEPS = 2000
-# Id 0 is the padding: FUSION takes that id for no question token.
+# Id 0 is the padding token: FUSION does not count id 0 as a question token.
 SPECIAL_TOKENS = (
     "<|pad|>", "<|end|>", "<|user|>", "<|assistant|>", "<image>", "<latent>", "<vision_start>", "<vision_end>",
 )  # fmt: skip
 
-# Of the model card: image, question (short, as the hint says; without it, answers are sentences), title.
+# Examples of the model card: image, question, title. The questions get the hint, or answers would be sentences.
 EXAMPLES = (
     ("stars", "What is the colour of the circle?", "A colour"),
     ("stars", "How many red objects are there?", "A number"),
@@ -55,13 +57,13 @@ EXAMPLES = (
 )
 DESCRIPTION = """
 The smallest FUSION that answers: two million parameters, trained from nothing on two CPU cores with the training
-code of this project, on drawn scenes and on easy-VQA. It is there to try the package, to test it and to learn from. It
-knows flat shapes, their colours and where they are, in square pictures; nothing of photographs. It is best at
-questions that ask for a single word or phrase. It counts up to six, and is wrong about one number in ten."""
+code of this project, on drawn scenes and on easy-VQA. Use it to try the package, to test it and to learn from it. It
+answers questions about flat shapes, their colours and places in square pictures, and none about photographs. It is
+best at questions that ask for a single word or phrase. It counts up to six, and is wrong about one number in ten."""
 
 
 def make_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
-    """A byte-level BPE, which can write anything, with the words of the training data as whole tokens."""
+    """Train a byte-level BPE, which encodes any text, with the words of the training data as whole tokens."""
     tokenizer = Tokenizer(models.BPE())
     # Digits one by one, words with the space before them.
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -95,7 +97,7 @@ def make_processor(texts: list[str]) -> FusionProcessor:
 
 
 def make_model(processor: FusionProcessor) -> FusionForConditionalGeneration:
-    """Two million random parameters."""
+    """Build the model with two million random parameters."""
     torch.manual_seed(0)
     tokenizer = processor.tokenizer
     special_ids = {
@@ -138,13 +140,13 @@ def make_model(processor: FusionProcessor) -> FusionForConditionalGeneration:
 
 
 def read_texts(paths: list[Path]) -> list[str]:
-    """Questions and answers of files of rows."""
+    """Return all questions and answers of files of rows."""
     rows = [row for path in paths for row in json.loads(path.read_text())]
     return [turn["value"].removeprefix("<image>\n") for row in rows for turn in row["conversations"]]
 
 
 def make_start(work_dir: Path):
-    """All that training starts from: data, and a model whose tower is pretrained and the rest random."""
+    """Make what training starts from: data, and a model with a pretrained tower, random elsewhere."""
     make_data(work_dir / "data")
     if not (work_dir / "start" / "model.safetensors").exists():
         processor = make_processor(read_texts(list_files(work_dir / "data")))
@@ -155,28 +157,29 @@ def make_start(work_dir: Path):
         model.save_pretrained(work_dir / "start")
 
 
-def train_stages(work_dir: Path, num_processes: int, changes: list[str]):
+def train_stages(work_dir: Path, num_processes: int, overrides: list[str]):
     source = work_dir / "start"
     for stage in STAGES:
         output = work_dir / stage
-        if not (output / "trainer_state.json").exists():  # the last that a run writes
+        if not (output / "trainer_state.json").exists():  # the last file that a run writes
             print(f"{stage}: {source} -> {output}", flush=True)
-            # Beside the data, because its paths begin there.
+            # Paths of data are relative to the recipe, so the recipe is copied beside the data.
             recipe = shutil.copy(RECIPES / f"{stage}.yaml", work_dir / "data")
             batch_size = load_recipe(recipe)["global_batch_size"] // num_processes
             launch = ["torch.distributed.run", "--standalone", "--nproc-per-node", num_processes]
-            own = [
+            stage_overrides = [
                 f"model.path={source}",
                 f"training.output_dir={output}",
                 f"training.per_device_train_batch_size={batch_size}",
             ]
-            command = [sys.executable, "-m", *launch, "-m", "fusion_vlm.training.train", recipe, *own, *changes]
+            command = [sys.executable, "-m", *launch, "-m", "fusion_vlm.training.train", recipe]
+            command += [*stage_overrides, *overrides]
             subprocess.run([str(part) for part in command], check=True)
         source = output
 
 
 def draw_curves(work_dir: Path, path: Path):
-    """Losses of the stages, one after the other."""
+    """Plot the losses of all stages, one after the other."""
     figure, axes = plt.subplots(1, 2, figsize=(10, 3.5), layout="constrained")
     first = 0
     for number, stage in enumerate(STAGES):
@@ -197,8 +200,10 @@ def draw_curves(work_dir: Path, path: Path):
 
 def export(work_dir: Path, output_dir: Path):
     """
-    Writes the folder that is shipped: bfloat16, with a model card. The code in it is links to that of this repository,
-    so that it never is another one. Figures that were measured of other weights are removed.
+    Write the folder that is shipped: weights in bfloat16, and a model card.
+
+    The code in the folder is linked to the files of this repository, so that the two cannot differ. Figures that were
+    measured on other weights are removed.
     """
     weights, results = output_dir / "model.safetensors", output_dir / "results.json"
     before = weights.read_bytes() if weights.exists() else None
@@ -218,11 +223,11 @@ def export(work_dir: Path, output_dir: Path):
         (output_dir / name).unlink(missing_ok=True)
         (output_dir / name).symlink_to(os.path.relpath(ROOT.parent / name, output_dir.resolve()))
     draw_curves(work_dir, output_dir / "curves.png")
-    write_tiny_card(output_dir)
+    write_small_model_card(output_dir)
 
 
-def write_tiny_card(folder: Path):
-    """The model card, with the figures that `small_model/accuracy.py --json FOLDER/results.json` has measured."""
+def write_small_model_card(folder: Path):
+    """Write the model card, with the figures that `accuracy.py --json FOLDER/results.json` has measured, if any."""
     path = folder / "results.json"
     rows = read_results(json.loads(path.read_text())) if path.exists() else None
     examples = [
@@ -246,7 +251,7 @@ def write_tiny_card(folder: Path):
 
 
 def read_results(measured: dict) -> list[dict]:
-    """Rows of the card: accuracies on easy-VQA and on each kind of scenes."""
+    """Return the rows of the card: accuracies on easy-VQA and on each kind of scenes."""
     named = [("easy-VQA", "test", measured["easy-vqa"]["with image"])]
     named += [("drawn scenes", kind, scores["accuracy"]) for kind, scores in measured["scenes"].items()]
     return [
@@ -263,15 +268,15 @@ def read_results(measured: dict) -> list[dict]:
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("changes", nargs="*", metavar="key=value", help="changes of all recipes")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="override fields of all recipes")
     parser.add_argument("--work-dir", type=Path, default=Path("out/tiny"))
     parser.add_argument("--output-dir", type=Path, default=ROOT / "model")
-    parser.add_argument("--num-processes", type=int, default=2, help="of one thread each, or GPU (default: 2)")
+    parser.add_argument("--num-processes", type=int, default=2, help="each has one thread, or one GPU (default: 2)")
     args = parser.parse_args()
     make_start(args.work_dir)
-    train_stages(args.work_dir, args.num_processes, args.changes)
+    train_stages(args.work_dir, args.num_processes, args.overrides)
     export(args.work_dir, args.output_dir)
-    print(f"The trained model: {args.output_dir}")
+    print(f"Trained model: {args.output_dir}")
 
 
 if __name__ == "__main__":

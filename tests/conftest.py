@@ -1,6 +1,7 @@
 """
-Fixtures shared by the tests: the golden data of the reference implementation (tests/fixtures/golden/README.md says
-what it holds) and the checkpoints in it, converted once.
+Fixtures that tests share: the golden data of the reference implementation, and its checkpoints, converted once.
+
+tests/fixtures/golden/README.md describes the golden data.
 """
 
 import importlib.util
@@ -40,7 +41,7 @@ def goldens() -> dict[str, Golden]:
 
 @pytest.fixture(scope="session")
 def converted(tmp_path_factory) -> dict[str, Path]:
-    """The converted checkpoint folders."""
+    """Convert the checkpoints and return their folders."""
     folder = tmp_path_factory.mktemp("converted")
     return {variant: convert(GOLDEN_DIR / variant / "checkpoint", folder / variant) for variant in VARIANTS}
 
@@ -54,13 +55,13 @@ def processors(converted) -> dict:
 
 @pytest.fixture(scope="session")
 def models(converted) -> dict[str, FusionForConditionalGeneration]:
-    """Models in evaluation mode with SDPA; tests that change a model load their own."""
+    """Load the models in evaluation mode with SDPA. A test that changes a model must load another."""
     return {variant: FusionForConditionalGeneration.from_pretrained(folder) for variant, folder in converted.items()}
 
 
 @pytest.fixture
 def conversations() -> list[list[dict]]:
-    """Mixed lengths, turns, and with and without an image."""
+    """Return conversations of mixed lengths and turns, with and without an image."""
     return [
         make_messages(["What is it?"], random_image(0)),
         make_messages(["How many?", "Three of them.", "Which of them is the reddest one?"], random_image(1)),
@@ -70,19 +71,19 @@ def conversations() -> list[list[dict]]:
 
 @pytest.fixture(scope="session")
 def processor(processors):
-    """Of the tiny model."""
+    """Return the processor of the tiny model."""
     return tiny_processor(processors[LLAMA])
 
 
 @pytest.fixture(scope="module")
 def model(processor) -> FusionForConditionalGeneration:
-    """A tiny model with a Llama decoder; tests that change it make a copy."""
+    """Return a tiny model with a Llama decoder. A test that changes it must make a copy."""
     return tiny_model(processor)
 
 
 @pytest.fixture(scope="session")
 def wide_folder(processor, tmp_path_factory) -> Path:
-    """A model of widths that bitsandbytes' CPU kernels take."""
+    """Save a model with widths that bitsandbytes' CPU kernels take, and return its folder."""
     path = tmp_path_factory.mktemp("wide")
     torch.manual_seed(0)
     FusionForConditionalGeneration(wide_config(processor)).save_pretrained(path)

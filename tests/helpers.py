@@ -1,4 +1,4 @@
-"""Paths, golden data, and what several test files do to a model or its inputs."""
+"""Paths, golden data, and functions on models and inputs that several test files use."""
 
 import json
 from pathlib import Path
@@ -19,8 +19,8 @@ GOLDEN_DIR = FIXTURES / "golden"
 PHI, LLAMA = "fusion-phi-siglip", "fusion-llama-siglip2"
 VARIANTS = (PHI, LLAMA)
 
-# For processes that report their peak resident memory in bytes. Not `resource.getrusage`, whose figure begins with
-# what the parent had in memory when it started the process.
+# Code with which a process reports its peak resident memory in bytes. `resource.getrusage` would be wrong: its figure
+# includes the memory that the parent had when it started the process.
 PEAK_MEMORY = """
 def peak_memory():
     with open("/proc/self/status") as status:
@@ -41,7 +41,7 @@ def enable_checkpointing(model, use_reentrant: bool = False):
 
 
 class Golden:
-    """What the reference computes on the cases of one variant."""
+    """The results of the reference on the cases of one variant."""
 
     def __init__(self, variant: str, folder: str = ""):
         self.variant = variant
@@ -57,11 +57,12 @@ class Golden:
         return Image.open(GOLDEN_DIR / self.variant / f"{case}.png") if self.cases[case]["image"] else None
 
     def messages(self, case: str, turns: str = "turns") -> list[dict]:
-        """The conversation of a case, with its image; `turns` is `"turns"` or `"train"`."""
+        """Return the conversation of a case with its image; `turns` is `"turns"` or `"train"`."""
         return make_messages(self.cases[case][turns], self.image(case))
 
 
 def make_messages(turns: list[str], image=None) -> list[dict]:
+    """Return the messages of a conversation: a question, an answer, a question, ...; `image` is anything readable."""
     messages = [
         {"role": "assistant" if index % 2 else "user", "content": [{"type": "text", "text": text}]}
         for index, text in enumerate(turns)

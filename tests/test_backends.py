@@ -26,7 +26,7 @@ def folder(model, tmp_path_factory):
 
 @pytest.fixture
 def inputs(processor, conversations):
-    """A mixed, padded batch."""
+    """Return a mixed, padded batch."""
     return process(processor, conversations)
 
 
@@ -189,8 +189,9 @@ def test_quantised_cache(model, inputs):
 
 def test_decoder_with_two_ranges_of_positions_switches_as_it_does_alone(processor, conversations):
     """
-    Phi-3's position factors change past its original context; what is in the cache is computed again then, image and
-    all, so that the answer is that of a model that sees everything anew at each step.
+    Generate past Phi-3's original context, where its position factors change.
+
+    The model then computes the whole cache again, image included. The answer must equal that without a cache.
     """
     config = tiny_config(processor, "phi3")
     inputs = process(processor, conversations[0])

@@ -1,7 +1,8 @@
 """
-The full-size check: a random checkpoint with the names, shapes and dtype of FUSION-Phi3.5-3B (10.2 GB) is converted,
-loaded and asked a question about a photograph, as it is and in 4 bits; memory and times are printed. Needs 25 GB of
-disk, 16 GB of memory and about ten minutes on 2 CPU cores.
+The full-size check: convert a random checkpoint with the names, shapes and dtype of FUSION-Phi3.5-3B (10.2 GB).
+
+The result is loaded and asked about a photograph, as it is and in 4 bits; memory and times are printed. The check
+needs 25 GB of disk, 16 GB of memory and about ten minutes on 2 CPU cores.
 
     make test-slow
 """
@@ -17,7 +18,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from .helpers import FIXTURES, GOLDEN_DIR, PEAK_MEMORY, PHI
+from .helpers import FIXTURES, GOLDEN_DIR, PEAK_MEMORY, PHI, ROOT
 
 
 SHAPES = json.loads((FIXTURES / "released_tensors.json").read_text())["FUSION-Phi3.5-3B"]
@@ -138,7 +139,7 @@ def test_full_size_checkpoint_converts_loads_and_answers(quantize, tmp_path):
     conversion = run(CONVERT, source, output_dir, SHARD_SIZE, quantize)
     shutil.rmtree(source)
     conversion["gigabytes"] = sum(file.stat().st_size for file in output_dir.glob("*.safetensors")) / 10**9
-    answer = run(ASK, output_dir, FIXTURES / "chelsea.jpg", QUESTION)
+    answer = run(ASK, output_dir, ROOT / "hub" / "chelsea.jpg", QUESTION)
     shutil.rmtree(output_dir)
     for step, values in ((f"convert {quantize}", conversion), ("ask", answer)):
         print(f"\n{step}: peak memory {values.pop('peak_memory') / 10**9:.2f} GB")

@@ -1,6 +1,7 @@
 """
-Where the model looked: attention weights are those the model used, occlusion drops are those of a direct computation,
-and the figures show them.
+Where the model looked: attention weights, drops by occlusion, and the figures that show them.
+
+The weights are those that the model used, and the drops equal those of a direct computation.
 """
 
 import copy
@@ -49,7 +50,7 @@ def inputs(processor, conversations):
 
 
 def used_values_and_outputs(model, inputs) -> list[list[torch.Tensor]]:
-    """What goes into the attention of each interaction layer as values, and what comes out of it."""
+    """Record the values and the outputs of the attention in each interaction layer."""
     calls, handles = {"v_proj": [], "o_proj": []}, []
     for name, module in model.named_modules():
         part = name.rpartition(".")[2]

@@ -24,7 +24,7 @@ VISION_CONFIG = {
 
 
 def tiny_processor(original: FusionProcessor) -> FusionProcessor:
-    """24x24 crops, 36 image tokens and 4 latents."""
+    """Return a processor with 24x24 crops, 36 image tokens and 4 latents."""
     return FusionProcessor(
         FusionImageProcessor(size={"height": 24, "width": 24}, image_grid_size=6, latent_grid_size=2),
         copy.deepcopy(original.tokenizer),
@@ -71,7 +71,7 @@ def wide_config(processor) -> FusionConfig:
 def random_model(config: FusionConfig) -> FusionForConditionalGeneration:
     torch.manual_seed(0)
     model = FusionForConditionalGeneration(config).eval()
-    # The default scale of initialisation is so small that hardly anything would depend on anything.
+    # With the default scale of initialization, outputs would hardly depend on inputs.
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.ndim > 1 and "norm" not in name:

@@ -1,6 +1,7 @@
 """
-Writes folders of every kind with the installed transformers, and what a model answers from each.
-tests/test_releases.py loads them with other releases.
+Write folders of every kind with the installed transformers, and what a model answers from each.
+
+tests/test_releases.py loads the folders with other releases.
 
     python -m tests.write_folders OUTPUT_DIR
 """

@@ -139,7 +139,8 @@ def count_attention_backward(grad, query, key, value, *args, **kwargs) -> int:
 
 FLOP_FORMULAS = {
     **flop_registry,
-    # SDPA on a CPU, which torch has no formula for. It keeps what the fused kernels of GPUs keep.
+    # SDPA on a CPU, which torch has no formula for: benchmarks/speed.py registers the first of these, too. It keeps
+    # what the fused kernels of GPUs keep.
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: count_attention,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: count_attention_backward,
 }

@@ -56,7 +56,7 @@ DESKTOP, TELEPHONE = (1200, 720), (375, 812)
 
 
 def wait_for(condition):
-    """What `condition` returns once that is true."""
+    """Return the result of `condition` as soon as it is true."""
     deadline = time.monotonic() + PATIENCE
     while not (value := condition()):
         assert time.monotonic() < deadline, "it did not happen"
@@ -281,7 +281,7 @@ def tab(open_tab):
 
 
 def ask(tab, watch, question) -> str:
-    """The answer, once it is written."""
+    """Ask and return the answer as soon as it is complete."""
     number = len(tab.answers) + 1
     tab.ask(question)
     wait_for(lambda: len(tab.answers) == number and watch.num_running == 0 and tab.is_idle())
@@ -579,7 +579,7 @@ def post(url, data, content_type):
 
 
 def begin(address, path) -> str:
-    """What becomes of a conversation about a file of the server."""
+    """Begin a conversation about a file of the server, and return the last line of the response."""
     data = {"data": [{"path": path, "meta": {"_type": "gradio.FileData"}}]}
     event = post(f"{address}/gradio_api/call/begin", json.dumps(data).encode(), "application/json")["event_id"]
     with urllib.request.urlopen(f"{address}/gradio_api/call/begin/{event}") as response:

@@ -26,11 +26,11 @@ from fusion_vlm.hub import card
 from fusion_vlm.hub.card import CardError, write_card
 from fusion_vlm.hub.endpoint import QUANTIZED_REQUIREMENTS, REQUIREMENTS, SHIPPED_FILES, add_endpoint_files
 
-from ..helpers import FIXTURES, GOLDEN_DIR, LLAMA, PHI, ROOT, SMALL_MODEL
+from ..helpers import GOLDEN_DIR, LLAMA, PHI, ROOT, SMALL_MODEL
 from ..tiny import tiny_config
 
 
-PHOTO = FIXTURES / "chelsea.jpg"
+PHOTO = ROOT / "hub" / "chelsea.jpg"
 RANDOM_MODEL = ROOT / "examples" / "random_model.py"
 PHI35, LLAMA31 = "microsoft/Phi-3.5-mini-instruct", "meta-llama/Llama-3.1-8B-Instruct"
 SO400M, GIANT = "google/siglip-so400m-patch14-384", "google/siglip2-giant-opt-patch16-384"

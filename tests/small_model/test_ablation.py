@@ -1,4 +1,4 @@
-"""The parts of `small_model/ablation.py` that decide whether its variants are what they are called."""
+"""The parts of `small_model/ablation.py` that make its variants what their names say."""
 
 import random
 
@@ -85,7 +85,9 @@ def test_paper_mask_hides_the_question_from_patches_of_early_layers_only():
         return [[states[:, :16] for states in each] for each in outputs]
 
     first, second = patches_after_layers()
-    assert not torch.allclose(first[1], second[1])  # released: patches see the question from the first layer on
+    assert not torch.allclose(
+        first[1], second[1]
+    )  # released models: patches attend to the question from the first layer on
     for layer in tower.encoder.layers:
         layer.self_attn.__class__ = ablation.PaperMaskAttention
     first, second = patches_after_layers()
@@ -94,14 +96,14 @@ def test_paper_mask_hides_the_question_from_patches_of_early_layers_only():
 
 
 def test_answers_of_scenes_are_true_of_the_pixels(tmp_path):
-    """The number is that of cells with much of the colour, and the pattern is that of its rows and columns."""
+    """Count the cells with much of a color, and find the pattern by rows and columns."""
     rng = random.Random(1)
     for index in range(20):
         row = ablation.make_scene(rng, tmp_path / f"{index}.png", ["pattern", "count"])[1]
         turns = [turn["value"] for turn in row["conversations"]]
         pixels = np.asarray(Image.open(row["image"]).convert("RGB")).astype(int)
         colour, pattern = turns[0].split()[-2], turns[1]
-        inked, tinted = looks_of(COLOURS[colour], pixels)
+        inked, tinted = find_looks(COLOURS[colour], pixels)
         if pattern == "plain":
             assert tinted.sum() > 100
         else:
@@ -110,18 +112,18 @@ def test_answers_of_scenes_are_true_of_the_pixels(tmp_path):
             shares = {name: (values % 2).mean() for name, values in parities.items()}
             assert len(rows) > 50
             assert [name for name, share in shares.items() if share in (0, 1)] == [pattern]
-        inked, tinted = looks_of(COLOURS[turns[2].split()[2]], pixels)
+        inked, tinted = find_looks(COLOURS[turns[2].split()[2]], pixels)
         assert count_cells(inked | tinted) == int(turns[3])
 
 
-def looks_of(colour: tuple[int, int, int], pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Which pixels have the colour of a pattern, and which that of a plain object."""
+def find_looks(colour: tuple[int, int, int], pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return which pixels have the color of a pattern, and which have that of a plain object."""
     plain = 255 - (255 - np.array(colour)) // 2
     return (pixels == 2 * plain - 255).all(axis=2), (pixels == plain).all(axis=2)
 
 
 def count_cells(mask: np.ndarray) -> int:
-    """Cells of the 3 x 3 grid in which there is much of the mask: objects stay in their cells but for a rim."""
+    """Count the cells of the 3 x 3 grid with much of the mask: only a rim of an object leaves its cell."""
     third = len(mask) // 3
     cells = [mask[row : row + third, column : column + third] for row in range(0, 3 * third, third)
              for column in range(0, 3 * third, third)]  # fmt: skip
@@ -129,7 +131,7 @@ def count_cells(mask: np.ndarray) -> int:
 
 
 def test_base_images_do_not_depend_on_patterns(processor):
-    """So that a model without the crops has nothing to tell them by."""
+    """Compare base images and crops: without the crops, a model must not be able to tell patterns apart."""
     objects = ablation.place_objects(random.Random(0), ["red", "blue", "black", "red"])
     images = [ablation.draw_objects([(thing, name) for thing, _ in objects]) for name in ablation.PATTERNS]
     batch = processor.image_processor(images, return_tensors="pt")

@@ -1,4 +1,4 @@
-"""What `small_model/accuracy.py` takes a caption to say."""
+"""The facts that `small_model/accuracy.py` reads from a caption."""
 
 import pytest
 
@@ -6,12 +6,12 @@ from fusion_vlm.small_model import accuracy
 
 
 def test_pairs_and_words_of_a_caption_count_once():
-    said = accuracy.named_in('The picture shows two red stars, a blue cross and a sign "EXIT".')
+    said = accuracy.read_facts('The picture shows two red stars, a blue cross and a sign "EXIT".')
     assert said == {"red star", "2 red star", "blue cross", "EXIT"}
 
 
 def test_another_number_of_the_same_objects_is_another_fact():
-    one, other = (accuracy.named_in(f"There are {number} objects: {number} red stars.") for number in ("two", "six"))
+    one, other = (accuracy.read_facts(f"There are {number} objects: {number} red stars.") for number in ("two", "six"))
     assert one & other == {"red star"} and one != other
 
 
@@ -26,11 +26,11 @@ def test_another_number_of_the_same_objects_is_another_fact():
     ],
 )
 def test_a_relation_is_the_same_from_both_sides(one, other):
-    assert accuracy.named_in(one) == accuracy.named_in(other)
-    assert len(accuracy.named_in(one)) == 3
+    assert accuracy.read_facts(one) == accuracy.read_facts(other)
+    assert len(accuracy.read_facts(one)) == 3
 
 
 def test_the_opposite_relation_is_another_one():
-    one = accuracy.named_in("A red circle is above a blue star.")
-    other = accuracy.named_in("A red circle is below a blue star.")
+    one = accuracy.read_facts("A red circle is above a blue star.")
+    other = accuracy.read_facts("A red circle is below a blue star.")
     assert one & other == {"red circle", "blue star"} and one != other

@@ -1,6 +1,7 @@
 """
-The small trained model of `small_model/model` from end to end: right answers, in each way in which it is used. The
-truths are those of easy-VQA's test split and of scenes drawn anew, whose images training has not seen.
+The small trained model of `small_model/model` from end to end: right answers, in each way of using it.
+
+The true answers are those of easy-VQA's test split and of new scenes, whose images are not in training.
 """
 
 import json
@@ -9,27 +10,28 @@ import shlex
 import sys
 from pathlib import Path
 
-import easy_vqa
 import pytest
 import torch
 from peft import get_peft_model
 from PIL import Image
-from transformers import AutoModelForImageTextToText, AutoProcessor, BitsAndBytesConfig, pipeline
+from transformers import AutoModelForImageTextToText, AutoProcessor, pipeline
 
 from fusion_vlm.commands.main import main
+from fusion_vlm.hub.quantization import nf4_config
 from fusion_vlm.small_model import accuracy as measure
+from fusion_vlm.small_model.data import EASY_VQA_SHAPES, EasyVqaRow, read_easy_vqa
 from fusion_vlm.training.collator import FusionDataCollator
 from fusion_vlm.training.lora import lora_config
 from fusion_vlm.training.trainer import FusionTrainer, FusionTrainingArguments
 
-from ..helpers import SMALL_MODEL
+from ..helpers import SMALL_MODEL, make_messages
 
 
 pytestmark = pytest.mark.skipif(
     not SMALL_MODEL.exists(), reason="small_model/train.py has not written small_model/model yet"
 )
 NUM_QUESTIONS = 64
-# The share of right answers among the questions of this file; on all 9,673 it is in the README.
+# Share of right answers to the questions of this file; docs/small_model.md has that of all 9,673.
 MIN_ACCURACY = 0.95
 
 
@@ -44,18 +46,8 @@ def model():
 
 
 @pytest.fixture(scope="module")
-def questions() -> list[tuple[str, str, str]]:
-    """Path of an image, question, answer."""
-    paths = easy_vqa.get_test_image_paths()
-    rows = [
-        (paths[image], question, answer)
-        for question, answer, image in zip(*easy_vqa.get_test_questions(), strict=True)
-    ]
-    return random.Random(0).sample(rows, NUM_QUESTIONS)
-
-
-def to_messages(path: str | Path, question: str) -> list[dict]:
-    return [{"role": "user", "content": [{"type": "image", "path": str(path)}, {"type": "text", "text": question}]}]
+def questions() -> list[EasyVqaRow]:
+    return random.Random(0).sample(read_easy_vqa("test"), NUM_QUESTIONS)
 
 
 def ask(model, processor, conversations: list[list[dict]], **options) -> list[str]:
@@ -66,8 +58,8 @@ def ask(model, processor, conversations: list[list[dict]], **options) -> list[st
     return processor.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
 
 
-def accuracy(answers: list[str], questions: list[tuple[str, str, str]]) -> float:
-    return sum(answer == row[2] for answer, row in zip(answers, questions, strict=True)) / len(questions)
+def accuracy(answers: list[str], questions: list[EasyVqaRow]) -> float:
+    return sum(answer == row.answer for answer, row in zip(answers, questions, strict=True)) / len(questions)
 
 
 def test_folder_is_small_and_in_half_precision():
@@ -77,73 +69,70 @@ def test_folder_is_small_and_in_half_precision():
 
 
 def test_batch_answers_rightly(model, processor, questions):
-    answers = ask(model, processor, [to_messages(path, question) for path, question, _ in questions])
+    answers = ask(model, processor, [make_messages([row.question], row.path) for row in questions])
     assert accuracy(answers, questions) >= MIN_ACCURACY
 
 
 def test_answers_come_from_the_image(model, processor, questions):
-    """The same questions about the images of other rows: a model that guesses from the words would do as well."""
+    """Ask the same questions about the images of other rows. A model that guesses from the words would stay right."""
     turned = questions[1:] + questions[:1]
-    answers = ask(model, processor, [to_messages(row[0], own[1]) for row, own in zip(turned, questions, strict=True)])
+    answers = ask(
+        model,
+        processor,
+        [make_messages([row.question], other.path) for row, other in zip(questions, turned, strict=True)],
+    )
     assert accuracy(answers, questions) < 0.8
 
 
 def test_pipeline_answers_rightly(processor, questions):
     pipe = pipeline("image-text-to-text", model=str(SMALL_MODEL), trust_remote_code=True)
-    chats = [to_messages(path, question) for path, question, _ in questions]
+    chats = [make_messages([row.question], row.path) for row in questions]
     outputs = pipe(text=chats, max_new_tokens=8, batch_size=16, return_full_text=False)
     assert accuracy([output[0]["generated_text"] for output in outputs], questions) >= MIN_ACCURACY
 
 
 def test_beams_answer_rightly(model, processor, questions):
-    conversations = [to_messages(path, question) for path, question, _ in questions[:16]]
+    conversations = [make_messages([row.question], row.path) for row in questions[:16]]
     answers = ask(model, processor, conversations, num_beams=3)
     assert accuracy(answers, questions[:16]) >= MIN_ACCURACY - 0.05
 
 
 def test_four_bits_keep_the_answers(processor, questions):
-    config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")
+    config = nf4_config(torch.float32, double_quant=False)
     quantized = AutoModelForImageTextToText.from_pretrained(
         SMALL_MODEL, trust_remote_code=True, dtype=torch.float32, quantization_config=config
     )
-    answers = ask(quantized, processor, [to_messages(path, question) for path, question, _ in questions])
+    answers = ask(quantized, processor, [make_messages([row.question], row.path) for row in questions])
     assert accuracy(answers, questions) >= MIN_ACCURACY - 0.03
 
 
 def test_second_answer_is_to_the_second_question(model, processor):
-    """Colour and shape of the same object, in both orders."""
+    """Ask for color and shape of the same object, in both orders."""
     asked = {"what color is the shape?": 1, "what shape is in the image?": 2}
     known = [(path, *known) for path, known in known_images() if len(known) == 2][:16]
     right = 0
     for first, second in (list(asked), list(asked)[::-1]):
-        chats = []
-        for row in known:
-            turns = to_messages(row[0], first)
-            turns.append({"role": "assistant", "content": [{"type": "text", "text": row[asked[first]]}]})
-            turns.append({"role": "user", "content": [{"type": "text", "text": second}]})
-            chats.append(turns)
+        chats = [make_messages([first, row[asked[first]], second], row[0]) for row in known]
         right += sum(a == row[asked[second]] for a, row in zip(ask(model, processor, chats), known, strict=True))
     assert right >= 0.9 * 2 * len(known)
 
 
 def known_images() -> list[tuple[str, tuple[str, ...]]]:
-    """Images of the test split with their colour and shape, as far as its questions tell them."""
-    shapes = {"circle", "rectangle", "triangle"}
+    """Return the images of the test split with their color and shape, as far as the questions tell them."""
     answers = {}
-    for _, answer, image in zip(*easy_vqa.get_test_questions(), strict=True):
-        if answer not in ("yes", "no"):
-            answers.setdefault(image, set()).add(answer)
-    paths = easy_vqa.get_test_image_paths()
+    for row in read_easy_vqa("test"):
+        if row.answer not in ("yes", "no"):
+            answers.setdefault((row.image, row.path), set()).add(row.answer)
     return [
-        (paths[image], (*(found - shapes), *(found & shapes)))
-        for image, found in sorted(answers.items())
-        if len(found - shapes) <= 1 and len(found & shapes) <= 1
+        (path, (*(found - EASY_VQA_SHAPES), *(found & EASY_VQA_SHAPES)))
+        for (_, path), found in sorted(answers.items())
+        if len(found - EASY_VQA_SHAPES) <= 1 and len(found & EASY_VQA_SHAPES) <= 1
     ]
 
 
 def test_looks_places_and_numbers_are_told_in_scenes_that_training_has_not_seen():
-    """Of one object among several; the commonest answers would be right in 0.03 to 0.27, of numbers in 0.39."""
-    model = measure.Model(str(SMALL_MODEL), quantized=False)
+    """Ask about one of several objects. The commonest answers are right in 0.03 to 0.27, for numbers in 0.39."""
+    model = measure.Model(str(SMALL_MODEL), four_bit=False)
     scores = measure.measure_grounds(model, measure.GROUNDS["objects"], num_scenes=24)
     bounds = dict.fromkeys(("colour", "shape", "place", "content", "direction"), 0.9) | {"number": 0.75}
     assert scores.keys() == bounds.keys() and all(score["num"] >= 15 for score in scores.values())
@@ -151,7 +140,7 @@ def test_looks_places_and_numbers_are_told_in_scenes_that_training_has_not_seen(
 
 
 def test_demo_answers_rightly(import_script, tmp_path, monkeypatch, capsys):
-    """The three questions of `make demo`, and its picture."""
+    """Check the answers to the three questions of `make demo`, and its picture."""
     quickstart = import_script("examples/quickstart.py")
     monkeypatch.setattr(sys, "argv", ["quickstart.py", "--output", str(tmp_path / "demo.png")])
     quickstart.main()
@@ -170,20 +159,14 @@ def test_demo_answers_rightly(import_script, tmp_path, monkeypatch, capsys):
 
 
 def test_lora_teaches_a_new_answer(processor, tmp_path):
-    """It learns to call shapes by other names, from 96 images, and keeps what it knew."""
+    """Teach new names of shapes with 96 images; answers to other questions stay right."""
     question = "what do we call it?"
     names = {"circle": "star", "rectangle": "arrow", "triangle": "heart"}
     known = [(path, found) for path, found in known_images() if len(found) == 2]
-    rows = [
-        {
-            "messages": to_messages(path, question)
-            + [{"role": "assistant", "content": [{"type": "text", "text": names[shape]}]}]
-        }
-        for path, (_, shape) in known[:96]
-    ]
+    rows = [{"messages": make_messages([question, names[shape]], path)} for path, (_, shape) in known[:96]]
     held_out = known[96:128]
     model = AutoModelForImageTextToText.from_pretrained(SMALL_MODEL, trust_remote_code=True, dtype=torch.float32)
-    before = ask(model, processor, [to_messages(path, question) for path, _ in held_out])
+    before = ask(model, processor, [make_messages([question], path) for path, _ in held_out])
     assert not set(before) & set(names.values())
 
     model = get_peft_model(model, lora_config(model, r=8))
@@ -195,10 +178,10 @@ def test_lora_teaches_a_new_answer(processor, tmp_path):
     FusionTrainer(model, arguments, data_collator=collator, train_dataset=rows).train()
     model = model.merge_and_unload().eval()
 
-    after = ask(model, processor, [to_messages(path, question) for path, _ in held_out])
+    after = ask(model, processor, [make_messages([question], path) for path, _ in held_out])
     right = sum(answer == names[shape] for answer, (_, (_, shape)) in zip(after, held_out, strict=True))
     assert right >= 0.9 * len(held_out)
-    colours = ask(model, processor, [to_messages(path, "what color is the shape?") for path, _ in held_out])
+    colours = ask(model, processor, [make_messages(["what color is the shape?"], path) for path, _ in held_out])
     assert sum(answer == colour for answer, (_, (colour, _)) in zip(colours, held_out, strict=True)) >= 0.9 * len(
         held_out
     )

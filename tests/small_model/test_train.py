@@ -1,4 +1,4 @@
-"""How the small trained model is made (`train.py`, `data.py` and `tower.py` of `small_model`)."""
+"""The making of the small trained model (`train.py`, `data.py` and `tower.py` of `small_model`)."""
 
 import json
 import random
@@ -65,7 +65,7 @@ def test_captions_of_easy_vqa_say_what_its_answers_say():
 
 
 def test_rows_about_objects_are_true_of_their_scene():
-    """Each sentence and each short answer, against the places and looks that the scene says."""
+    """Compare each sentence and each short answer with the places and looks in the scene."""
     told = Counter()
     for index in range(60):
         scene = Scene.from_dict(make_scene_sample(index, "caption_colour", 5).scenes[0])
@@ -108,7 +108,7 @@ def test_numbers_and_contents_are_those_of_scenes_with_like_objects():
         assert 3 <= len(asked) <= 6 and "0" in dict(asked).values()
         ((_, answer),) = data.tell_contents(random.Random(index), scene)
         parts = answer.removesuffix(".").lower().split(", ")
-        assert sorted(parts) == sorted(f"{data.place_of(thing)}: {thing.name}" for thing in scene.objects)
+        assert sorted(parts) == sorted(f"{data.name_place(thing)}: {thing.name}" for thing in scene.objects)
 
 
 def check_part(part: str, things: dict[str, SceneObject]) -> str:
@@ -179,7 +179,7 @@ def test_patch_labels_are_where_the_object_is():
     assert is_red.sum() > 4
     names = [classes[index] for classes, index in zip(tower.CLASSES.values(), labels[is_red][0], strict=True)]
     assert names == ["square", "red"]
-    # The labels are of the box around it, of which the square leaves a margin of at most a patch.
+    # Labels cover the box around the object. The square leaves a margin of at most a patch in it.
     assert (labels[is_red] > 0).all()
     rows, columns = np.nonzero(labels[..., 0])
     red_rows, red_columns = np.nonzero(is_red)
@@ -201,7 +201,7 @@ def test_input_layer_begins_by_whitening_patches():
     model = FusionVisionModel(config)
     rng = random.Random(0)
     images = torch.stack([torch.rand(3, 32, 32) * rng.random() for _ in range(200)])
-    tower.initialise(model, images)
+    tower.initialize(model, images)
     outputs = model.embeddings.patch_embedding(images).flatten(2).transpose(1, 2).flatten(0, 1)
     covariance = torch.cov(outputs.T)
     assert outputs.mean(dim=0).abs().max() < 1e-3
@@ -209,17 +209,17 @@ def test_input_layer_begins_by_whitening_patches():
 
 
 def test_shipped_card_is_the_one_that_is_written_today(tmp_path):
-    """The code on it, the figures and the answers are those of the code and the weights in this repository."""
+    """Compare the card with one that is written from the code and the weights in this repository."""
     folder = tmp_path / "tiny"
     shutil.copytree(train.ROOT / "model", folder)
-    train.write_tiny_card(folder)
+    train.write_small_model_card(folder)
     for name in ("README.md", "requirements.txt"):
         assert (folder / name).read_text() == (train.ROOT / "model" / name).read_text(), name
 
 
 @pytest.mark.slow
 def test_whole_way_in_miniature_and_again(tmp_path, monkeypatch):
-    """All steps with two optimiser steps each; called again, it does nothing but the export."""
+    """Run all stages with two optimizer steps each. A second run only exports."""
     monkeypatch.setattr(data, "SCENES", tuple((name, seed, 36, kinds) for name, seed, _, kinds in data.SCENES))
     monkeypatch.setattr(train, "TOWER_STEPS", 2)
     work, output = tmp_path / "work", tmp_path / "tiny"
@@ -233,9 +233,9 @@ def test_whole_way_in_miniature_and_again(tmp_path, monkeypatch):
     output.mkdir()
     (output / "results.json").write_text("{}")
     train.main()
-    assert not (output / "results.json").exists()  # of other weights
+    assert not (output / "results.json").exists()  # measured on other weights
     states = {path: path.stat().st_mtime_ns for path in work.rglob("trainer_state.json")}
-    assert len(states) == 6  # of each stage, and of its checkpoint
+    assert len(states) == 6  # one of each stage, and one of its checkpoint
     model = AutoModelForImageTextToText.from_pretrained(output, trust_remote_code=True)
     assert model.dtype == torch.bfloat16
     assert {"README.md", "curves.png", "handler.py", "processor_config.json"} <= {

@@ -1,20 +1,23 @@
 """
-Training of the whole model, of LoRA adapters and of LoRA adapters on a 4-bit model: tokens per second and peak memory
-of optimisation steps with AdamW, on the geometries of `speed.py` and random weights. Each way runs in a process of its
-own; the best of the repeats counts. A step beside the reference's way of working: `speed.py training`.
+Measure tokens per second and peak memory of training: all parameters, LoRA, and LoRA on a 4-bit model.
 
-    OMP_WAIT_POLICY=PASSIVE .venv/bin/python benchmarks/training.py [--quick]
+Steps use AdamW, random weights and the sizes of `geometries.py`. Each way runs in a new process, and the best of the
+repeats counts. `speed.py training` compares a step with the reference's way of working.
+
+    OMP_WAIT_POLICY=PASSIVE python benchmarks/training_speed.py [--quick]
 """
 
 import argparse
 import tempfile
 import time
 
-import speed
 import torch
+from geometries import Settings, build_fusion, make_config, make_example
+from measuring import in_fresh_process, measure_peak, print_table, read_status
 from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
-from transformers import BitsAndBytesConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
+from fusion_vlm.hub.quantization import nf4_config
 from fusion_vlm.modeling_fusion import FusionForConditionalGeneration
 
 
@@ -22,19 +25,15 @@ WAYS = {
     "all parameters": {},
     "all, gradient checkpointing": {"checkpointing": True},
     "LoRA on the decoder": {"lora": True},
-    "QLoRA on the decoder (nf4)": {"lora": True, "quantized": True},
+    "QLoRA on the decoder (nf4)": {"lora": True, "four_bit": True},
 }
 LORA = LoraConfig(r=16, lora_alpha=32, target_modules=r".*language_model\.layers\.\d+\.(self_attn|mlp)\.\w+_proj")
 
 
-def build(
-    geometry: str, settings: speed.Settings, lora=False, quantized=False, checkpointing=False
-) -> PreTrainedModel:
-    model = speed.build_fusion(geometry, settings)
-    if quantized:
-        config = BitsAndBytesConfig(
-            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=settings.dtype
-        )
+def build(geometry: str, settings: Settings, lora=False, four_bit=False, checkpointing=False) -> PreTrainedModel:
+    model = build_fusion(geometry, settings)
+    if four_bit:
+        config = nf4_config(settings.dtype, double_quant=False)
         with tempfile.TemporaryDirectory() as folder:
             model.save_pretrained(folder)
             model = FusionForConditionalGeneration.from_pretrained(
@@ -46,13 +45,11 @@ def build(
     return (get_peft_model(model, LORA) if lora else model).train()
 
 
-def measure(way: str, geometry: str, settings: speed.Settings) -> tuple[float, int, int, int]:
-    """Seconds of a step, its tokens, peak bytes of weights, gradients, states and activations, trained parameters."""
-    before = speed.read_status("VmRSS")
+def measure(way: str, geometry: str, settings: Settings) -> tuple[float, int, int, int]:
+    """Return seconds of a step, its tokens, peak bytes (all tensors), and the number of trained parameters."""
+    before = read_status("VmRSS")
     model = build(geometry, settings, **WAYS[way])
-    example = speed.make_example(
-        speed.make_config(geometry, settings.quick), settings, 0, one_image=False, has_answer=True
-    )
+    example = make_example(make_config(geometry, settings.quick), settings, 0, one_image=False, has_answer=True)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-5)
 
@@ -67,25 +64,25 @@ def measure(way: str, geometry: str, settings: speed.Settings) -> tuple[float, i
         start = time.perf_counter()
         step()
         times.append(time.perf_counter() - start)
-    # Beginning with what is held between two steps, so that building the model does not count.
-    held = speed.read_status("VmRSS") - before
-    peak = held + speed.measure_peak(step, settings.device)
+    # The peak counts from what is held between two steps, so building the model is not in it.
+    held = read_status("VmRSS") - before
+    peak = held + measure_peak(step, settings.device)
     return min(times), example["input_ids"].numel(), peak, sum(parameter.numel() for parameter in trained)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="few layers and one repeat: a check of this file")
+    parser.add_argument("--quick", action="store_true", help="few layers and one repeat, to check this script")
     quick = parser.parse_args().quick
-    settings = speed.Settings(("so400m",), "cpu", torch.float32, repeats=1 if quick else 3, quick=quick)
+    settings = Settings(("so400m",), "cpu", torch.float32, repeats=1 if quick else 3, quick=quick)
     for geometry in settings.geometries:
         rows, first = [], None
         for way in WAYS:
-            seconds, tokens, peak, trained = speed.in_fresh_process(measure, way, geometry, settings)
+            seconds, tokens, peak, trained = in_fresh_process(measure, way, geometry, settings)
             first = first or (seconds, peak)
             rows.append([way, f"{trained / 1e6:.2f} M", f"{tokens / seconds:.0f}", f"{first[0] / seconds:.2f}x"])
             rows[-1] += [f"{peak / 2**20:.0f} MiB", f"{peak / first[1]:.2f}x"]
-        speed.print_table(
+        print_table(
             f"Training steps of one example of {tokens} tokens ({geometry}, reduced widths, float32)",
             ["what is trained", "parameters", "tokens/s", "speed", "peak memory", "memory"],
             rows,
