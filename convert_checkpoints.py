@@ -37,7 +37,6 @@ from tokenizers import Tokenizer
 from tqdm import tqdm
 from transformers import (
     CONFIG_MAPPING,
-    BitsAndBytesConfig,
     GenerationConfig,
     PreTrainedConfig,
     PreTrainedTokenizerBase,
@@ -47,6 +46,7 @@ from transformers import (
 
 from fusion_vlm.hub.card import released_ids, write_card
 from fusion_vlm.hub.endpoint import add_endpoint_files
+from fusion_vlm.hub.loading import nf4_config
 from fusion_vlm.hub.names import ModelNameError, resolve
 from fusion_vlm.modeling_fusion import FusionForConditionalGeneration
 from fusion_vlm.processing_fusion import FusionProcessor
@@ -917,14 +917,8 @@ def write_weights(
 
 def write_quantized_weights(folder: Path, scratch: Path, max_shard_size: int | str):
     """Replaces the weights and the config of a complete folder by those of the model in 4 bits (NF4, twice)."""
-    quantization_config = BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=torch.bfloat16,
-    )
     model = FusionForConditionalGeneration.from_pretrained(
-        folder, quantization_config=quantization_config, dtype=torch.bfloat16
+        folder, quantization_config=nf4_config(torch.bfloat16), dtype=torch.bfloat16
     )
     model.save_pretrained(scratch, max_shard_size=max_shard_size)
     for path in folder.glob("model*.safetensors*"):

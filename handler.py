@@ -39,7 +39,7 @@ MAX_INPUTS = 16
 MAX_IMAGE_BYTES = 50 * 2**20
 MAX_IMAGE_PIXELS = 100_000_000  # checked before they are decoded
 # What the toolkit takes as a body. Pillow reads more, and runs Ghostscript for one of them. The same list as in
-# commands/chat_request.py, which tests/test_handler.py compares.
+# serving/chat_request.py, which tests/test_handler.py compares.
 IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 FETCH_SECONDS = 10
 MAX_REDIRECTS = 3

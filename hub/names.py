@@ -283,3 +283,12 @@ def read_base(folder: str | os.PathLike) -> str | None:
             f"{folder} is an adapter of an unknown model: no `base_model_name_or_path` in {path.name}."
         )
     return base
+
+
+def refuse_adapter(model: str | os.PathLike):
+    """Raise a ModelNameError for the folder of an adapter (PEFT), which has no weights of its own."""
+    if base := read_base(model):
+        raise ModelNameError(
+            f"{model} is an adapter of {base}, not a whole model. Merge it first: PeftModel.from_pretrained(model,"
+            f" {model!r}).merge_and_unload().save_pretrained(FOLDER), and processor.save_pretrained(FOLDER)."
+        )

@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 
 from fusion_vlm import processing_fusion
-from fusion_vlm.commands import chat_request
+from fusion_vlm.serving import chat_request
 
 from .helpers import ROOT, SMALL_MODEL, make_messages, needs_sanitizing, process
 from .tiny import random_image

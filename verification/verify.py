@@ -20,10 +20,11 @@ from statistics import mean
 
 import torch
 import transformers
-from transformers import AutoModelForImageTextToText, AutoProcessor, BitsAndBytesConfig
+from transformers import AutoModelForImageTextToText, AutoProcessor
 from transformers.utils import logging as transformers_logging
 
 from fusion_vlm.configuration_fusion import FusionConfig
+from fusion_vlm.hub.loading import nf4_config
 from fusion_vlm.modeling_fusion import FusionForConditionalGeneration
 from fusion_vlm.processing_fusion import FusionProcessor
 from fusion_vlm.verification.questions import BLANK, PHOTO_QUESTION, QUESTIONS, Examiner, Score
@@ -234,9 +235,7 @@ def load(folder: Path, precision: str, device: str, trust_remote_code: bool):
     """Return the model and the processor, by this package's classes or through the Auto classes."""
     options = {"device_map": device}
     if precision == FOUR_BITS:
-        options["quantization_config"] = BitsAndBytesConfig(
-            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16
-        )
+        options["quantization_config"] = nf4_config(double_quant=False)
     options["dtype"] = precision if hasattr(torch, precision) else "auto"
     model_class, processor_class = FusionForConditionalGeneration, FusionProcessor
     if trust_remote_code:
