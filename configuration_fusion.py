@@ -44,11 +44,13 @@ AUTO_MAP = {
 
 
 DEFAULT_LATENT_GRID_SIZE = 8  # of the released models
+NUM_CROPS_PER_SIDE = 2  # an image of high resolution is cut into this many crops a side
+NUM_CROPS = NUM_CROPS_PER_SIDE**2
 
 
 def default_latent_grid_size(num_patches_per_side: int) -> int:
     """Return the side of the latent grid of a question, for a tower with this patch grid."""
-    return min(DEFAULT_LATENT_GRID_SIZE, 2 * num_patches_per_side)
+    return min(DEFAULT_LATENT_GRID_SIZE, NUM_CROPS_PER_SIDE * num_patches_per_side)
 
 
 @strict
@@ -167,7 +169,7 @@ class FusionConfig(PreTrainedConfig):
     @property
     def max_latent_grid_size(self) -> int:
         """Side of the context map, which latent tokens are pooled from: there are no more of them than its cells."""
-        return 2 * self.num_patches_per_side
+        return NUM_CROPS_PER_SIDE * self.num_patches_per_side
 
     def validate_architecture(self):
         """Check fields against each other; runs on init and on save."""

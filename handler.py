@@ -158,15 +158,11 @@ class EndpointHandler:
                 sanitize_control_tokens=True,  # users' <image> and the like are text
                 processor_kwargs=grid_sizes,
             ).to(self.model.device)
-            length, limit = inputs["input_ids"].shape[1], self.model.config.text_config.max_position_embeddings
-            if length + options["max_new_tokens"] > limit:
-                raise ValueError(
-                    f"The prompt has {length} tokens and the answer up to {options['max_new_tokens']}, but the model"
-                    f" takes {limit}. Shorten the text or lower `max_new_tokens`."
-                )
+            max_new_tokens = limit_new_tokens(self.model.config, inputs, options["max_new_tokens"])
             if seed is not None:
                 torch.manual_seed(seed)
-            answers = self.model.generate(**inputs, **options)[:, length:]
+            output = self.model.generate(**inputs, **{**options, "max_new_tokens": max_new_tokens})
+        answers = output[:, inputs["input_ids"].shape[1] :]
         texts = self.processor.batch_decode(answers, skip_special_tokens=True)
         eos = self.model.generation_config.eos_token_id
         eos_ids = eos if isinstance(eos, list) else [eos]
@@ -177,6 +173,25 @@ class EndpointHandler:
 
 
 # Requests -----------------------------------------------------------------------------------------------------------
+
+
+def limit_new_tokens(config, inputs, max_new_tokens: int) -> int:
+    """
+    Return the number of new tokens that the decoder has positions for, at most `max_new_tokens`.
+
+    A copy of the function in hub/loading.py; tests/test_handler.py compares.
+
+    Raises:
+        ValueError: if the prompt leaves no position.
+    """
+    # Decoders without such a limit do not have the field.
+    num_positions = getattr(config.text_config, "max_position_embeddings", None)
+    if num_positions is None:
+        return max_new_tokens
+    length = inputs["input_ids"].shape[1]
+    if length >= num_positions:
+        raise ValueError(f"The conversation has {length} tokens, the model takes {num_positions - 1} at most.")
+    return min(max_new_tokens, num_positions - length)
 
 
 def read_body(data: dict) -> tuple[list, dict, str]:

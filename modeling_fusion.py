@@ -23,7 +23,7 @@ from typing import NamedTuple
 
 
 # First, because it checks the version of transformers.
-from .configuration_fusion import FusionConfig  # isort: skip
+from .configuration_fusion import NUM_CROPS, NUM_CROPS_PER_SIDE, FusionConfig  # isort: skip
 
 import torch
 import torch.nn.functional as F
@@ -96,9 +96,6 @@ except ImportError:  # 5.21
 
 
 # --------------------------------------------------------------------------------------------------------------------
-
-NUM_CROPS_PER_SIDE = 2
-NUM_CROPS = NUM_CROPS_PER_SIDE**2
 
 # The released weights were trained with this id taken for padding: as a question token it is no attention key and has
 # no mapping loss, although it is "!" for the Llama tokenizer. Its row stays in the tower all the same.

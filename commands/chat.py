@@ -6,9 +6,10 @@ import shlex
 import sys
 
 from fusion_vlm.commands.completion import complete_lines
-from fusion_vlm.commands.errors import UsageError, one_line
+from fusion_vlm.commands.errors import UsageError
 from fusion_vlm.commands.images import check_image, is_image_name, is_question, read_image, shorten, unquote
 from fusion_vlm.commands.options import add_generation_options, add_model_options
+from fusion_vlm.hub.bug_report import one_line
 from fusion_vlm.hub.loading import build_user_message, check_grid_sizes, limit_new_tokens, load, process
 from fusion_vlm.hub.names import find_fusion
 

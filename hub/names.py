@@ -14,12 +14,10 @@ import shlex
 import threading
 from pathlib import Path
 
+from fusion_vlm.hub.released import RELEASED_ID, RELEASED_MODEL_TYPES
 
-AUTHORS = "starriver030515"  # the account of the released models on the Hub; hub/card.py has it too
+
 MODEL_TYPE = "fusion_vl"  # of configuration_fusion.py, whose import takes seconds; tests/hub/test_names.py compares
-# Of the released configs: the keys of `DECODER_FAMILIES` in convert_checkpoints.py; the same test compares them.
-RELEASED_MODEL_TYPES = ("fusion_phi", "fusion_llama")
-RELEASED_ID = re.compile(rf"{AUTHORS}/FUSION(-X)?-(Phi|LLaMA)[\w.-]*", re.IGNORECASE)
 ADAPTER_CONFIG = "adapter_config.json"  # of PEFT
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 # Folders that training and conversion write to, as in this package's examples; no names of owners of models.
