@@ -259,7 +259,7 @@ def read_index(index: Path) -> dict[str, Path]:
 
 def list_shards(shards: list[Path]) -> dict[str, Path]:
     """Take shards without their index, if none of them is missing."""
-    expected = int(re.search(r"-of-(\d+)\.", shards[0].name)[1])
+    expected = int(shards[0].stem.rpartition("-of-")[2])
     if len(shards) != expected:
         raise ConversionError(
             f"{shards[0].parent} has {len(shards)} of {expected} shards ({abbreviate(path.name for path in shards)})"
@@ -1088,7 +1088,7 @@ def parse_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
 
 def find_dtype(shapes: dict[str, torch.Tensor]) -> torch.dtype:
     """Return the dtype of most parameters; tensors of other dtypes are kept as they are."""
-    numbers = Counter()
+    numbers: Counter[torch.dtype] = Counter()
     for tensor in shapes.values():
         numbers[tensor.dtype] += tensor.numel()
     dtype = numbers.most_common(1)[0][0]

@@ -25,6 +25,7 @@ import threading
 import time
 import uuid
 from pathlib import Path
+from typing import Any
 from urllib.parse import SplitResult, urljoin, urlsplit
 
 import torch
@@ -61,7 +62,7 @@ class EndpointHandler:
         path = Path(path or Path(__file__).parent)
         self.name = path.resolve().name
         self.processor = AutoProcessor.from_pretrained(path, trust_remote_code=True)
-        self.model = AutoModelForImageTextToText.from_pretrained(
+        self.model: Any = AutoModelForImageTextToText.from_pretrained(
             path, trust_remote_code=True, dtype="auto", device_map="auto"
         )
         self.parameters = {  # type, lowest and highest value
@@ -344,7 +345,7 @@ def get(parts: SplitResult, address: str) -> tuple[int, str | None, bytes]:
         timer = threading.Timer(FETCH_SECONDS, hang_up)  # the socket's own limit starts anew with each byte
         timer.start()
         try:
-            connection = http.client.HTTPSConnection(parts.hostname, parts.port)
+            connection = http.client.HTTPSConnection(parts.hostname or "", parts.port)  # `fetch` refuses an empty one
             connection.sock = encrypted
             target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
             connection.request("GET", target, headers={"Accept": "image/*", "User-Agent": "fusion-vlm"})

@@ -19,7 +19,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from math import isqrt
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 
 # First, because it checks the version of transformers.
@@ -623,7 +623,7 @@ class FusionVisionModel(SiglipPreTrainedModel):
         kwargs: dict | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Run layers, and return the states after them and the mean of the states before each of them."""
-        total = 0  # a running sum in float32, instead of the hidden states of all layers
+        total: Any = 0  # a running sum in float32, instead of the hidden states of all layers
         for layer in layers:
             total = total + hidden_states.float()
             hidden_states = layer(hidden_states, attention_mask, **(kwargs or {}))
@@ -1311,7 +1311,8 @@ class FusionForConditionalGeneration(FusionPreTrainedModel, GenerationMixin):
         )
         logits = self.lm_head(slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep))
 
-        loss, parts = None, {}
+        loss: torch.Tensor | None = None
+        parts: dict[str, torch.Tensor] = {}
         if labels is not None:
             loss, parts = self._compute_loss(logits, labels, outputs, **kwargs)
         elif kwargs.get("num_items_in_batch") is not None:

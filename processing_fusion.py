@@ -594,13 +594,13 @@ def read_image(source, input_data_format: str | None = None, name: str | None = 
     return to_rgb(open_image(source, name=name), input_data_format)
 
 
-def open_image(source, formats: Sequence[str] | None = None, name: str | None = None) -> Image.Image | np.ndarray:
+def open_image(source, formats: tuple[str, ...] | None = None, name: str | None = None) -> Image.Image | np.ndarray:
     """
     Return the decoded image of a source, with its pixels as they are; see `read_image`.
 
     Args:
         source, name: see `read_image`.
-        formats (`Sequence[str]`, *optional*): Pillow's names of the formats to read. Defaults to all.
+        formats (`tuple[str, ...]`, *optional*): Pillow's names of the formats to read. Defaults to all.
     """
     if isinstance(source, dict) and {"bytes", "path"} & set(source):
         source = source["bytes"] if source.get("bytes") is not None else source.get("path")
@@ -837,7 +837,8 @@ def normalize_messages(messages: list[dict]) -> list[dict]:
         raise ValueError("A conversation is one message, expected a list of messages: put it in a list.")
     if not isinstance(messages, (list, tuple)) or not messages:
         raise ValueError(f"A conversation is {shorten(messages)}, expected a list of messages.")
-    turns, places = [], []
+    turns: list[dict] = []
+    places: list[int] = []
     for index, message in enumerate(messages):
         role, parts = read_message(message, index)
         places += [index] * sum(part["type"] == "image" for part in parts)

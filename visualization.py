@@ -117,7 +117,7 @@ def answer_occlusion(
     image, large_image = inputs["pixel_values"][0], join_crops(crops.unsqueeze(0))[0]
     blurred, large_blurred = blur(image), blur(large_image)
     boxes = [(0.0, 0.0, 0.0, 0.0), *occlusion_boxes(grid_size)]  # the first one blurs nothing
-    log_probs = [[] for _ in answer_ids]
+    parts: list[list[torch.Tensor]] = [[] for _ in answer_ids]
     for start in range(0, len(boxes), batch_size):
         batch = boxes[start : start + batch_size]
         images = occlude(image, blurred, batch)
@@ -125,11 +125,11 @@ def answer_occlusion(
         context_maps = occluded_context_maps(model, context_map, crops, occluded_crops)
         for question, answer in enumerate(answer_ids):
             prompt = {name: inputs[name][question] for name in TEXT_INPUTS if name in inputs}
-            log_probs[question].append(answer_log_probs(model, prompt, answer, images, context_maps))
+            parts[question].append(answer_log_probs(model, prompt, answer, images, context_maps))
             if progress is not None:
                 num_done = start * len(answer_ids) + len(batch) * (question + 1)
                 progress(num_done, len(boxes) * len(answer_ids))
-    log_probs = torch.stack([torch.cat(parts) for parts in log_probs]).cpu()  # (questions, 1 + cells)
+    log_probs = torch.stack([torch.cat(each) for each in parts]).cpu()  # (questions, 1 + cells)
     drops = (log_probs[:, :1] - log_probs[:, 1:]).unflatten(1, (grid_size, grid_size))
     return AnswerOcclusion(log_probs[:, 0], drops)
 
@@ -511,8 +511,8 @@ def draw_attention(
 
     # Blue below an even look, clear at it, red above it, full at three times as much.
     norm = TwoSlopeNorm(1, vmin=0, vmax=3)
-    colors = list(zip((0, 0.5, 0.5, 1), ATTENTION_COLORS, strict=True))
-    colors = LinearSegmentedColormap.from_list("attention", colors)
+    stops = list(zip((0, 0.5, 0.5, 1), ATTENTION_COLORS, strict=True))
+    colors = LinearSegmentedColormap.from_list("attention", stops)
     figure, axes, heat = draw_panels(image, questions, answers, heat_maps, colors, norm)
     for axis in axes[1:]:
         for edge in np.linspace(0, 1, heat_maps.shape[1] // window_size + 1)[1:-1]:

@@ -12,6 +12,7 @@ import os
 import re
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import yaml
 from huggingface_hub import (
@@ -180,7 +181,7 @@ def write_eval_results(folder: Path, results: list[EvalResult]):
     Each dataset has a file of its own, because the Hub drops a whole file if it does not know one of the entries. It
     shows registered benchmarks only.
     """
-    files = {}
+    files: dict[str, list[EvalResultEntry]] = {}
     for result in results:
         if "/" in result.dataset_type:
             entry = EvalResultEntry(
@@ -221,7 +222,7 @@ def find_origin(
     given: Origin, architecture: Architecture | None, released: str | None, stage: Stage | None, quantized: bool
 ) -> Origin:
     """Complete the origin that was given by what the architecture and the released checkpoint tell."""
-    found = {}
+    found: dict[str, Any] = {}
     if architecture and not given.license:
         found["license"] = architecture.decoder.license_id
         found["license_link"] = architecture.decoder.license_link

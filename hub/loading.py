@@ -10,7 +10,7 @@ import sys
 import warnings
 from logging import ERROR, getLogger
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fusion_vlm.hub.names import ADAPTER_CONFIG, find_fusion, is_path, read_base
 
@@ -87,7 +87,7 @@ def load(
     check_device(device)
     base = find_base(path)
     base_path = find_fusion(base) if base else path
-    options = {"dtype": dtype, "device_map": device}
+    options: dict[str, Any] = {"dtype": dtype, "device_map": device}
     if four_bit:
         # An adapter may hold interaction layers that were trained in full; they cannot replace quantized ones.
         skip = [*SKIPPED_IN_4BIT, "model.interaction_layers"] if base else None

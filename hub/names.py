@@ -202,18 +202,17 @@ def reach(repo_id: str, token: str | None = None, repo_type: str = "model"):
         is_cached = isinstance(try_to_load_from_cache(repo_id, file, repo_type=repo_type), str)
     except HFValidationError as error:
         raise ModelNameError(f"There is no folder {repo_id}, and that is not the id of a Hub repository.") from error
-    if constants.HF_HUB_OFFLINE:
-        error = None
-    else:
-        error = ask_hub(repo_id, file, token, repo_type)
-        if error is None or isinstance(error, EntryNotFoundError):
+    refusal = None
+    if not constants.HF_HUB_OFFLINE:
+        refusal = ask_hub(repo_id, file, token, repo_type)
+        if refusal is None or isinstance(refusal, EntryNotFoundError):
             return
     # `datasets` has a cache of its own, and looks there itself.
-    if is_cached or not (is_model or isinstance(error, RepositoryNotFoundError)):
-        # Else each of a model's files would be asked for, and each of those that it does not have retried.
+    if is_cached or not (is_model or isinstance(refusal, RepositoryNotFoundError)):
+        # Otherwise transformers asks the Hub for each file of the model, and retries each that it does not have.
         constants.HF_HUB_OFFLINE = True
         return
-    raise ModelNameError(f"{describe_missing(repo_id)} {describe_refusal(repo_id, repo_type, error)}") from error
+    raise ModelNameError(f"{describe_missing(repo_id)} {describe_refusal(repo_id, repo_type, refusal)}") from refusal
 
 
 def describe_refusal(repo_id: str, repo_type: str, error: Exception | None) -> str:
