@@ -9,7 +9,7 @@ export OMP_WAIT_POLICY = PASSIVE
 export HF_HUB_DISABLE_TELEMETRY = 1
 
 # What has to hold on every release of transformers in the range; all but synthesis, cards, audits and cost.
-CORE_TESTS = tests/commands tests/training/test_collator.py tests/training/test_trainer.py \
+CORE_TESTS = tests/commands tests/serving tests/training/test_collator.py tests/training/test_trainer.py \
 	tests/small_model/test_model.py tests/test_*.py
 PYTEST = HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(1)/bin/python -m pytest --numprocesses 2 --dist loadfile
 

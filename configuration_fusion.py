@@ -1,7 +1,7 @@
 """Configuration of FUSION (arXiv 2504.09925): a SigLIP vision tower, a decoder, and the fields that FUSION adds."""
 
 import importlib.metadata
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, Any, Optional, TypeVar
 
 from transformers.utils import logging
 from transformers.utils.versions import require_version
@@ -30,9 +30,20 @@ if Version(_installed).release[:2] > Version(TESTED_RELEASES[1]).release:
     )
 
 if TYPE_CHECKING:
+    # For type checkers: a field that `__post_init__` fills in is never None afterwards.
+    T = TypeVar("T")
+    FilledIn = Annotated[T, "None before `__post_init__`"]
+    SubConfig = Any
+
     # For transformers, which tells the code of two folders apart by this file and those that it imports. Without the
     # line, a process that loads two revisions of a model would run the modeling code of the first for both.
     from .modeling_fusion import FusionForConditionalGeneration  # noqa: F401
+else:
+    # For `strict`, which checks a field when it is set, before `__post_init__` runs.
+    FilledIn = Optional
+    SubConfig = dict | PreTrainedConfig | None
+
+NOT_GIVEN: Any = None
 
 AUTO_MAP = {
     "AutoConfig": "configuration_fusion.FusionConfig",
@@ -44,11 +55,13 @@ AUTO_MAP = {
 
 
 DEFAULT_LATENT_GRID_SIZE = 8  # of the released models
+NUM_CROPS_PER_SIDE = 2  # an image of high resolution is cut into this many crops a side
+NUM_CROPS = NUM_CROPS_PER_SIDE**2
 
 
 def default_latent_grid_size(num_patches_per_side: int) -> int:
     """Return the side of the latent grid of a question, for a tower with this patch grid."""
-    return min(DEFAULT_LATENT_GRID_SIZE, 2 * num_patches_per_side)
+    return min(DEFAULT_LATENT_GRID_SIZE, NUM_CROPS_PER_SIDE * num_patches_per_side)
 
 
 @strict
@@ -127,15 +140,15 @@ class FusionConfig(PreTrainedConfig):
         "text_config": SubConfigSpec(config_class=AutoConfig, model_type="phi3"),
     }
 
-    vision_config: dict | PreTrainedConfig | None = None
-    text_config: dict | PreTrainedConfig | None = None
+    vision_config: SubConfig = None
+    text_config: SubConfig = None
     image_token_id: int = 32002
     latent_token_id: int = 32003
     question_end_token_ids: list[int] | None = None
-    latent_grid_size: int | None = None
-    latent_grid_sizes: list[int] | None = None
-    image_grid_size: int | None = None
-    interaction_layer_indices: list[int] | None = None
+    latent_grid_size: FilledIn[int] = NOT_GIVEN
+    latent_grid_sizes: FilledIn[list[int]] = NOT_GIVEN
+    image_grid_size: FilledIn[int] = NOT_GIVEN
+    interaction_layer_indices: FilledIn[list[int]] = NOT_GIVEN
     num_interaction_heads: int = 16
     window_size: int = 3
     mapping_loss_coef: float = 0.1
@@ -167,7 +180,7 @@ class FusionConfig(PreTrainedConfig):
     @property
     def max_latent_grid_size(self) -> int:
         """Side of the context map, which latent tokens are pooled from: there are no more of them than its cells."""
-        return 2 * self.num_patches_per_side
+        return NUM_CROPS_PER_SIDE * self.num_patches_per_side
 
     def validate_architecture(self):
         """Check fields against each other; runs on init and on save."""

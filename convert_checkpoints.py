@@ -14,7 +14,6 @@ import os
 import pickle
 import re
 import sys
-import tempfile
 import zipfile
 from collections import Counter
 from collections.abc import Iterable
@@ -25,7 +24,7 @@ from pathlib import Path
 
 
 # First, because it checks the version of transformers.
-from fusion_vlm.configuration_fusion import FusionConfig  # isort: skip
+from fusion_vlm.configuration_fusion import DEFAULT_LATENT_GRID_SIZE, FusionConfig  # isort: skip
 
 import torch
 import transformers
@@ -37,7 +36,6 @@ from tokenizers import Tokenizer
 from tqdm import tqdm
 from transformers import (
     CONFIG_MAPPING,
-    BitsAndBytesConfig,
     GenerationConfig,
     PreTrainedConfig,
     PreTrainedTokenizerBase,
@@ -45,11 +43,15 @@ from transformers import (
     SiglipVisionConfig,
 )
 
-from fusion_vlm.hub.card import released_ids, write_card
+from fusion_vlm.hub.bug_report import one_line
+from fusion_vlm.hub.card import write_card
 from fusion_vlm.hub.endpoint import add_endpoint_files
+from fusion_vlm.hub.loading import nf4_config
 from fusion_vlm.hub.names import ModelNameError, resolve
+from fusion_vlm.hub.output_folder import check_output_folder, partial_folder
+from fusion_vlm.hub.released import find_released
 from fusion_vlm.modeling_fusion import FusionForConditionalGeneration
-from fusion_vlm.processing_fusion import FusionProcessor
+from fusion_vlm.processing_fusion import FRAME_TOKENS, IMAGE_TOKEN, LATENT_TOKEN, FusionProcessor
 
 
 # Notices: what was dropped, or filled in. The command line prints them on stderr.
@@ -122,10 +124,7 @@ DTYPES = ("float32", "float16", "bfloat16")
 
 EMBEDDING = "model.language_model.embed_tokens.weight"
 
-PLACEHOLDER_TOKENS = ("<image>", "<latent>")
-FRAME_TOKENS = ("<vision_start>", "<vision_end>")
 VOCABULARIES = ("tokenizer.json", "tokenizer.model")
-DEFAULT_LATENT_GRID_SIZE = 8
 
 # Fields of the released recipes that a config may lack: what they say in all four released models.
 RECIPE = {"query_len": "4,16,36,64,144", "window_size": 3}
@@ -260,7 +259,7 @@ def read_index(index: Path) -> dict[str, Path]:
 
 def list_shards(shards: list[Path]) -> dict[str, Path]:
     """Take shards without their index, if none of them is missing."""
-    expected = int(re.search(r"-of-(\d+)\.", shards[0].name)[1])
+    expected = int(shards[0].stem.rpartition("-of-")[2])
     if len(shards) != expected:
         raise ConversionError(
             f"{shards[0].parent} has {len(shards)} of {expected} shards ({abbreviate(path.name for path in shards)})"
@@ -712,7 +711,7 @@ def build_config(released: dict, shapes: dict[str, torch.Tensor]) -> FusionConfi
     except ConversionError:
         raise
     except (KeyError, TypeError, ValueError, ZeroDivisionError, StrictDataclassError) as error:
-        raise ConversionError(f"The released config.json cannot be used: {' '.join(str(error).split())}") from error
+        raise ConversionError(f"The released config.json cannot be used: {one_line(error)}") from error
 
 
 def read_latent_grid_sizes(query_len: str | int | list[int]) -> list[int]:
@@ -857,12 +856,12 @@ def convert_tokenizer(folder: Path, family: DecoderFamily, num_rows: int) -> Pre
         for token in tokenizer_json["added_tokens"]
         if re.fullmatch(family.spare_token, token["content"]) and token["content"] not in roles.values()
     ]
-    if len(spare) < len(PLACEHOLDER_TOKENS):
+    if len(spare) < 2:
         raise ConversionError(
-            f"The tokenizer has {len(spare)} unused tokens of the form {family.spare_token}, expected at least"
-            f" {len(PLACEHOLDER_TOKENS)}, to become {' and '.join(PLACEHOLDER_TOKENS)}."
+            f"The tokenizer has {len(spare)} unused tokens of the form {family.spare_token}, expected at least 2, to"
+            f" become {IMAGE_TOKEN} and {LATENT_TOKEN}."
         )
-    for token, name in zip(spare, PLACEHOLDER_TOKENS, strict=False):
+    for token, name in zip(spare, (IMAGE_TOKEN, LATENT_TOKEN), strict=False):
         token.update(content=name, special=True, lstrip=False, rstrip=False)
     if missing := {*FRAME_TOKENS, family.end_of_turn_token} - released.get_vocab().keys():
         raise ConversionError(f"The tokenizer lacks tokens of FUSION's prompt: {abbreviate(missing)}.")
@@ -871,7 +870,7 @@ def convert_tokenizer(folder: Path, family: DecoderFamily, num_rows: int) -> Pre
         model_max_length=released.model_max_length,
         clean_up_tokenization_spaces=False,
         padding_side="left",
-        extra_special_tokens=[*PLACEHOLDER_TOKENS, *FRAME_TOKENS],
+        extra_special_tokens=[IMAGE_TOKEN, LATENT_TOKEN, *FRAME_TOKENS],
         **roles,
     )
 
@@ -917,14 +916,8 @@ def write_weights(
 
 def write_quantized_weights(folder: Path, scratch: Path, max_shard_size: int | str):
     """Replaces the weights and the config of a complete folder by those of the model in 4 bits (NF4, twice)."""
-    quantization_config = BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=torch.bfloat16,
-    )
     model = FusionForConditionalGeneration.from_pretrained(
-        folder, quantization_config=quantization_config, dtype=torch.bfloat16
+        folder, quantization_config=nf4_config(torch.bfloat16), dtype=torch.bfloat16
     )
     model.save_pretrained(scratch, max_shard_size=max_shard_size)
     for path in folder.glob("model*.safetensors*"):
@@ -981,19 +974,51 @@ def convert(
     Raises:
         ConversionError: if the source cannot be converted, or `output_dir` is not empty. Nothing is left behind.
     """
-    output_dir = Path(output_dir)
-    if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
-        raise ConversionError(
-            f"The output folder {output_dir} exists and is not empty. Remove it or name another one."
-        )
-    if quantize not in (None, "nf4"):
-        raise ConversionError(f"The quantisation {quantize!r} is unknown, expected 'nf4'.")
+    output_dir = check_arguments(output_dir, quantize)
     dtype = parse_dtype(dtype)
     folder = find_source(source, revision=revision, token=token)
+    overrides = dict(overrides or {})
     if vision_tower is not None:
-        overrides = {**(overrides or {}), "mm_vision_tower": vision_tower}
-    released = read_released_config(folder, overrides or {})
+        overrides["mm_vision_tower"] = vision_tower
+    released = read_released_config(folder, overrides)
     checkpoint = SourceCheckpoint(folder)
+    config, mapped = fit_config(released, checkpoint)
+    released_id = find_released_id(source, copy_of, config)
+    family = DECODER_FAMILIES[released["model_type"]]
+    processor = build_processor(convert_tokenizer(folder, family, config.text_config.vocab_size), config, family)
+    complete_config(config, processor, dtype or find_dtype(checkpoint.shapes))
+    generation_config = build_generation_config(folder, released)
+    with partial_folder(output_dir) as partial:
+        write_weights(checkpoint, mapped, partial, dtype, max_shard_size)
+        processor.save_pretrained(partial)
+        generation_config.save_pretrained(partial)
+        add_endpoint_files(partial, quantized=quantize is not None)
+        # Last of what a model needs: a folder without config.json does not load, so an interrupted one never does.
+        config.save_pretrained(partial)
+        if quantize:
+            write_quantized_weights(partial, partial.with_name("quantized"), max_shard_size)
+        write_card(partial, repo_id=repo_id, released=released_id)
+    return output_dir
+
+
+def check_arguments(output_dir: str | os.PathLike, quantize: str | None) -> Path:
+    """Return the path of the output folder, or raise a ConversionError for what `convert` does not take."""
+    try:
+        path = check_output_folder(output_dir)
+    except ValueError as error:
+        raise ConversionError(str(error)) from error
+    if quantize not in (None, "nf4"):
+        raise ConversionError(f"The quantization {quantize!r} is unknown, expected 'nf4'.")
+    return path
+
+
+def fit_config(released: dict, checkpoint: SourceCheckpoint) -> tuple[FusionConfig, dict[str, str]]:
+    """
+    Build the config of a checkpoint, and map our names of the tensors to be written to the released names.
+
+    Raises:
+        ConversionError: if config and tensors do not fit each other.
+    """
     config = build_config(released, checkpoint.shapes)
     mapped = map_names(checkpoint.shapes)
     drop_last_layers(mapped, config)
@@ -1001,40 +1026,32 @@ def convert(
     check_parameters(config, mapped, checkpoint.shapes)
     if config.tie_word_embeddings:
         del mapped["lm_head.weight"]  # loading ties it
-    known = released_ids(config)
+    return config, mapped
+
+
+def find_released_id(source: str | os.PathLike, copy_of: str | None, config: FusionConfig) -> str | None:
+    """
+    Return the Hub id of the released checkpoint that a source is, None if it is another one.
+
+    Raises:
+        ConversionError: if `copy_of` is not a released checkpoint of these sizes.
+    """
+    known = find_released(config)
     if copy_of is not None and copy_of not in known:
         raise ConversionError(
             f"{source} is no copy of {copy_of}: its sizes are those of {abbreviate(known) or 'no released model'}."
         )
     origin = copy_of or str(source)
+    return origin if origin in known else None
 
-    family = DECODER_FAMILIES[released["model_type"]]
-    tokenizer = convert_tokenizer(folder, family, config.text_config.vocab_size)
-    processor = build_processor(tokenizer, config, family)
+
+def complete_config(config: FusionConfig, processor: FusionProcessor, dtype: torch.dtype):
+    """Set the fields of a config that its tensors do not tell: ids of tokens, the class and the dtype."""
     config.image_token_id = processor.image_token_id
     config.latent_token_id = processor.latent_token_id
     config.question_end_token_ids = processor.question_end_token_ids
     config.architectures = [FusionForConditionalGeneration.__name__]
-    config.dtype = dtype or find_dtype(checkpoint.shapes)
-    generation_config = build_generation_config(folder, released)
-
-    output_dir.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(
-        dir=output_dir.parent, prefix=f".{output_dir.name}.", suffix=".partial"
-    ) as partial:
-        partial = Path(partial) / output_dir.name
-        partial.mkdir()
-        write_weights(checkpoint, mapped, partial, dtype, max_shard_size)
-        processor.save_pretrained(partial)
-        generation_config.save_pretrained(partial)
-        add_endpoint_files(partial, quantized=quantize is not None)
-        # After what it takes to run, because a folder without it does not load.
-        config.save_pretrained(partial)
-        if quantize:
-            write_quantized_weights(partial, partial.with_name("quantized"), max_shard_size)
-        write_card(partial, repo_id=repo_id, released=origin if origin in known else None)
-        partial.replace(output_dir)
-    return output_dir
+    config.dtype = dtype
 
 
 def find_source(source: str | os.PathLike, revision: str | None, token: str | None) -> Path:
@@ -1071,7 +1088,7 @@ def parse_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
 
 def find_dtype(shapes: dict[str, torch.Tensor]) -> torch.dtype:
     """Return the dtype of most parameters; tensors of other dtypes are kept as they are."""
-    numbers = Counter()
+    numbers: Counter[torch.dtype] = Counter()
     for tensor in shapes.values():
         numbers[tensor.dtype] += tensor.numel()
     dtype = numbers.most_common(1)[0][0]
@@ -1103,8 +1120,7 @@ def build_generation_config(folder: Path, released: dict) -> GenerationConfig:
         config = GenerationConfig(**kept, **given)
         config.validate(strict=True)
     except (TypeError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        logger.warning("notice: dropped %s of the generation config: %s", abbreviate(given), reason)
+        logger.warning("notice: dropped %s of the generation config: %s", abbreviate(given), one_line(error))
         config = GenerationConfig(**kept)
     return config
 

@@ -25,6 +25,7 @@ import threading
 import time
 import uuid
 from pathlib import Path
+from typing import Any
 from urllib.parse import SplitResult, urljoin, urlsplit
 
 import torch
@@ -39,7 +40,7 @@ MAX_INPUTS = 16
 MAX_IMAGE_BYTES = 50 * 2**20
 MAX_IMAGE_PIXELS = 100_000_000  # checked before they are decoded
 # What the toolkit takes as a body. Pillow reads more, and runs Ghostscript for one of them. The same list as in
-# commands/chat_request.py, which tests/test_handler.py compares.
+# serving/chat_request.py, which tests/test_handler.py compares.
 IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 FETCH_SECONDS = 10
 MAX_REDIRECTS = 3
@@ -61,7 +62,7 @@ class EndpointHandler:
         path = Path(path or Path(__file__).parent)
         self.name = path.resolve().name
         self.processor = AutoProcessor.from_pretrained(path, trust_remote_code=True)
-        self.model = AutoModelForImageTextToText.from_pretrained(
+        self.model: Any = AutoModelForImageTextToText.from_pretrained(
             path, trust_remote_code=True, dtype="auto", device_map="auto"
         )
         self.parameters = {  # type, lowest and highest value
@@ -158,15 +159,11 @@ class EndpointHandler:
                 sanitize_control_tokens=True,  # users' <image> and the like are text
                 processor_kwargs=grid_sizes,
             ).to(self.model.device)
-            length, limit = inputs["input_ids"].shape[1], self.model.config.text_config.max_position_embeddings
-            if length + options["max_new_tokens"] > limit:
-                raise ValueError(
-                    f"The prompt has {length} tokens and the answer up to {options['max_new_tokens']}, but the model"
-                    f" takes {limit}. Shorten the text or lower `max_new_tokens`."
-                )
+            max_new_tokens = limit_new_tokens(self.model.config, inputs, options["max_new_tokens"])
             if seed is not None:
                 torch.manual_seed(seed)
-            answers = self.model.generate(**inputs, **options)[:, length:]
+            output = self.model.generate(**inputs, **{**options, "max_new_tokens": max_new_tokens})
+        answers = output[:, inputs["input_ids"].shape[1] :]
         texts = self.processor.batch_decode(answers, skip_special_tokens=True)
         eos = self.model.generation_config.eos_token_id
         eos_ids = eos if isinstance(eos, list) else [eos]
@@ -177,6 +174,25 @@ class EndpointHandler:
 
 
 # Requests -----------------------------------------------------------------------------------------------------------
+
+
+def limit_new_tokens(config, inputs, max_new_tokens: int) -> int:
+    """
+    Return the number of new tokens that the decoder has positions for, at most `max_new_tokens`.
+
+    A copy of the function in hub/loading.py; tests/test_handler.py compares.
+
+    Raises:
+        ValueError: if the prompt leaves no position.
+    """
+    # Decoders without such a limit do not have the field.
+    num_positions = getattr(config.text_config, "max_position_embeddings", None)
+    if num_positions is None:
+        return max_new_tokens
+    length = inputs["input_ids"].shape[1]
+    if length >= num_positions:
+        raise ValueError(f"The conversation has {length} tokens, the model takes {num_positions - 1} at most.")
+    return min(max_new_tokens, num_positions - length)
 
 
 def read_body(data: dict) -> tuple[list, dict, str]:
@@ -329,7 +345,7 @@ def get(parts: SplitResult, address: str) -> tuple[int, str | None, bytes]:
         timer = threading.Timer(FETCH_SECONDS, hang_up)  # the socket's own limit starts anew with each byte
         timer.start()
         try:
-            connection = http.client.HTTPSConnection(parts.hostname, parts.port)
+            connection = http.client.HTTPSConnection(parts.hostname or "", parts.port)  # `fetch` refuses an empty one
             connection.sock = encrypted
             target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
             connection.request("GET", target, headers={"Accept": "image/*", "User-Agent": "fusion-vlm"})

@@ -19,11 +19,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from math import isqrt
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 
 # First, because it checks the version of transformers.
-from .configuration_fusion import FusionConfig  # isort: skip
+from .configuration_fusion import NUM_CROPS, NUM_CROPS_PER_SIDE, FusionConfig  # isort: skip
 
 import torch
 import torch.nn.functional as F
@@ -96,9 +96,6 @@ except ImportError:  # 5.21
 
 
 # --------------------------------------------------------------------------------------------------------------------
-
-NUM_CROPS_PER_SIDE = 2
-NUM_CROPS = NUM_CROPS_PER_SIDE**2
 
 # The released weights were trained with this id taken for padding: as a question token it is no attention key and has
 # no mapping loss, although it is "!" for the Llama tokenizer. Its row stays in the tower all the same.
@@ -626,7 +623,7 @@ class FusionVisionModel(SiglipPreTrainedModel):
         kwargs: dict | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Run layers, and return the states after them and the mean of the states before each of them."""
-        total = 0  # a running sum in float32, instead of the hidden states of all layers
+        total: Any = 0  # a running sum in float32, instead of the hidden states of all layers
         for layer in layers:
             total = total + hidden_states.float()
             hidden_states = layer(hidden_states, attention_mask, **(kwargs or {}))
@@ -1314,7 +1311,8 @@ class FusionForConditionalGeneration(FusionPreTrainedModel, GenerationMixin):
         )
         logits = self.lm_head(slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep))
 
-        loss, parts = None, {}
+        loss: torch.Tensor | None = None
+        parts: dict[str, torch.Tensor] = {}
         if labels is not None:
             loss, parts = self._compute_loss(logits, labels, outputs, **kwargs)
         elif kwargs.get("num_items_in_batch") is not None:

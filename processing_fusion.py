@@ -16,7 +16,12 @@ from urllib.parse import unquote_to_bytes, urlsplit
 
 
 # First, because it checks the version of transformers.
-from .configuration_fusion import DEFAULT_LATENT_GRID_SIZE, default_latent_grid_size  # isort: skip
+from .configuration_fusion import (  # isort: skip
+    DEFAULT_LATENT_GRID_SIZE,
+    NUM_CROPS,
+    NUM_CROPS_PER_SIDE,
+    default_latent_grid_size,
+)
 
 import numpy as np
 import torch
@@ -36,6 +41,10 @@ from transformers.utils import logging
 
 
 logger = logging.get_logger(__name__)
+
+# Tokens that FUSION adds to the decoder's vocabulary. The two of the frame stand before and after the latents.
+IMAGE_TOKEN, LATENT_TOKEN = "<image>", "<latent>"
+FRAME_TOKENS = ("<vision_start>", "<vision_end>")
 
 # Limits of `read_image`: of what is fetched or sent as text, of what is decoded, and of one fetch.
 MAX_IMAGE_BYTES = 50 * 2**20
@@ -166,10 +175,10 @@ class FusionImageProcessor(PilBackend):
             raise ValueError("FUSION needs images of one size and crops of twice that size: do_resize must be True.")
         if not (size.height and size.width):
             raise ValueError(f"`size` is {size}, expected a height and a width: the aspect ratio is not kept.")
-        double_size = SizeDict(height=2 * size.height, width=2 * size.width)
+        large_size = SizeDict(height=NUM_CROPS_PER_SIDE * size.height, width=NUM_CROPS_PER_SIDE * size.width)
         base_images, crops = [], []
         for image in images:
-            resized = [self.resize(image, size, resample), *split_crops(self.resize(image, double_size, resample))]
+            resized = [self.resize(image, size, resample), *split_crops(self.resize(image, large_size, resample))]
             if do_rescale:
                 resized = [self.rescale(part, rescale_factor) for part in resized]
             if do_normalize:
@@ -213,10 +222,10 @@ class FusionProcessor(ProcessorMixin):
         image_processor=None,
         tokenizer=None,
         chat_template: str | None = None,
-        image_token: str = "<image>",
-        latent_token: str = "<latent>",
-        vision_start_token: str = "<vision_start>",
-        vision_end_token: str = "<vision_end>",
+        image_token: str = IMAGE_TOKEN,
+        latent_token: str = LATENT_TOKEN,
+        vision_start_token: str = FRAME_TOKENS[0],
+        vision_end_token: str = FRAME_TOKENS[1],
         end_of_turn_token: str | None = None,
     ):
         if tokenizer is None:
@@ -358,7 +367,7 @@ class FusionProcessor(ProcessorMixin):
         # Every prompt has every input, so that prompts with and without images can be batched later on too.
         has_image = [re.search(unmarked(self.image_token), prompt) is not None for prompt in prompts]
         image_shape = (3, self.image_processor.size["height"], self.image_processor.size["width"])
-        for name, shape in (("pixel_values", image_shape), ("high_res_pixel_values", (4, *image_shape))):
+        for name, shape in (("pixel_values", image_shape), ("high_res_pixel_values", (NUM_CROPS, *image_shape))):
             outputs[name] = fill_rows(outputs.get(name), has_image, shape, like=outputs["input_ids"])
         questions = [
             self.read_question(prompt) if image else "" for prompt, image in zip(prompts, has_image, strict=True)
@@ -554,7 +563,8 @@ def unmarked(token: str) -> str:
 
 def split_crops(image: np.ndarray) -> list[np.ndarray]:
     """Cut a `(channels, 2 * height, 2 * width)` array into its quarters, row-major."""
-    return [crop for row in np.split(image, 2, axis=1) for crop in np.split(row, 2, axis=2)]
+    rows = np.split(image, NUM_CROPS_PER_SIDE, axis=1)
+    return [crop for row in rows for crop in np.split(row, NUM_CROPS_PER_SIDE, axis=2)]
 
 
 # Images -------------------------------------------------------------------------------------------------------------
@@ -584,13 +594,13 @@ def read_image(source, input_data_format: str | None = None, name: str | None = 
     return to_rgb(open_image(source, name=name), input_data_format)
 
 
-def open_image(source, formats: Sequence[str] | None = None, name: str | None = None) -> Image.Image | np.ndarray:
+def open_image(source, formats: tuple[str, ...] | None = None, name: str | None = None) -> Image.Image | np.ndarray:
     """
     Return the decoded image of a source, with its pixels as they are; see `read_image`.
 
     Args:
         source, name: see `read_image`.
-        formats (`Sequence[str]`, *optional*): Pillow's names of the formats to read. Defaults to all.
+        formats (`tuple[str, ...]`, *optional*): Pillow's names of the formats to read. Defaults to all.
     """
     if isinstance(source, dict) and {"bytes", "path"} & set(source):
         source = source["bytes"] if source.get("bytes") is not None else source.get("path")
@@ -827,7 +837,8 @@ def normalize_messages(messages: list[dict]) -> list[dict]:
         raise ValueError("A conversation is one message, expected a list of messages: put it in a list.")
     if not isinstance(messages, (list, tuple)) or not messages:
         raise ValueError(f"A conversation is {shorten(messages)}, expected a list of messages.")
-    turns, places = [], []
+    turns: list[dict] = []
+    places: list[int] = []
     for index, message in enumerate(messages):
         role, parts = read_message(message, index)
         places += [index] * sum(part["type"] == "image" for part in parts)

@@ -30,6 +30,9 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import nn
 
+from fusion_vlm.configuration_fusion import NUM_CROPS, NUM_CROPS_PER_SIDE
+from fusion_vlm.hub.loading import build_user_message
+
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -114,7 +117,7 @@ def answer_occlusion(
     image, large_image = inputs["pixel_values"][0], join_crops(crops.unsqueeze(0))[0]
     blurred, large_blurred = blur(image), blur(large_image)
     boxes = [(0.0, 0.0, 0.0, 0.0), *occlusion_boxes(grid_size)]  # the first one blurs nothing
-    log_probs = [[] for _ in answer_ids]
+    parts: list[list[torch.Tensor]] = [[] for _ in answer_ids]
     for start in range(0, len(boxes), batch_size):
         batch = boxes[start : start + batch_size]
         images = occlude(image, blurred, batch)
@@ -122,11 +125,11 @@ def answer_occlusion(
         context_maps = occluded_context_maps(model, context_map, crops, occluded_crops)
         for question, answer in enumerate(answer_ids):
             prompt = {name: inputs[name][question] for name in TEXT_INPUTS if name in inputs}
-            log_probs[question].append(answer_log_probs(model, prompt, answer, images, context_maps))
+            parts[question].append(answer_log_probs(model, prompt, answer, images, context_maps))
             if progress is not None:
                 num_done = start * len(answer_ids) + len(batch) * (question + 1)
                 progress(num_done, len(boxes) * len(answer_ids))
-    log_probs = torch.stack([torch.cat(parts) for parts in log_probs]).cpu()  # (questions, 1 + cells)
+    log_probs = torch.stack([torch.cat(each) for each in parts]).cpu()  # (questions, 1 + cells)
     drops = (log_probs[:, :1] - log_probs[:, 1:]).unflatten(1, (grid_size, grid_size))
     return AnswerOcclusion(log_probs[:, 0], drops)
 
@@ -192,13 +195,14 @@ def occlude(image: torch.Tensor, blurred: torch.Tensor, boxes: Sequence[tuple[fl
 
 def join_crops(crops: torch.Tensor) -> torch.Tensor:
     """Join `(boxes, 4, channels, side, side)` to `(boxes, channels, 2 * side, 2 * side)`: pixels or features."""
-    crops = crops.unflatten(1, (2, 2))  # (boxes, crop row, crop column, channels, row, column)
+    crops = crops.unflatten(1, 2 * (NUM_CROPS_PER_SIDE,))  # (boxes, crop row, crop column, channels, row, column)
     return crops.permute(0, 3, 1, 4, 2, 5).flatten(4).flatten(2, 3)
 
 
 def split_crops(images: torch.Tensor) -> torch.Tensor:
     """Undo `join_crops`: `(boxes, channels, 2 * side, 2 * side)` to `(boxes, 4, channels, side, side)`."""
-    crops = images.unflatten(3, (2, -1)).unflatten(2, (2, -1))  # (boxes, channels, crop row, row, crop column, column)
+    size = (NUM_CROPS_PER_SIDE, -1)
+    crops = images.unflatten(3, size).unflatten(2, size)  # (boxes, channels, crop row, row, crop column, column)
     return crops.permute(0, 2, 4, 1, 3, 5).flatten(1, 2)
 
 
@@ -222,8 +226,8 @@ def occluded_context_maps(
     is_changed = (occluded_crops != crops).flatten(2).any(dim=2)  # (boxes, 4)
     changed = occluded_crops[is_changed]
     if len(changed):
-        padding = crops[:1].expand(-len(changed) % 4, -1, -1, -1)
-        maps = model.get_context_map(torch.cat([changed, padding]).unflatten(0, (-1, 4)))
+        padding = crops[:1].expand(-len(changed) % NUM_CROPS, -1, -1, -1)
+        maps = model.get_context_map(torch.cat([changed, padding]).unflatten(0, (-1, NUM_CROPS)))
         features[is_changed] = split_crops(maps).flatten(0, 1)[: len(changed)]
     return join_crops(features)
 
@@ -471,12 +475,8 @@ def require_matplotlib():
 
 def process_questions(processor, image: Image.Image, questions: list[str], grid_sizes: dict[str, int]):
     """Return the model's inputs for prompts of one question each about one image."""
-    conversations = [
-        [{"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": question}]}]
-        for question in questions
-    ]
     return processor.apply_chat_template(
-        conversations,
+        [[build_user_message(question, image)] for question in questions],
         add_generation_prompt=True,
         tokenize=True,
         return_dict=True,
@@ -511,8 +511,8 @@ def draw_attention(
 
     # Blue below an even look, clear at it, red above it, full at three times as much.
     norm = TwoSlopeNorm(1, vmin=0, vmax=3)
-    colors = list(zip((0, 0.5, 0.5, 1), ATTENTION_COLORS, strict=True))
-    colors = LinearSegmentedColormap.from_list("attention", colors)
+    stops = list(zip((0, 0.5, 0.5, 1), ATTENTION_COLORS, strict=True))
+    colors = LinearSegmentedColormap.from_list("attention", stops)
     figure, axes, heat = draw_panels(image, questions, answers, heat_maps, colors, norm)
     for axis in axes[1:]:
         for edge in np.linspace(0, 1, heat_maps.shape[1] // window_size + 1)[1:-1]:

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 
 from fusion_vlm.commands.errors import UsageError
 from fusion_vlm.commands.images import check_image, is_image_name, is_question, read_image, shorten
-from fusion_vlm.commands.model import check_grid_sizes, limit_new_tokens, load, process, user_message
 from fusion_vlm.commands.options import add_generation_options, add_model_options
+from fusion_vlm.hub.loading import build_user_message, check_grid_sizes, limit_new_tokens, load, process
 from fusion_vlm.hub.names import find_fusion
 
 
@@ -106,7 +106,7 @@ def answer_questions(
     quiet = len(batches) == 1 or not sys.stderr.isatty()
     context_map = None
     for batch in tqdm(batches, desc="Answering", disable=quiet):
-        inputs = process(processor, [[user_message(question, image)] for question in batch], grid_sizes)
+        inputs = process(processor, [[build_user_message(question, image)] for question in batch], grid_sizes)
         inputs = inputs.to(model.device)
         if image is not None:
             crops = inputs.pop("high_res_pixel_values")

@@ -2,8 +2,7 @@
 
 import argparse
 
-from fusion_vlm.commands.model import refuse_adapter
-from fusion_vlm.hub.names import find_folder
+from fusion_vlm.hub.names import find_folder, refuse_adapter
 
 
 DESCRIPTION = """\

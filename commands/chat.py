@@ -6,10 +6,11 @@ import shlex
 import sys
 
 from fusion_vlm.commands.completion import complete_lines
-from fusion_vlm.commands.errors import UsageError, one_line
+from fusion_vlm.commands.errors import UsageError
 from fusion_vlm.commands.images import check_image, is_image_name, is_question, read_image, shorten, unquote
-from fusion_vlm.commands.model import check_grid_sizes, limit_new_tokens, load, process, user_message
 from fusion_vlm.commands.options import add_generation_options, add_model_options
+from fusion_vlm.hub.bug_report import one_line
+from fusion_vlm.hub.loading import build_user_message, check_grid_sizes, limit_new_tokens, load, process
 from fusion_vlm.hub.names import find_fusion
 
 
@@ -83,7 +84,7 @@ class Chat:
 
     def answer(self, text: str):
         """Answer a message, print the answer while it is written, and keep both in the conversation."""
-        turn = user_message(text, None if self.turns else self.image)  # the image belongs to the first turn
+        turn = build_user_message(text, None if self.turns else self.image)  # the image belongs to the first turn
         written: list[str] = []
         try:
             reply = self.generate([*self.turns, turn], written)

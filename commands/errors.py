@@ -5,8 +5,3 @@ EXIT_ERROR, EXIT_USAGE = 1, 2
 
 class UsageError(ValueError):
     """Wrong usage that `argparse` cannot see, such as an empty question; ends a command with code 2."""
-
-
-def one_line(error: BaseException) -> str:
-    """Return the text of an error in one line, or its type if it has no text."""
-    return " ".join(str(error).split()) or type(error).__name__

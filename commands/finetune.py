@@ -4,9 +4,8 @@ import argparse
 import shlex
 import sys
 
-from fusion_vlm.commands.model import refuse_adapter
 from fusion_vlm.commands.options import positive
-from fusion_vlm.hub.names import find_fusion
+from fusion_vlm.hub.names import find_fusion, refuse_adapter
 
 
 DESCRIPTION = """\

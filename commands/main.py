@@ -17,11 +17,11 @@ import signal
 import sys
 import threading
 import traceback
-from importlib.metadata import PackageNotFoundError, version
 from types import ModuleType
 from typing import NamedTuple
 
-from fusion_vlm.commands.errors import EXIT_ERROR, EXIT_USAGE, UsageError, one_line
+from fusion_vlm.commands.errors import EXIT_ERROR, EXIT_USAGE, UsageError
+from fusion_vlm.hub.bug_report import describe_versions, one_line
 
 
 EXIT_CLOSED_PIPE, EXIT_INTERRUPTED = 141, 130
@@ -57,17 +57,6 @@ FUSION vision-language models on the command line.
 MODEL is a converted folder or the id of a Hub repository that holds one. Answers go to stdout, everything else to
 stderr. Exit codes: 0 good, 1 an error (one line on stderr; with {DEBUG_VARIABLE}=1 a traceback too), 2 wrong usage,
 130 interrupted with Ctrl-C."""
-
-
-def describe_versions() -> str:
-    """Return the versions for a bug report, from the metadata of the packages: importing torch takes seconds."""
-    versions = []
-    for package in ("fusion-vlm", "transformers", "torch"):
-        try:
-            versions.append(f"{package} {version(package)}")
-        except PackageNotFoundError:  # run from a clone
-            versions.append(f"{package} (not installed)")
-    return ", ".join(versions)
 
 
 class ShowVersions(argparse.Action):

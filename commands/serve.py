@@ -61,7 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser):
 
 def run(args: argparse.Namespace):
     model = find_fusion(args.model)
-    from fusion_vlm.commands.server import serve
+    from fusion_vlm.serving.server import serve
 
     serve(
         model,

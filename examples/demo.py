@@ -24,8 +24,8 @@ import torch
 from PIL import Image
 from transformers import TextIteratorStreamer
 
-from fusion_vlm.commands.model import limit_new_tokens, load, process
 from fusion_vlm.commands.options import add_model_options
+from fusion_vlm.hub.loading import limit_new_tokens, load, process
 from fusion_vlm.modeling_fusion import FusionForConditionalGeneration
 from fusion_vlm.processing_fusion import FusionProcessor
 from fusion_vlm.visualization import DPI, answer_occlusion, draw_occlusion, shown_image

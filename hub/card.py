@@ -1,16 +1,18 @@
 """
-The model card of a FUSION folder: README.md with the metadata that the Hub reads, the widget's images,
-`.eval_results/` and, for a Llama decoder, the notice that its licence asks for.
+Write the model card of a FUSION folder.
 
-The converter calls `write_card` for every folder that it writes, and `fusion-vlm card FOLDER` for any other one.
+The card is README.md with the metadata that the Hub reads. Beside it are the images of the widget, `.eval_results/`
+and, for a Llama decoder, the notice that its license asks for. The converter calls `write_card` for every folder that
+it writes, and `fusion-vlm card FOLDER` for any other one.
 """
 
 import difflib
 import json
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import yaml
 from huggingface_hub import (
@@ -25,17 +27,18 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from fusion_vlm.configuration_fusion import TESTED_RELEASES, FusionConfig
-from fusion_vlm.hub.endpoint import add_endpoint_files
+from fusion_vlm.hub.endpoint import HANDLER, add_endpoint_files
 from fusion_vlm.hub.examples import CardError, Example, answer_examples, read_examples, read_rows, write_examples
+from fusion_vlm.hub.names import ModelNameError, find_folder, refuse_adapter
+from fusion_vlm.hub.released import AUTHORS, Architecture, Stage, find_architecture, find_released
 
 
 HUB_DIR = Path(__file__).resolve().parent
 PHOTO = HUB_DIR / "chelsea.jpg"
-AUTHORS = "starriver030515"  # the account of the released models on the Hub
 PIPELINE_TAG = "image-text-to-text"
 GENERATION_PARAMETERS = {"max_new_tokens": 128, "do_sample": False}
 WRITTEN_BY = "<!-- Written by fusion_vlm/hub/card.py"
-# The id that `.eval_results` needs of a task; only those that a dataset's own eval.yaml names are shown by the Hub.
+# The task id that `.eval_results` requires. The Hub shows only ids that are listed in the eval.yaml of the dataset.
 EVAL_TASK_ID = "default"
 LLAMA_NOTICE = (
     "Llama 3.1 is licensed under the Llama 3.1 Community License, Copyright \N{COPYRIGHT SIGN} Meta Platforms, Inc."
@@ -43,80 +46,6 @@ LLAMA_NOTICE = (
 )
 
 
-@dataclass(frozen=True)
-class Part:
-    """A pretrained part of the released models. `label` is its word in their names; `sizes` tell it in a config."""
-
-    hub_id: str
-    label: str
-    sizes: dict[str, int | str]
-
-    def matches(self, config) -> bool:
-        return all(getattr(config, key, None) == value for key, value in self.sizes.items())
-
-
-@dataclass(frozen=True)
-class Decoder(Part):
-    license_id: str
-    license_name: str
-    license_link: str
-
-
-TOWERS = (
-    Part(
-        "google/siglip-so400m-patch14-384",
-        "FUSION",
-        {
-            "hidden_size": 1152,
-            "intermediate_size": 4304,
-            "num_hidden_layers": 26,
-            "image_size": 384,
-            "patch_size": 14,
-        },
-    ),
-    Part(
-        "google/siglip2-giant-opt-patch16-384",
-        "FUSION-X",
-        {
-            "hidden_size": 1536,
-            "intermediate_size": 6144,
-            "num_hidden_layers": 39,
-            "image_size": 384,
-            "patch_size": 16,
-        },
-    ),
-)
-DECODERS = (
-    Decoder(
-        "microsoft/Phi-3.5-mini-instruct",
-        "Phi3.5-3B",
-        {"model_type": "phi3", "hidden_size": 3072, "num_hidden_layers": 32, "vocab_size": 32013},
-        "mit",
-        "the MIT License",
-        "https://huggingface.co/microsoft/Phi-3.5-mini-instruct/resolve/main/LICENSE",
-    ),
-    Decoder(
-        "meta-llama/Llama-3.1-8B-Instruct",
-        "LLaMA3.1-8B",
-        {"model_type": "llama", "hidden_size": 4096, "num_hidden_layers": 32, "vocab_size": 128258},
-        "llama3.1",
-        "the Llama 3.1 Community License",
-        "https://www.llama.com/llama3_1/license/",
-    ),
-)
-# Of the released names, with what each checkpoint is and the data that it has seen.
-STAGES = {
-    "": ("final checkpoint", [f"{AUTHORS}/FUSION-Pretrain-10M", f"{AUTHORS}/FUSION-Finetune-12M"]),
-    "-Stage1": ("Stage 1 checkpoint", [f"{AUTHORS}/FUSION-Pretrain-10M"]),
-    "-Stage1.5": ("Stage 1.5 checkpoint", [f"{AUTHORS}/FUSION-Pretrain-10M", f"{AUTHORS}/FUSION-Finetune-12M"]),
-}
-# GB of weights in 4 bits, computed from the shapes (benchmarks/quantization.py).
-NF4_GB = {
-    "FUSION-Phi3.5-3B": 3.55,
-    "FUSION-X-Phi3.5-3B": 4.98,
-    "FUSION-LLaMA3.1-8B": 7.35,
-    "FUSION-X-LLaMA3.1-8B": 8.78,
-}
 PHOTO_EXAMPLES = [
     {"image": PHOTO, "question": "What animal is this?", "title": "A short answer"},
     {"image": PHOTO, "question": "Describe the picture in one sentence.", "title": "A description"},
@@ -124,32 +53,77 @@ PHOTO_EXAMPLES = [
 
 
 @dataclass(frozen=True)
-class Architecture:
-    """Tower and decoder of a released model, recognised by the sizes in a config."""
+class Origin:
+    """
+    Metadata of where the weights come from; the arguments of `write_card` of the same names.
 
-    tower: Part
-    decoder: Decoder
+    Args:
+        base_model_relation (`str`, *optional*):
+            `"quantized"` or `"finetune"`. Without it, the Hub takes several base models for a merge.
+    """
 
-    @property
-    def name(self) -> str:
-        return f"{self.tower.label}-{self.decoder.label}"
-
-
-def find_architecture(config: FusionConfig) -> Architecture | None:
-    """The released model that has exactly these sizes, or `None`. A fine-tuned model has the sizes of its origin."""
-    tower = next((part for part in TOWERS if part.matches(config.vision_config)), None)
-    decoder = next((part for part in DECODERS if part.matches(config.text_config)), None)
-    return Architecture(tower, decoder) if tower and decoder else None
-
-
-def released_ids(config: FusionConfig) -> dict[str, str]:
-    """Hub ids of the released checkpoints with this architecture, and the key of `STAGES` of each."""
-    architecture = find_architecture(config)
-    return {f"{AUTHORS}/{architecture.name}{stage}": stage for stage in STAGES} if architecture else {}
+    base_model: str | list[str] | None = None
+    datasets: list[str] | None = None
+    license: str | None = None
+    license_name: str | None = None
+    license_link: str | None = None
+    base_model_relation: str | None = None
 
 
-def paper_results(name: str) -> list[EvalResult]:
-    """What the authors report for a released model, from results.yaml."""
+@dataclass(frozen=True)
+class CardText:
+    """
+    The variables of card.md.jinja, beside the metadata.
+
+    Args:
+        name (`str`): the title.
+        architecture (`Architecture`, *optional*): the released model of the same sizes.
+        released (`str`, *optional*), stage (`Stage`, *optional*): the released checkpoint that the weights are.
+        repo_id, description (`str`, *optional*): as given to `write_card`.
+        weights (`str`, *optional*): the size of the weights, such as `"8.9 GB"`.
+        dtype (`str`, *optional*): dtype of the weights.
+        quantized (`bool`): whether the weights are in 4 bits.
+        image_size (`int`): side of the base image.
+        has_handler (`bool`): whether the folder holds handler.py.
+        license_name (`str`): the license in words.
+        has_own_license (`bool`): whether the license was given, not taken from the decoder.
+        results (`list[EvalResult]`): evaluation results.
+        are_authors_results (`bool`): whether `results` are what the authors report.
+        has_photo (`bool`): whether the examples are about the photograph of this package.
+        image (`str`, *optional*): the path of the image of the first example.
+        question (`str`): the question of the first example, as a literal of Python.
+        asked (`list[tuple[str, str]]`): the questions about `image` and their answers, as cells of a table.
+        is_answered (`bool`): whether one of `asked` has an answer.
+    """
+
+    name: str
+    architecture: Architecture | None
+    released: str | None
+    stage: Stage | None
+    repo_id: str | None
+    description: str | None
+    weights: str | None
+    dtype: str | None
+    quantized: bool
+    image_size: int
+    has_handler: bool
+    license_name: str
+    has_own_license: bool
+    results: list[EvalResult]
+    are_authors_results: bool
+    has_photo: bool
+    image: str | None
+    question: str
+    asked: list[tuple[str, str]]
+    is_answered: bool
+    # Facts of this package.
+    authors: str = AUTHORS
+    releases: tuple[str, str] = TESTED_RELEASES
+    max_new_tokens: int = GENERATION_PARAMETERS["max_new_tokens"]
+
+
+def read_authors_results(name: str) -> list[EvalResult]:
+    """Read the results that the authors report for a released model, from results.yaml."""
     table = yaml.safe_load((HUB_DIR / "results.yaml").read_text())
     return [
         EvalResult(
@@ -168,6 +142,7 @@ def paper_results(name: str) -> list[EvalResult]:
 
 
 def read_results(rows: list[dict] | str | os.PathLike) -> list[EvalResult]:
+    """Read evaluation results from rows, or from a YAML or JSON file of rows."""
     results = []
     for row in read_rows(rows, "results")[0]:
         try:
@@ -201,10 +176,12 @@ def make_widget(examples: list[Example], repo_id: str | None) -> list[dict]:
 
 def write_eval_results(folder: Path, results: list[EvalResult]):
     """
-    `.eval_results/*.yaml` for the results on datasets of the Hub. One file for each dataset: of a file with an entry
-    that it does not know (only registered benchmarks are shown), the Hub drops all.
+    Write `.eval_results/*.yaml` for the results on datasets of the Hub.
+
+    Each dataset has a file of its own, because the Hub drops a whole file if it does not know one of the entries. It
+    shows registered benchmarks only.
     """
-    files = {}
+    files: dict[str, list[EvalResultEntry]] = {}
     for result in results:
         if "/" in result.dataset_type:
             entry = EvalResultEntry(
@@ -222,22 +199,19 @@ def write_eval_results(folder: Path, results: list[EvalResult]):
         path.write_text(yaml.safe_dump(eval_result_entries_to_yaml(entries), sort_keys=False, allow_unicode=True))
 
 
-def read_config(folder: Path) -> FusionConfig:
+def read_config(folder: str | os.PathLike) -> FusionConfig:
+    """Return the config of a folder, or raise a CardError if no FUSION is in it."""
     try:
-        model_type = json.loads((folder / "config.json").read_text()).get("model_type")
-    except (OSError, ValueError) as error:
-        raise CardError(f"{folder} is no FUSION folder: its config.json cannot be read ({error}).") from error
-    if model_type != FusionConfig.model_type:
-        raise CardError(
-            f"{folder} is no FUSION folder: the model_type of its config.json is {model_type!r}, expected"
-            f" {FusionConfig.model_type!r}. A released checkpoint is converted first."
-        )
+        folder = find_folder(folder)
+        refuse_adapter(folder)
+    except ModelNameError as error:
+        raise CardError(str(error)) from error
     return FusionConfig.from_pretrained(folder)
 
 
-def find_stage(folder: Path, config: FusionConfig, released: str) -> str:
-    """The key of `STAGES` for a released checkpoint, whose config has to be that of the folder."""
-    checkpoints = released_ids(config)
+def find_stage(folder: Path, config: FusionConfig, released: str) -> Stage:
+    """Return the stage of a released checkpoint, whose config has to be that of the folder."""
+    checkpoints = find_released(config)
     if released not in checkpoints:
         fitting = ", ".join(checkpoints) or "no released model"
         raise CardError(f"The config of {folder} is not that of {released!r}, but fits: {fitting}.")
@@ -245,39 +219,38 @@ def find_stage(folder: Path, config: FusionConfig, released: str) -> str:
 
 
 def find_origin(
-    architecture: Architecture | None, released: str | None, stage: str | None, quantized: bool, given: dict
-) -> dict:
-    """Metadata of where the weights come from: what is given, else what the architecture and the checkpoint tell."""
-    origin = dict(given)
-    if architecture and not given["license"]:
-        origin["license"] = architecture.decoder.license_id
-        origin["license_link"] = architecture.decoder.license_link
-    if released and not given["datasets"]:
-        origin["datasets"] = STAGES[stage][1]
-    if released and quantized and not given["base_model"]:
-        origin["base_model"] = [released]
-    elif architecture and not given["base_model"]:
-        origin["base_model"] = [architecture.decoder.hub_id, architecture.tower.hub_id]
-    if origin["base_model"]:
+    given: Origin, architecture: Architecture | None, released: str | None, stage: Stage | None, quantized: bool
+) -> Origin:
+    """Complete the origin that was given by what the architecture and the released checkpoint tell."""
+    found: dict[str, Any] = {}
+    if architecture and not given.license:
+        found["license"] = architecture.decoder.license_id
+        found["license_link"] = architecture.decoder.license_link
+    if stage and not given.datasets:
+        found["datasets"] = list(stage.datasets)
+    if released and quantized and not given.base_model:
+        found["base_model"] = [released]
+    elif architecture and not given.base_model:
+        found["base_model"] = [architecture.decoder.hub_id, architecture.tower.hub_id]
+    if given.base_model or found.get("base_model"):
         # Stated, because the Hub takes several base models for a merge otherwise.
-        made_here = quantized and (released or given["base_model"])
-        origin["base_model_relation"] = "quantized" if made_here else "finetune"
-    return origin
+        was_quantized_here = quantized and (released or given.base_model)
+        found["base_model_relation"] = "quantized" if was_quantized_here else "finetune"
+    return replace(given, **found)
 
 
-def check_origin(given: dict, folder: Path):
+def check_origin(given: Origin, repo_id: str | None, folder: Path):
     """
-    Check what the card is going to say of the weights' origin, as the Hub would when the folder is uploaded.
+    Check the origin that a card states, as the Hub does when the folder is uploaded.
 
     Raises:
         CardError: for a base model, data set or repository that is no id of the Hub, such as a local path, and for a
             license that the Hub does not know, or that it could not show.
     """
-    for field in ("base_model", "datasets", "repo_id"):
-        names = given[field] or []
-        for name in [names] if isinstance(names, str) else names:
+    for field, names in {"base_model": given.base_model, "datasets": given.datasets, "repo_id": repo_id}.items():
+        for name in [names] if isinstance(names, str) else names or []:
             check_hub_id(field, name)
-    check_license(given["license"], given["license_name"], given["license_link"], folder)
+    check_license(given, folder)
 
 
 def check_hub_id(field: str, name: str):
@@ -296,71 +269,76 @@ def check_hub_id(field: str, name: str):
         raise CardError(f"`{field}` is {name!r}, without an owner: {expected}.")
 
 
-def check_license(license: str | None, name: str | None, link: str | None, folder: Path):
+def check_license(given: Origin, folder: Path):
     """Raise a CardError for a license that the Hub does not know, and for a name or a link that it would not show."""
     known = yaml.safe_load((HUB_DIR / "licenses.yaml").read_text())
-    if license is None and (name or link):
+    license_id, name, link = given.license, given.license_name, given.license_link
+    if license_id is None and (name or link):
         raise CardError(
             "`license` is missing: its name and link are shown beside an id of the Hub, or beside `other`."
         )
-    if license is not None and license not in known:
-        near = ", ".join(difflib.get_close_matches(license.lower(), known)) or "apache-2.0, mit"
+    if license_id is not None and license_id not in known:
+        near = ", ".join(difflib.get_close_matches(license_id.lower(), known)) or "apache-2.0, mit"
         raise CardError(
-            f"`license` is {license!r}, which the Hub does not know: expected one of its ids (near: {near}), or"
+            f"`license` is {license_id!r}, which the Hub does not know: expected one of its ids (near: {near}), or"
             " `other` with a `license_name` and a `license_link`."
         )
-    if license == "other" and not (name and link):
+    if license_id == "other" and not (name and link):
         raise CardError(
             "`license` is 'other', which says nothing by itself: give its `license_name` and `license_link`."
         )
-    if name and license != "other":
-        raise CardError(f"`license_name` is {name!r}, which is for `license` 'other' only, not for {license!r}.")
+    if name and license_id != "other":
+        raise CardError(f"`license_name` is {name!r}, which is for `license` 'other' only, not for {license_id!r}.")
     if link and not re.fullmatch(r"https?://\S+", link) and not (folder / link).is_file():
         raise CardError(f"`license_link` is {link!r}: expected an address, or a file of the folder such as LICENSE.")
 
 
-def describe(folder: Path, config: FusionConfig, architecture: Architecture | None, data: ModelCardData) -> dict:
-    """What the text of the card says of the folder and of its architecture."""
+def check_old_card(path: Path):
+    """Raise a CardError if there is a card that was written by hand."""
+    if path.exists() and WRITTEN_BY not in path.read_text(encoding="utf-8"):
+        raise CardError(f"{path} was not written by this command and would be lost. Move it away first.")
+
+
+def is_quantized(config: FusionConfig) -> bool:
+    """Return whether the weights that belong to a config are quantized."""
+    return getattr(config, "quantization_config", None) is not None
+
+
+def describe_folder(folder: Path, config: FusionConfig) -> dict:
+    """Return the variables of `CardText` about the files of a folder and their config."""
     size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
-    text = {
+    return {
         "weights": (f"{size / 1e9:.1f} GB" if size > 1e9 else f"{size / 1e6:.1f} MB") if size else None,
         "dtype": str(config.dtype).removeprefix("torch.") if config.dtype else None,
-        "releases": TESTED_RELEASES,
+        "quantized": is_quantized(config),
         "image_size": config.vision_config.image_size,
-        "handler": (folder / "handler.py").is_file(),
-        "license_name": data.license_name or f"`{data.license}`",
-        "max_new_tokens": GENERATION_PARAMETERS["max_new_tokens"],
-        "authors": AUTHORS,
-        "llama": False,
+        "has_handler": (folder / HANDLER).is_file(),
     }
-    if architecture:
-        decoder = architecture.decoder
-        text |= {
-            "architecture": architecture.name,
-            "decoder": decoder.hub_id,
-            "tower": architecture.tower.hub_id,
-            "nf4_gb": NF4_GB[architecture.name],
-            "llama": decoder.license_id == "llama3.1",
-        }
-        if data.license == decoder.license_id:
-            text["license_name"] = decoder.license_name
-    return text
+
+
+def describe_license(origin: Origin, architecture: Architecture | None) -> str:
+    """Return the license in words: the decoder's where the weights come under it, else the given name or id."""
+    if architecture and origin.license == architecture.decoder.license_id:
+        return architecture.decoder.license_name
+    return origin.license_name or f"`{origin.license}`"
 
 
 def describe_examples(examples: list[Example]) -> dict:
-    """Return what the text of the card says of the examples: the first image, and what was asked about it."""
+    """Return the variables of `CardText` about the first image and the questions about it."""
     if not examples:
-        return {"image": None, "question": json.dumps("What is in the picture?")}
+        question = json.dumps("What is in the picture?")
+        return {"image": None, "question": question, "asked": [], "is_answered": False}
 
-    def cell(text: str | None) -> str:
+    def to_cell(text: str | None) -> str:
         return " ".join(text.split()).replace("|", "\\|") if text else ""
 
     first = examples[0]
+    shown = [example for example in examples if example.image == first.image]
     return {
         "image": first.image,
         "question": json.dumps(first.question, ensure_ascii=False),
-        "asked": [(cell(one.question), cell(one.answer)) for one in examples if one.image == first.image],
-        "answered": any(one.answer for one in examples if one.image == first.image),
+        "asked": [(to_cell(example.question), to_cell(example.answer)) for example in shown],
+        "is_answered": any(example.answer for example in shown),
     }
 
 
@@ -380,20 +358,20 @@ def choose_examples(
 
 
 def find_results(
-    architecture: Architecture | None, stage: str | None, results: list[dict] | str | os.PathLike | None
+    architecture: Architecture | None, stage: Stage | None, results: list[dict] | str | os.PathLike | None
 ) -> list[EvalResult]:
     """Return the results that are given, else the authors' for a released final checkpoint."""
     if results:
         return read_results(results)
-    return paper_results(architecture.name) if stage == "" else []
+    return read_authors_results(architecture.name) if architecture and stage and stage.is_final else []
 
 
 def make_metadata(
-    origin: dict, architecture: Architecture | None, title: str, widget: list[dict], results: list[EvalResult]
+    origin: Origin, architecture: Architecture | None, title: str, widget: list[dict], results: list[EvalResult]
 ) -> ModelCardData:
     """Return the metadata that the Hub reads; empty fields are left out of the card."""
     return ModelCardData(
-        **origin,
+        **asdict(origin),
         language="en" if architecture else None,
         library_name="transformers",
         pipeline_tag=PIPELINE_TAG,
@@ -423,13 +401,15 @@ def write_card(
     handler: bool = False,
 ) -> Path:
     """
-    Write `README.md` of a FUSION folder and what belongs to it: `widget/` with the images of the widget examples,
-    `.eval_results/` if there are results on datasets of the Hub, and `NOTICE` for a Llama 3.1 decoder.
-    Its code runs as it stands, within the folder and, with `repo_id`, anywhere else.
+    Write `README.md` of a FUSION folder, and the files that it shows.
 
-    A folder with the sizes of a released model gets that model's base models and licence; the authors' results, data
-    and stage only with `released`, since a fine-tuned model has the same sizes. For any other folder nothing is
-    claimed that is not given here.
+    These are `widget/` with the images of the widget examples, `.eval_results/` if there are results on datasets of
+    the Hub, and `NOTICE` for a Llama 3.1 decoder. The code in the card runs as it stands, within the folder and, with
+    `repo_id`, anywhere else.
+
+    A folder with the sizes of a released model gets the base models and the license of that model. It gets the
+    authors' results, data and stage only with `released`, because a fine-tuned model has the same sizes. For any other
+    folder the card claims only what is given here.
 
     Args:
         folder (`str` or `os.PathLike`):
@@ -445,9 +425,9 @@ def write_card(
         base_model (`str` or `list[str]`, *optional*):
             Hub ids of what the model was trained from.
         license, license_link (`str`, *optional*):
-            The Hub's id of the licence of the weights, such as `apache-2.0`, and its URL or its file in the folder.
+            The Hub's id of the license of the weights, such as `apache-2.0`, and its URL or its file in the folder.
         license_name (`str`, *optional*):
-            Name of a licence that has no id; `license` is `other` then, and `license_link` needed.
+            Name of a license that has no id; `license` is `other` then, and `license_link` needed.
         datasets (`list[str]`, *optional*):
             Hub ids of the training data.
         results (`list[dict]` or path of a YAML or JSON file, *optional*):
@@ -471,40 +451,39 @@ def write_card(
             an origin that the Hub would refuse, malformed results or examples, or a README.md that somebody else has
             written.
     """
-    folder = Path(folder)
     config = read_config(folder)
+    folder = Path(folder).expanduser()
     path = folder / "README.md"
-    if path.exists() and WRITTEN_BY not in path.read_text(encoding="utf-8"):
-        raise CardError(f"{path} was not written by this command and would be lost. Move it away first.")
+    check_old_card(path)
     stage = find_stage(folder, config, released) if released else None
     architecture = find_architecture(config)
-    evaluations = find_results(architecture, stage, results)
-    given = {"base_model": base_model, "datasets": datasets, "license": license}
-    given |= {"license_name": license_name, "license_link": license_link}
-    check_origin(given | {"repo_id": repo_id}, folder)
-    quantized = getattr(config, "quantization_config", None) is not None
+    found_results = find_results(architecture, stage, results)
+    given = Origin(base_model, datasets, license, license_name, license_link)
+    check_origin(given, repo_id, folder)
+    quantized = is_quantized(config)
     shown = choose_examples(folder, examples, released, ask)
     if handler:
         add_endpoint_files(folder, quantized=quantized)
     title = name or (released or repo_id or folder.resolve().name).split("/")[-1]
-    origin = find_origin(architecture, released, stage, quantized, given)
-    data = make_metadata(origin, architecture, title, make_widget(shown, repo_id), evaluations)
-    text = describe(folder, config, architecture, data) | describe_examples(shown)
-    text |= {
-        "name": title,
-        "repo_id": repo_id,
-        "released": released,
-        "stage": STAGES[stage][0] if released else None,
-        "unfinished": bool(stage),
-        "description": description.strip() if description else None,
-        "quantized": quantized,
-        "own_license": license is not None,
-        "paper": released and not results,
-        "photo": examples is None and bool(shown),
-        "results": evaluations,
-    }
-    write_eval_results(folder, evaluations)
-    if text["llama"]:
+    origin = find_origin(given, architecture, released, stage, quantized)
+    text = CardText(
+        name=title,
+        architecture=architecture,
+        released=released,
+        stage=stage,
+        repo_id=repo_id,
+        description=description.strip() if description else None,
+        **describe_folder(folder, config),
+        license_name=describe_license(origin, architecture),
+        has_own_license=license is not None,
+        results=found_results,
+        are_authors_results=bool(released and not results),
+        has_photo=examples is None and bool(shown),
+        **describe_examples(shown),
+    )
+    write_eval_results(folder, found_results)
+    if architecture and architecture.is_llama:
         (folder / "NOTICE").write_text(LLAMA_NOTICE, encoding="utf-8")
-    ModelCard.from_template(data, template_path=str(HUB_DIR / "card.md.jinja"), **text).save(path)
+    data = make_metadata(origin, architecture, title, make_widget(shown, repo_id), found_results)
+    ModelCard.from_template(data, template_path=str(HUB_DIR / "card.md.jinja"), **vars(text)).save(path)
     return path

@@ -14,12 +14,10 @@ import shlex
 import threading
 from pathlib import Path
 
+from fusion_vlm.hub.released import RELEASED_ID, RELEASED_MODEL_TYPES
 
-AUTHORS = "starriver030515"  # the account of the released models on the Hub; hub/card.py has it too
+
 MODEL_TYPE = "fusion_vl"  # of configuration_fusion.py, whose import takes seconds; tests/hub/test_names.py compares
-# Of the released configs: the keys of `DECODER_FAMILIES` in convert_checkpoints.py; the same test compares them.
-RELEASED_MODEL_TYPES = ("fusion_phi", "fusion_llama")
-RELEASED_ID = re.compile(rf"{AUTHORS}/FUSION(-X)?-(Phi|LLaMA)[\w.-]*", re.IGNORECASE)
 ADAPTER_CONFIG = "adapter_config.json"  # of PEFT
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 # Folders that training and conversion write to, as in this package's examples; no names of owners of models.
@@ -204,18 +202,17 @@ def reach(repo_id: str, token: str | None = None, repo_type: str = "model"):
         is_cached = isinstance(try_to_load_from_cache(repo_id, file, repo_type=repo_type), str)
     except HFValidationError as error:
         raise ModelNameError(f"There is no folder {repo_id}, and that is not the id of a Hub repository.") from error
-    if constants.HF_HUB_OFFLINE:
-        error = None
-    else:
-        error = ask_hub(repo_id, file, token, repo_type)
-        if error is None or isinstance(error, EntryNotFoundError):
+    refusal = None
+    if not constants.HF_HUB_OFFLINE:
+        refusal = ask_hub(repo_id, file, token, repo_type)
+        if refusal is None or isinstance(refusal, EntryNotFoundError):
             return
     # `datasets` has a cache of its own, and looks there itself.
-    if is_cached or not (is_model or isinstance(error, RepositoryNotFoundError)):
-        # Else each of a model's files would be asked for, and each of those that it does not have retried.
+    if is_cached or not (is_model or isinstance(refusal, RepositoryNotFoundError)):
+        # Otherwise transformers asks the Hub for each file of the model, and retries each that it does not have.
         constants.HF_HUB_OFFLINE = True
         return
-    raise ModelNameError(f"{describe_missing(repo_id)} {describe_refusal(repo_id, repo_type, error)}") from error
+    raise ModelNameError(f"{describe_missing(repo_id)} {describe_refusal(repo_id, repo_type, refusal)}") from refusal
 
 
 def describe_refusal(repo_id: str, repo_type: str, error: Exception | None) -> str:
@@ -283,3 +280,12 @@ def read_base(folder: str | os.PathLike) -> str | None:
             f"{folder} is an adapter of an unknown model: no `base_model_name_or_path` in {path.name}."
         )
     return base
+
+
+def refuse_adapter(model: str | os.PathLike):
+    """Raise a ModelNameError for the folder of an adapter (PEFT), which has no weights of its own."""
+    if base := read_base(model):
+        raise ModelNameError(
+            f"{model} is an adapter of {base}, not a whole model. Merge it first: PeftModel.from_pretrained(model,"
+            f" {model!r}).merge_and_unload().save_pretrained(FOLDER), and processor.save_pretrained(FOLDER)."
+        )

@@ -15,6 +15,8 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import httpx, validate_repo_id
 
+from fusion_vlm.hub.bug_report import one_line
+
 
 # Seconds before the second, third, ... attempt of an upload. Each of its requests is retried by the Hub client before.
 ATTEMPT_WAITS = (10, 60)
@@ -54,10 +56,6 @@ def explain(error: Exception, repo_id: str) -> str:
     if isinstance(error, ValueError):
         return f"The Hub does not take the folder: {one_line(error)}"
     return f"The Hub cannot be reached: {one_line(error)}"
-
-
-def one_line(error: Exception | str) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 def may_pass(error: Exception) -> bool:

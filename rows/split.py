@@ -47,12 +47,13 @@ def split_rows(
         )
     names = sorted(groups)  # not the order of the file, so that sorting a table changes nothing
     random.Random(seed).shuffle(names)
-    wanted, held_out = max(1, round(share * len(rows))), set()
+    wanted = max(1, round(share * len(rows)))
+    held_out: set[int] = set()
     for name in names[:-1]:
         if len(held_out) >= wanted:
             break
         held_out.update(groups[name])
-    parts = ([], [])
+    parts: tuple[list, list] = ([], [])
     for index, row in enumerate(rows):
         parts[index in held_out].append(row)
     return parts

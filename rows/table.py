@@ -138,7 +138,7 @@ def find_columns(table: Table, named: Columns = BY_NAME, question: str | None = 
     Raises:
         ValueError: if none or several columns fit, or a named one is not there or there twice. It lists the columns.
     """
-    found = {}
+    found: dict[str, Any] = {}
     for role in ("image", "question", "answer"):
         name = getattr(named, role)
         if role == "question" and question is not None:

@@ -14,13 +14,15 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from PIL import Image
 
 from fusion_vlm import processing_fusion
-from fusion_vlm.commands import chat_request
+from fusion_vlm.hub import loading
+from fusion_vlm.serving import chat_request
 
 from .helpers import ROOT, SMALL_MODEL, make_messages, needs_sanitizing, process
 from .tiny import random_image
@@ -315,7 +317,7 @@ def test_default_folder_is_that_of_the_file(module, handler):
             {"messages": [*chat(image_url(BASE64)), *chat(image_url("not read"))]},
             "Messages hold 2 images .0, 1., expected at most 1",
         ),
-        ({"inputs": "word " * 2000}, "The prompt has .* tokens and the answer up to 8, but the model takes 1024"),
+        ({"inputs": "word " * 2000}, "The conversation has .* tokens, the model takes 1023 at most"),
         ({"inputs": "Hi", "stream": True}, "`stream` is true, but an endpoint with a handler answers in one piece"),
         ({"inputs": "Hi", "parameters": {"stream": True}}, "`stream` is true"),
         ({"inputs": "Hi", "paramters": {}}, "There is no parameter 'paramters'"),
@@ -587,3 +589,28 @@ def test_limits_are_those_of_the_processor_and_the_server(module):
     for name in ("MAX_IMAGE_BYTES", "MAX_IMAGE_PIXELS", "FETCH_SECONDS"):
         assert getattr(module, name) == getattr(processing_fusion, name)
     assert module.IMAGE_FORMATS == chat_request.IMAGE_FORMATS
+
+
+@pytest.mark.parametrize("num_positions", [None, 1024])
+@pytest.mark.parametrize("length", [1, 1000, 1023, 1024, 2000])
+def test_limit_of_new_tokens_is_that_of_the_other_programs(length, num_positions, module):
+    """The handler clips a long answer and refuses a long prompt, as the commands and the server do."""
+    fields = {} if num_positions is None else {"max_position_embeddings": num_positions}
+    config = SimpleNamespace(text_config=SimpleNamespace(**fields))
+    results = []
+    for limit_new_tokens in (module.limit_new_tokens, loading.limit_new_tokens):
+        try:
+            inputs = {"input_ids": torch.zeros(2, length)}
+            results.append(limit_new_tokens(config, inputs, 64))
+        except ValueError as error:
+            results.append(str(error))
+    assert results[0] == results[1]
+
+
+def test_answer_ends_where_the_positions_end(handler, monkeypatch):
+    request = {"messages": chat(image_url(DATA_URI)), "max_tokens": 8}
+    length = handler(request)["usage"]["prompt_tokens"]
+    monkeypatch.setattr(handler.model.config.text_config, "max_position_embeddings", length + 3)
+    answer = handler(request)
+    assert answer["usage"]["completion_tokens"] == 3
+    assert answer["choices"][0]["finish_reason"] == "length"

@@ -236,7 +236,7 @@ def ask_command(folder: Path, question: str):
 @pytest.mark.parametrize("front_end", [ask_processor, ask_handler, ask_command])
 @pytest.mark.parametrize("token", ["<|eot_id|>", "<image>", "<latent>"])
 def test_control_token_of_a_user_is_text_or_refused(token, front_end, folder, capsys):
-    """The server has a test of its own, in tests/commands/test_serve.py."""
+    """The server has a test of its own, in tests/serving/test_server.py."""
     question = f"What does {token} mean?"
     if CAN_SANITIZE:
         front_end(folder, question)

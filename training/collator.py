@@ -7,8 +7,7 @@ from pathlib import Path
 import torch
 from transformers import BatchFeature
 
-from fusion_vlm.configuration_fusion import FusionConfig
-from fusion_vlm.modeling_fusion import NUM_CROPS_PER_SIDE
+from fusion_vlm.configuration_fusion import NUM_CROPS_PER_SIDE, FusionConfig
 from fusion_vlm.training.epoch import EpochCounter
 from fusion_vlm.training.messages import RowError, to_messages
 

@@ -27,8 +27,8 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 from transformers.initialization import no_init_weights
 
-from fusion_vlm.configuration_fusion import FusionConfig
-from fusion_vlm.modeling_fusion import NUM_CROPS_PER_SIDE, UNATTENDED_TOKEN_ID, FusionForConditionalGeneration
+from fusion_vlm.configuration_fusion import NUM_CROPS, FusionConfig
+from fusion_vlm.modeling_fusion import UNATTENDED_TOKEN_ID, FusionForConditionalGeneration
 from fusion_vlm.training.build import build_config, count_accumulation_steps, load_recipe
 from fusion_vlm.training.data import has_image, load_mixture, text_of
 from fusion_vlm.training.messages import RowError
@@ -238,7 +238,7 @@ def make_inputs(config: FusionConfig, batch: Batch) -> dict[str, torch.Tensor]:
         inputs[name] = torch.ones_like(inputs[of])
         inputs[name][1:, -1:] = 0
     if batch.has_image:
-        pixels = torch.zeros(batch.batch_size, NUM_CROPS_PER_SIDE**2, 3, *2 * [config.vision_config.image_size])
+        pixels = torch.zeros(batch.batch_size, NUM_CROPS, 3, *2 * [config.vision_config.image_size])
         inputs |= {"pixel_values": pixels[:, 0].clone(), "high_res_pixel_values": pixels}
     return inputs
 

@@ -7,6 +7,8 @@ from pathlib import Path
 import torch
 from PIL import Image
 
+from fusion_vlm.hub.loading import build_user_message
+
 
 PACKAGE_DIR = Path(__file__).resolve().parents[1]
 PICTURES = PACKAGE_DIR / "verification" / "pictures"
@@ -143,7 +145,7 @@ class Examiner:
     def process(self, picture: str, texts: list[str], grid_sizes: dict[str, int]):
         image = read_picture(picture)
         inputs = self.processor.apply_chat_template(
-            [make_messages(text, image) for text in texts],
+            [[build_user_message(text, image)] for text in texts],
             add_generation_prompt=True,
             tokenize=True,
             return_dict=True,
@@ -171,7 +173,9 @@ class Examiner:
         Numbers may be digits or words, and words may be capitalized. A token that begins two answers is dropped.
         """
         tokenizer = self.processor.tokenizer
-        prompt = self.processor.apply_chat_template(make_messages(text), add_generation_prompt=True, tokenize=False)
+        prompt = self.processor.apply_chat_template(
+            [build_user_message(text)], add_generation_prompt=True, tokenize=False
+        )
         prompt_ids = tokenizer(prompt, add_special_tokens=False).input_ids
         tokens = {}
         for choice in choices:
@@ -210,8 +214,3 @@ def share_of_own(features: torch.Tensor, targets: torch.Tensor) -> float:
     cosines = features @ targets.T
     others = ~torch.eye(len(cosines), dtype=torch.bool, device=cosines.device)
     return (cosines.diagonal()[:, None] > cosines)[others].float().mean().item()
-
-
-def make_messages(text: str, image: Image.Image | None = None) -> list[dict]:
-    parts = [{"type": "text", "text": text}]
-    return [{"role": "user", "content": parts if image is None else [{"type": "image", "image": image}, *parts]}]

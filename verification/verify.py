@@ -4,7 +4,6 @@ Check of a converted folder, from its tensors to its answers, with a report to p
     fusion-vlm verify out/fusion-phi3.5-3b
 """
 
-import json
 import logging
 import math
 import os
@@ -19,11 +18,13 @@ from pathlib import Path
 from statistics import mean
 
 import torch
-import transformers
-from transformers import AutoModelForImageTextToText, AutoProcessor, BitsAndBytesConfig
+from transformers import AutoModelForImageTextToText, AutoProcessor
 from transformers.utils import logging as transformers_logging
 
 from fusion_vlm.configuration_fusion import FusionConfig
+from fusion_vlm.hub.bug_report import describe_versions
+from fusion_vlm.hub.loading import nf4_config
+from fusion_vlm.hub.names import find_folder, refuse_adapter
 from fusion_vlm.modeling_fusion import FusionForConditionalGeneration
 from fusion_vlm.processing_fusion import FusionProcessor
 from fusion_vlm.verification.questions import BLANK, PHOTO_QUESTION, QUESTIONS, Examiner, Score
@@ -101,8 +102,9 @@ def verify(
     Raises:
         ValueError, OSError: if there is no FUSION folder, or if the model cannot be loaded.
     """
-    folder = Path(folder)
-    config = read_config(folder)
+    folder = Path(find_folder(folder))
+    refuse_adapter(folder)
+    config = FusionConfig.from_pretrained(folder)
     device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     report = Report(print_line)
     with quiet_libraries():
@@ -138,24 +140,9 @@ def quiet_libraries() -> Iterator[None]:
             transformers_logging.enable_progress_bar()
 
 
-def read_config(folder: Path) -> FusionConfig:
-    if not (folder / "config.json").is_file():
-        raise ValueError(f"There is no model in {folder}: no config.json.")
-    model_type = json.loads((folder / "config.json").read_text()).get("model_type")
-    if model_type != FusionConfig.model_type:
-        raise ValueError(
-            f"{folder} is no converted FUSION model: its model type is {model_type!r}, expected"
-            f" {FusionConfig.model_type!r}. Convert a released checkpoint first: fusion-vlm convert"
-        )
-    return FusionConfig.from_pretrained(folder)
-
-
 def describe_setup(report: Report, folder: Path, config: FusionConfig, device: str):
-    versions = (
-        f"torch {torch.__version__}, transformers {transformers.__version__}, Python {platform.python_version()}"
-    )
     report.print_line(f"Folder:   {folder.name}")
-    report.print_line(f"Versions: {versions}")
+    report.print_line(f"Versions: {describe_versions()}, Python {platform.python_version()}")
     name = torch.cuda.get_device_name(device) if device.startswith("cuda") else f"{os.cpu_count()} CPU cores"
     report.print_line(f"Device:   {device} ({name})")
     vision, text = config.vision_config, config.text_config
@@ -234,9 +221,7 @@ def load(folder: Path, precision: str, device: str, trust_remote_code: bool):
     """Return the model and the processor, by this package's classes or through the Auto classes."""
     options = {"device_map": device}
     if precision == FOUR_BITS:
-        options["quantization_config"] = BitsAndBytesConfig(
-            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16
-        )
+        options["quantization_config"] = nf4_config(double_quant=False)
     options["dtype"] = precision if hasattr(torch, precision) else "auto"
     model_class, processor_class = FusionForConditionalGeneration, FusionProcessor
     if trust_remote_code:

@@ -24,9 +24,9 @@ from fusion_vlm import convert_checkpoints
 from fusion_vlm.commands import cost
 from fusion_vlm.commands.ask import BATCH_SIZE, count_tokens
 from fusion_vlm.commands.main import COMMANDS, build_parser, main
-from fusion_vlm.commands.model import load
 from fusion_vlm.commands.options import DTYPES
 from fusion_vlm.hub.card import write_card
+from fusion_vlm.hub.loading import load
 from fusion_vlm.training import cost as training_cost
 
 from ..helpers import GOLDEN_DIR, LLAMA, ROOT, SMALL_MODEL, make_messages, needs_sanitizing, process
@@ -218,7 +218,7 @@ def test_error_is_one_line_and_code_1(case, folder, image_file, capsys):
 
 
 def test_serve_names_what_has_to_be_installed(folder, monkeypatch, capsys):
-    monkeypatch.delitem(sys.modules, "fusion_vlm.commands.server", raising=False)
+    monkeypatch.delitem(sys.modules, "fusion_vlm.serving.server", raising=False)
     monkeypatch.setitem(sys.modules, "uvicorn", None)
     assert main(["serve", str(folder)]) == 1
     output = capsys.readouterr().err

@@ -22,7 +22,7 @@ from transformers import LlamaConfig, Phi3Config, SiglipVisionConfig
 from fusion_vlm import convert_checkpoints
 from fusion_vlm.configuration_fusion import FusionConfig
 from fusion_vlm.convert_checkpoints import ConversionError, convert
-from fusion_vlm.hub import card
+from fusion_vlm.hub import released
 from fusion_vlm.hub.card import CardError, write_card
 from fusion_vlm.hub.endpoint import QUANTIZED_REQUIREMENTS, REQUIREMENTS, SHIPPED_FILES, add_endpoint_files
 
@@ -496,9 +496,9 @@ def test_card_of_somebody_else_is_not_overwritten(tiny_folder):
 
 
 def test_folder_that_is_no_fusion(tmp_path):
-    with pytest.raises(CardError, match="no FUSION folder: its config.json cannot be read"):
+    with pytest.raises(CardError, match="There is no model in .*: no config.json"):
         write_card(tmp_path)
-    with pytest.raises(CardError, match="model_type of its config.json is 'fusion_phi', expected 'fusion_vl'"):
+    with pytest.raises(CardError, match="is a released checkpoint. It has to be converted first"):
         write_card(GOLDEN_DIR / PHI / "checkpoint")
 
 
@@ -508,8 +508,8 @@ class TestConverter:
     @pytest.fixture(autouse=True)
     def golden_is_released(self, monkeypatch):
         sizes = {"model_type": "phi3", "hidden_size": 32, "vocab_size": 525}
-        monkeypatch.setattr(card, "DECODERS", (dataclasses.replace(card.DECODERS[0], sizes=sizes),))
-        monkeypatch.setattr(card, "TOWERS", (dataclasses.replace(card.TOWERS[0], sizes={"hidden_size": 32}),))
+        monkeypatch.setattr(released, "DECODERS", (dataclasses.replace(released.DECODERS[0], sizes=sizes),))
+        monkeypatch.setattr(released, "TOWERS", (dataclasses.replace(released.TOWERS[0], sizes={"hidden_size": 32}),))
 
     source = GOLDEN_DIR / PHI / "checkpoint"
 

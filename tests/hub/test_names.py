@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import time
+from itertools import product
 from pathlib import Path
 
 import huggingface_hub
@@ -18,7 +19,7 @@ from huggingface_hub.utils import httpx
 from fusion_vlm import convert_checkpoints
 from fusion_vlm.commands.main import main
 from fusion_vlm.configuration_fusion import FusionConfig
-from fusion_vlm.hub import card, names
+from fusion_vlm.hub import names, released
 from fusion_vlm.hub.names import ModelNameError, find_folder, find_fusion, find_model, is_path, resolve
 
 from ..helpers import GOLDEN_DIR, LLAMA, ROOT, SMALL_MODEL, needs_recipes
@@ -53,11 +54,12 @@ def http_error(kind: type[HfHubHTTPError], status: int) -> HfHubHTTPError:
 def test_facts_that_are_elsewhere_too():
     """Copies, because the originals import torch or transformers."""
     assert FusionConfig.model_type == names.MODEL_TYPE
-    assert set(names.RELEASED_MODEL_TYPES) == convert_checkpoints.DECODER_FAMILIES.keys()
-    assert names.AUTHORS == card.AUTHORS
-    released = [f"{card.AUTHORS}/{tower.label}-{decoder.label}" for tower in card.TOWERS for decoder in card.DECODERS]
-    assert all(names.RELEASED_ID.fullmatch(f"{name}{stage}") for name in released for stage in card.STAGES)
-    assert not any(names.RELEASED_ID.fullmatch(name) for stage in card.STAGES.values() for name in stage[1])
+    assert set(released.RELEASED_MODEL_TYPES) == convert_checkpoints.DECODER_FAMILIES.keys()
+    architectures = [released.Architecture(*parts) for parts in product(released.TOWERS, released.DECODERS)]
+    assert {architecture.name for architecture in architectures} == released.NF4_GB.keys()
+    for architecture, stage in product(architectures, released.STAGES):
+        assert released.RELEASED_ID.fullmatch(f"{released.AUTHORS}/{architecture.name}{stage.suffix}")
+    assert not any(released.RELEASED_ID.fullmatch(name) for stage in released.STAGES for name in stage.datasets)
 
 
 def test_what_is_a_path(tmp_path, monkeypatch):

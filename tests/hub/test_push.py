@@ -295,7 +295,7 @@ def test_command_pushes_what_it_wrote(hub, connected, tmp_path, capsys):
     main(["convert", str(SOURCE), str(tmp_path / "out"), "--push-to-hub", "model", "--token", TOKEN])
     assert hub.private == {"me/model": True}
     assert hub.files["me/model"] == uploaded(tmp_path / "out")
-    assert 'model_id = "me/model"' in hub.files["me/model"]["README.md"].decode()
+    assert 'snapshot_download("me/model")' in hub.files["me/model"]["README.md"].decode()
     assert capsys.readouterr().out.endswith("Uploaded to me/model\n")
     again = ["--push-to-hub", "me/model", "--public", "--token", TOKEN]
     assert main(["convert", str(SOURCE), str(tmp_path / "again"), *again]) == 1

@@ -16,8 +16,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from fusion_vlm.commands.main import main
-from fusion_vlm.commands.model import load
 from fusion_vlm.configuration_fusion import FusionConfig
+from fusion_vlm.hub.loading import load
 from fusion_vlm.modeling_fusion import CHECKPOINTS_HOOKS, FusionForConditionalGeneration
 from fusion_vlm.rows.table import BadRowsError
 from fusion_vlm.training import finetune as module

@@ -27,10 +27,13 @@ import openai
 import pytest
 from PIL import Image
 
-from fusion_vlm.commands import server
-from fusion_vlm.commands.chat_request import parse_request
 from fusion_vlm.commands.main import build_parser, main
-from fusion_vlm.commands.server import (
+from fusion_vlm.handler import read_image
+from fusion_vlm.modeling_fusion import FusionForConditionalGeneration
+from fusion_vlm.processing_fusion import CAN_SANITIZE, FusionProcessor
+from fusion_vlm.serving import server
+from fusion_vlm.serving.chat_request import parse_request
+from fusion_vlm.serving.server import (
     CHAT_PATH,
     MAX_BODY_BYTES,
     ChatServer,
@@ -39,9 +42,6 @@ from fusion_vlm.commands.server import (
     listen,
     read_api_key,
 )
-from fusion_vlm.handler import read_image
-from fusion_vlm.modeling_fusion import FusionForConditionalGeneration
-from fusion_vlm.processing_fusion import CAN_SANITIZE, FusionProcessor
 
 from ..helpers import ROOT, SMALL_MODEL, process
 from ..tiny import random_image
@@ -1034,7 +1034,8 @@ def test_command_serves_a_folder_until_it_is_interrupted(
 
 SLOW = """
 import torch
-from fusion_vlm.commands import main, server
+from fusion_vlm.commands import main
+from fusion_vlm.serving import server
 
 load = server.load
 

@@ -37,11 +37,11 @@ from starlette.types import ASGIApp
 from transformers import GenerationConfig
 from transformers.cli.serving.utils import GenerateManager
 
-from fusion_vlm.commands.chat_request import ChatCompletionRequest, RequestError, error_body, parse_request
-from fusion_vlm.commands.metrics import CONTENT_TYPE, Metrics
-from fusion_vlm.commands.middleware import Monitor, RequireKey
-from fusion_vlm.commands.model import check_grid_sizes, limit_new_tokens, load, process
+from fusion_vlm.hub.loading import check_grid_sizes, limit_new_tokens, load, process
 from fusion_vlm.hub.names import expand
+from fusion_vlm.serving.chat_request import ChatCompletionRequest, RequestError, error_body, parse_request
+from fusion_vlm.serving.metrics import CONTENT_TYPE, Metrics
+from fusion_vlm.serving.middleware import Monitor, RequireKey
 
 
 MAX_BODY_BYTES = 32 * 2**20

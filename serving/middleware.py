@@ -10,8 +10,8 @@ from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from fusion_vlm.commands.chat_request import error_body
-from fusion_vlm.commands.metrics import Metrics
+from fusion_vlm.serving.chat_request import error_body
+from fusion_vlm.serving.metrics import Metrics
 
 
 CLIENT_LEFT = 499  # nginx' status for a client that closed the connection before it was answered
