@@ -347,10 +347,18 @@ def describe(folder: Path, config: FusionConfig, architecture: Architecture | No
     return text
 
 
-def describe_examples(examples: list[Example]) -> dict:
+def read_question(folder: Path) -> str:
+    """Return a question that fits the model: one of its fine-tuning, which `finetune.json` has, else a general one."""
+    try:
+        return json.loads((folder / "finetune.json").read_text(encoding="utf-8"))["examples"][0]["question"]
+    except (OSError, ValueError, LookupError):
+        return "What is in the picture?"
+
+
+def describe_examples(examples: list[Example], question: str) -> dict:
     """Return what the text of the card says of the examples: the first image, and what was asked about it."""
     if not examples:
-        return {"image": None, "question": json.dumps("What is in the picture?")}
+        return {"image": None, "question": json.dumps(question, ensure_ascii=False)}
 
     def cell(text: str | None) -> str:
         return " ".join(text.split()).replace("|", "\\|") if text else ""
@@ -489,7 +497,7 @@ def write_card(
     title = name or (released or repo_id or folder.resolve().name).split("/")[-1]
     origin = find_origin(architecture, released, stage, quantized, given)
     data = make_metadata(origin, architecture, title, make_widget(shown, repo_id), evaluations)
-    text = describe(folder, config, architecture, data) | describe_examples(shown)
+    text = describe(folder, config, architecture, data) | describe_examples(shown, read_question(folder))
     text |= {
         "name": title,
         "repo_id": repo_id,
