@@ -15,7 +15,7 @@ from pathlib import Path
 import easy_vqa
 import matplotlib.pyplot as plt
 from peft import get_peft_model
-from small_model import write_small_model
+from random_model import write_small_model
 from transformers import set_seed
 
 from fusion_vlm.modeling_fusion import FusionForConditionalGeneration
