@@ -5,7 +5,7 @@ decoder, projectors and interaction layers in full. Prints loss and accuracy, sa
     pip install -e ".[train]" easy-vqa
     python examples/finetune_lora.py [FOLDER] [--steps 200] [--output-dir out/easy-vqa]
 
-Without a folder it starts from a small model with random weights (`small_model.py`), in minutes on two cores.
+Without a folder it starts from a small model with random weights (`random_model.py`), in minutes on two cores.
 """
 
 import argparse
