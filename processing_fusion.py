@@ -639,7 +639,10 @@ def open_source(source) -> io.BytesIO | Path:
         if scheme == "data":
             return io.BytesIO(decode_data_uri(source))
         if scheme == "file":
-            source = urllib.request.url2pathname(urlsplit(source).path)
+            host, path = urlsplit(source)[1:3]
+            if host not in ("", "localhost"):
+                raise ValueError(f"{host!r} is another machine, expected file:///path")
+            source = urllib.request.url2pathname(path)
         elif "://" in source[:16]:
             raise ValueError("expected an address that begins with http://, https://, file:// or data:")
         elif not os.path.exists(os.path.expanduser(source)):
@@ -648,7 +651,7 @@ def open_source(source) -> io.BytesIO | Path:
                 return io.BytesIO(content)
         source = Path(source)
     if isinstance(source, Path):
-        path = source.expanduser()
+        path = Path(os.path.expanduser(source))  # that of `Path` refuses names such as ~$a.png
         if path.is_dir():
             raise IsADirectoryError
         return path

@@ -2,7 +2,9 @@
 
 import argparse
 import difflib
+import os
 import shlex
+import stat
 import sys
 
 from fusion_vlm.commands.completion import complete_lines
@@ -64,8 +66,10 @@ class Chat:
         Raises:
             ValueError: if the line cannot be obeyed or answered.
         """
-        command, _, argument = line.partition(" ")
+        command, argument = (*line.split(None, 1), "")[:2]
         if command == "/image":
+            if self.is_terminal:
+                check_is_file(unquote(argument))
             self.image, self.turns = read_chat_image(argument), []
             if self.is_terminal:
                 width, height = self.image.size
@@ -142,8 +146,21 @@ def read_chat_image(argument: str):
     return read_image(source)
 
 
+def check_is_file(source: str):
+    """Check that a path is no pipe and no terminal: reading one waits for whoever writes to it."""
+    path = os.path.expanduser(source)
+    try:
+        mode = os.stat(path).st_mode
+    except (OSError, ValueError):  # an address, or a name that the reader of images refuses
+        return
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise ChatError(f"Cannot read an image from {shorten(source)}: it is a pipe or a device, not a file.")
+
+
 def describe_unknown(command: str) -> str:
-    near = OTHER_NAMES.get(command) or next(iter(difflib.get_close_matches(command, COMMANDS, n=1)), None)
+    """Say that there is no such command, and which one may be meant."""
+    name = command.lower()
+    near = OTHER_NAMES.get(name) or next(iter(difflib.get_close_matches(name, COMMANDS, n=1)), None)
     hint = f" Did you mean {near}?" if near else ""
     return f"There is no command {command[:100]}.{hint} /help lists the commands."
 
@@ -170,7 +187,7 @@ def run(args: argparse.Namespace):
     if is_terminal:
         talk(chat)
         return
-    while (line := read_line("")) not in (None, "/quit"):
+    while not is_end(line := read_line("")):
         if line:
             chat.take(line)
 
@@ -192,7 +209,7 @@ def take_line(chat: Chat) -> bool:
     line = read_line("> ")
     if line is None:
         print(file=sys.stderr)  # the shell's prompt begins a line
-    if line in (None, "/quit"):
+    if is_end(line):
         return False
     try:
         if line:
@@ -204,6 +221,11 @@ def take_line(chat: Chat) -> bool:
     except Exception as error:  # whatever a decoder of images or a GPU raises
         print(f"error: {one_line(error)}", file=sys.stderr)
     return True
+
+
+def is_end(line: str | None) -> bool:
+    """Return whether a line, or the end of the input, ends the chat."""
+    return line is None or line.split(None, 1)[:1] == ["/quit"]
 
 
 def read_line(prompt: str) -> str | None:

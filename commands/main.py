@@ -129,6 +129,13 @@ def accept_interrupts():
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def open_closed_streams():
+    """Open empty streams in place of those that a shell closed (`<&-`): Python has None there."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 - open until the process ends
+
+
 def main(argv: list[str] | None = None) -> int:
     """
     Run one command.
@@ -140,6 +147,7 @@ def main(argv: list[str] | None = None) -> int:
         `int`: the exit code. Wrong usage raises `SystemExit` with code 2, as `argparse` does.
     """
     accept_interrupts()
+    open_closed_streams()
     try:
         code = run_command(sys.argv[1:] if argv is None else argv)
         sys.stdout.flush()

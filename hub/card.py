@@ -323,10 +323,18 @@ def describe_license(origin: Origin, architecture: Architecture | None) -> str:
     return origin.license_name or f"`{origin.license}`"
 
 
-def describe_examples(examples: list[Example]) -> dict:
+def read_question(folder: Path) -> str:
+    """Return a question that fits the model: one of its fine-tuning, which `finetune.json` has, else a general one."""
+    try:
+        return json.loads((folder / "finetune.json").read_text(encoding="utf-8"))["examples"][0]["question"]
+    except (OSError, ValueError, LookupError):
+        return "What is in the picture?"
+
+
+def describe_examples(examples: list[Example], question: str) -> dict:
     """Return the variables of `CardText` about the first image and the questions about it."""
     if not examples:
-        question = json.dumps("What is in the picture?")
+        question = json.dumps(question, ensure_ascii=False)
         return {"image": None, "question": question, "asked": [], "is_answered": False}
 
     def to_cell(text: str | None) -> str:
@@ -479,7 +487,7 @@ def write_card(
         results=found_results,
         are_authors_results=bool(released and not results),
         has_photo=examples is None and bool(shown),
-        **describe_examples(shown),
+        **describe_examples(shown, read_question(folder)),
     )
     write_eval_results(folder, found_results)
     if architecture and architecture.is_llama:

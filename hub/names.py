@@ -59,6 +59,12 @@ def resolve(name: str | os.PathLike) -> str:
 
 def describe_missing(path: str) -> str:
     """Say that there is no folder of a path, and which one may be meant."""
+    if not path:
+        return "The name of the model is empty."
+    if "://" in path:
+        name = "/".join(path.partition("://")[2].split("/")[1:3])
+        hint = f": {name}" if HUB_ID.fullmatch(name) else ""
+        return f"{path} is an address, expected a folder or the id of a Hub repository{hint}."
     parent, name = os.path.split(path.rstrip("/"))
     try:
         names = [entry.name for entry in os.scandir(parent or ".") if entry.is_dir()]

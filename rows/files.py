@@ -203,25 +203,35 @@ def _read_json(text: str, path: Path) -> Table:
     beginning = text.lstrip()[:1]
     if beginning == "[":
         return _read_list(text, path)
-    if beginning == "{" and _is_one_object(text):
+    if beginning == "{" and _holds_one_object(text):
         keys = ", ".join(map(repr, list(json.loads(text))[:8]))
         raise ValueError(
             f"{path} holds one object with the keys {keys}, expected a list of rows, or one row a line. From pandas:"
             " to_json(path, orient='records')."
         )
     rows = [_read_line(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
+    if len(rows) > 1 and all(row.error is not None for row in rows):
+        raise ValueError(
+            f"{path} has no line that is a row (line {rows[0].number}: {rows[0].error}). Expected one JSON object a"
+            " line, as `jq -c` writes them, or a list of objects."
+        )
     return Table(path, "line", _columns_of(rows), rows)
 
 
-def _is_one_object(text: str) -> bool:
-    """Return whether the text is an object over several lines. On one line, an object is a row."""
-    if "\n" not in text.strip():
-        return False
+def _holds_one_object(text: str) -> bool:
+    """
+    Return whether the text is one object that is no row: over several lines, or of lists and objects alone.
+
+    On one line, an object with a text or number is a row, and so is a conversation.
+    """
     try:
-        json.loads(text)
+        entry = json.loads(text)
     except (ValueError, RecursionError):
         return False
-    return True
+    if "\n" in text.strip():
+        return True
+    is_chat = isinstance(entry.get("messages", entry.get("conversations")), list)
+    return bool(entry) and not is_chat and all(isinstance(value, (list, dict)) for value in entry.values())
 
 
 def _read_list(text: str, path: Path) -> Table:
@@ -290,6 +300,9 @@ def _read_folder(path: Path) -> Table:
 
         # In this format `datasets` decodes no image.
         return _check_not_empty(_from_arrow(datasets.load_from_disk(str(path)).with_format("arrow")[:], path))
+    if (path / "dataset_dict.json").is_file():
+        splits = sorted(file.parent.name for file in path.glob("*/state.json"))
+        raise ValueError(f"{path} holds several splits: {', '.join(splits)}. Give one of them: {path / splits[0]}")
     tables = sorted(file.name for file in path.iterdir() if file.suffix.lower() in SUFFIXES)
     raise ValueError(
         f"{path} is a folder, expected a table or a folder of `datasets.save_to_disk`."

@@ -11,8 +11,10 @@ import hashlib
 import math
 import os
 import re
+import unicodedata
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -147,8 +149,9 @@ def find_columns(table: Table, named: Columns = BY_NAME, question: str | None = 
             found[role] = None
         else:
             found[role] = _find_column(table, role, name)
-    if found["question"] and found["question"] == found["answer"]:
-        raise ValueError(f"The column {found['answer']!r} is both question and answer.")
+    for first, second in (("question", "answer"), ("image", "question"), ("image", "answer")):
+        if found[first] and found[first] == found[second]:
+            raise ValueError(f"The column {found[first]!r} is both {first} and {second}.")
     return Columns(**found)
 
 
@@ -159,7 +162,9 @@ def _find_column(table: Table, role: str, name: str | None) -> str | None:
         fitting = [column for column in fitting if column == name]
     if len(fitting) == 1:
         return fitting[0]
-    listed = ", ".join(map(repr, table.columns)) or "none"
+    listed = ", ".join(map(repr, table.columns[:20])) or "none"
+    if len(table.columns) > 20:
+        listed += f" and {len(table.columns) - 20} more"
     option = f"--{role}-column"
     if len(fitting) > 1:
         if len(set(fitting)) == 1:
@@ -265,12 +270,28 @@ def resolve_image(source: Any, folder: Path) -> Any:
         if isinstance(source, str) and source.lower().startswith("http"):
             raise RowError(f"the image is an address, {source[:80]!r}; download it and name the file")
         return {"bytes": source} if isinstance(source, bytes) else source
-    for name in (source, source.replace("\\", "/")):
+    # macOS writes the names of files with letters and accents apart (NFD), tables have them in one (NFC), or reversed.
+    names = [source, source.replace("\\", "/")]
+    names += [unicodedata.normalize(form, names[1]) for form in ("NFC", "NFD")]
+    for name in dict.fromkeys(names):
         path = folder / os.path.expanduser(name)
         if path.is_file():
             return path
+    path = folder / os.path.expanduser(names[1])
     kind = "it is a folder" if path.is_dir() else "there is no such file"
+    if near := _list_names(path.parent).get(path.name.casefold()):
+        kind += f", but {near!r}"
     raise RowError(f"image {source[:120]!r}: {kind} ({path})")
+
+
+@lru_cache(maxsize=64)
+def _list_names(folder: Path) -> dict[str, str]:
+    """Return the names of the files of a folder by what a table may have instead: other case, no suffix."""
+    try:
+        files = [path for path in folder.iterdir() if path.is_file()]
+    except (OSError, ValueError):
+        return {}
+    return {key: path.name for path in files for key in (path.stem.casefold(), path.name.casefold())}
 
 
 def _is_base64(text: str) -> bool:

@@ -225,6 +225,8 @@ def test_what_is_no_image_is_named(tmp_path):
         str(tmp_path): "it is a folder",
         str(tmp_path / "notes.png"): r"notes.png': it is not an image that Pillow reads",
         "ftp://host/a.png": "expected an address that begins with http://",
+        "file://host/a.png": "'host' is another machine, expected file:///path",
+        "~$nobody.png": "there is no such file",
         "data:image/png;base64": "a data URI has a comma",
         "data:image/png;base64,!!!!": "its content is not base64",
         "data:image/svg+xml,<svg/>": "it is not an image",

@@ -218,7 +218,8 @@ def load_data(
 def _describe_oddities(train: list[dict], held_out: list[dict]) -> list[str]:
     notices = []
     if len(train) < 20:
-        notices.append(f"{len(train)} rows are very few to learn from; expect little on other images.")
+        count = "One row is" if len(train) == 1 else f"{len(train)} rows are"
+        notices.append(f"{count} very few to learn from; expect little on other images.")
     if 0 < len(held_out) < 5:
         notices.append(f"With {len(held_out)} held-out row{'s' * (len(held_out) > 1)}, the figures say little.")
     answers = {expected_answer(row) for row in train}

@@ -106,6 +106,7 @@ def folder(tmp_path_factory) -> Path:
     (tmp_path / "page.png").write_text("<html>no image</html>")
     (tmp_path / "folder").mkdir()
     Image.new("1", (20_000, 20_000)).save(tmp_path / "huge.png")
+    os.mkfifo(tmp_path / "pipe.png")
     return tmp_path
 
 
@@ -155,6 +156,9 @@ def test_bad_images_and_commands_cost_one_line_each(chat, folder, server):
     bad = {
         "/image missing.png": "there is no such file",
         "/image folder": "it is a folder",
+        "/image pipe.png": "it is a pipe or a device",
+        "/image /dev/tty": "it is a pipe or a device",
+        "/IMAGE my photo.png": "Did you mean /image?",
         "/image empty.png": "it is not an image that Pillow reads",
         "/image cut off.png": "image file is truncated",
         "/image page.png": "it is not an image that Pillow reads",
@@ -186,6 +190,17 @@ def test_bad_images_and_commands_cost_one_line_each(chat, folder, server):
     chat.enter("/reset")
     assert chat.enter("What is it?") == first  # the image is still there
     assert second.strip() and second != first  # and so were the turns before
+
+
+def test_command_and_argument_may_stand_further_apart(chat):
+    assert "about an image of 384 x 384" in chat.enter("/image \x16\t my photo.png")
+
+
+def test_quit_ends_the_chat_whatever_follows_it(folder):
+    with Terminal("chat", SMALL_MODEL, folder=folder) as terminal:
+        terminal.read_prompt()
+        terminal.type("/quit now\n")
+        assert terminal.wait() == 0
 
 
 def test_help_lists_the_commands(chat):

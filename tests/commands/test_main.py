@@ -232,6 +232,13 @@ def test_empty_stdin_is_told(folder, monkeypatch, capsys):
     assert "Cannot read an image from stdin" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("closed", ["stdin", "stdout", "stderr"])
+def test_closed_streams_are_empty(closed, monkeypatch, capsys):
+    """A shell closes them with `<&-`, and Python has None there."""
+    monkeypatch.setattr(sys, closed, None)
+    assert main(["ask", "missing/folder", "-", "What is it?"]) == 1
+
+
 def test_interrupt_ends_a_command_that_a_shell_started_in_the_background(tmp_path):
     """A shell without job control starts such commands with SIGINT ignored."""
     command = [sys.executable, "-m", "fusion_vlm.commands.main", "ask", "model", "-", "What is it?"]

@@ -370,6 +370,15 @@ def test_model_of_others_does_not_get_the_photograph(make_folder, tiny_folder):
     assert "](widget/chelsea.jpg)" in path.read_text() and "van der Walt" in path.read_text()
 
 
+def test_question_of_a_fine_tuned_folder_is_one_that_it_has_learned(tiny_folder):
+    """A model of few questions may answer nothing to another."""
+    assert "What is in the picture?" in read_text(write_card(tiny_folder))
+    report = {"examples": [{"question": 'Wohin zeigt "er"?'}]}
+    (tiny_folder / "finetune.json").write_text(json.dumps(report))
+    assert '"text": "Wohin zeigt \\"er\\"?"' in read_text(write_card(tiny_folder))
+    (tiny_folder / "finetune.json").unlink()
+
+
 def test_examples_of_an_earlier_card_are_not_kept(tiny_folder):
     write_card(tiny_folder, examples=[{"image": PHOTO, "question": "What animal is this?", "answer": "a cat"}])
     path = write_card(tiny_folder)

@@ -83,6 +83,8 @@ def test_missing_folders_are_not_asked_of_the_hub(no_hub, tmp_path, monkeypatch)
         "/nowhere/x/": "There is no folder /nowhere/x/: /nowhere is not there either",
         "./fusion-3": "Did you mean ./fusion-3b?",
         "not an id": "that is not the id of a Hub repository",
+        "": "The name of the model is empty",
+        "https://huggingface.co/me/fusion/tree/main": "expected a folder or the id of a Hub repository: me/fusion.",
     }.items():
         for find in (find_model, find_fusion, find_folder):
             with pytest.raises(ModelNameError) as error:

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import unicodedata
 
 import datasets
 import pandas
@@ -110,6 +111,8 @@ def test_windows_1252_is_read_with_a_notice(folder):
         ("table.csv", b'image,question,answer\na,"b" x,c\n', "quotation marks do not match.* line 2"),
         ("table.json", b'[{"image": 1}, ', "is not valid JSON"),
         ("table.json", b'{"image": {"0": "a"},\n "answer": {"0": "b"}}', "one object with the keys 'image', 'answer'"),
+        ("table.json", b'{"data": [{"question": "a", "answer": "b"}]}', "holds one object with the keys 'data'"),
+        ("table.jsonl", b'{\n"answer": "b"\n}\n{\n"answer": "c"\n}\n', r"no line that is a row \(line 1: .*`jq -c`"),
         ("table.json", b"[]", "holds no rows"),
         ("table.parquet", b"PAR1", "is no parquet file"),
     ],
@@ -117,6 +120,14 @@ def test_windows_1252_is_read_with_a_notice(folder):
 def test_files_that_cannot_be_read_say_why(name, content, message, folder):
     with pytest.raises(ValueError, match=message):
         read_rows(write(folder, content, name))
+
+
+def test_folder_of_several_splits_says_so(folder):
+    rows = datasets.Dataset.from_dict({"question": ["a"], "answer": ["b"]})
+    datasets.DatasetDict({"train": rows, "test": rows}).save_to_disk(folder / "splits")
+    with pytest.raises(ValueError, match="several splits: test, train. Give one of them: .*/splits/test"):
+        read_rows(folder / "splits")
+    assert read(folder / "splits" / "train") == [(None, "a", "b")]
 
 
 def test_missing_table_and_folders_say_what_is_there(folder):
@@ -188,7 +199,9 @@ def test_columns_can_be_named(folder):
         ("image,file_name,question,answer", {}, "several columns.*image: 'image', 'file_name'"),
         ("image,question,answer", {"columns": Columns(image="photo")}, "no column 'photo' .--image-column.*'image'"),
         ("image,question,answer", {"columns": Columns(answer="question")}, "'question' is both question and answer"),
+        ("image,question,answer", {"columns": Columns(question="image")}, "'image' is both image and question"),
         ("image,question,answer", {"columns": Columns(question="a"), "question": "b"}, "give one of them"),
+        (",".join(map(str, range(50))), {}, "'18', '19' and 30 more"),
     ],
 )
 def test_columns_that_do_not_fit_are_listed(header, options, message, folder):
@@ -234,6 +247,13 @@ def test_images_are_found(name, folder, monkeypatch):
     assert check_images(rows)[1] == []
 
 
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+def test_images_are_found_in_both_forms_of_unicode(form, folder):
+    (folder / "a.png").rename(folder / unicodedata.normalize("NFD" if form == "NFC" else "NFC", "größe.png"))
+    path = write(folder, unicodedata.normalize(form, "image,question,answer\ngröße.png,Which?,x\n"))
+    assert check_images(read_rows(path)[0])[1] == []
+
+
 def test_image_folder_is_where_paths_begin(folder):
     path = write(folder, "image,question,answer\nc.png,Which?,x\n")
     assert read(path, image_folder=folder / "sub dir") == [("c.png", "Which?", "x")]
@@ -274,6 +294,8 @@ def test_chat_rows_are_taken_as_they_are(folder):
         ("a.png,,x", "line 2: the question is empty"),
         ("a.png,Which?,", "line 2: the answer is empty"),
         ("d.png,Which?,x", "line 2: image 'd.png': there is no such file"),
+        ("A.PNG,Which?,x", "line 2: image 'A.PNG': there is no such file, but 'a.png'"),
+        ("a,Which?,x", "line 2: image 'a': there is no such file, but 'a.png'"),
         ("sub dir,Which?,x", "line 2: image 'sub dir': it is a folder"),
         ("https://a.org/a.png,Which?,x", "line 2: the image is an address"),
         ("a.png,Which?,<image>", "holds <image>, expected it in a question"),
