@@ -651,10 +651,11 @@ def open_source(source) -> io.BytesIO | Path:
                 return io.BytesIO(content)
         source = Path(source)
     if isinstance(source, Path):
-        path = Path(os.path.expanduser(source))  # that of `Path` refuses names such as ~$a.png
-        if path.is_dir():
+        # `Path.expanduser` would refuse names such as ~$a.png.
+        file = Path(os.path.expanduser(source))
+        if file.is_dir():
             raise IsADirectoryError
-        return path
+        return file
     if hasattr(source, "read"):
         if source.seekable():
             source.seek(0)  # it may have been read before

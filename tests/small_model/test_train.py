@@ -16,6 +16,7 @@ from transformers import AutoModelForImageTextToText, SiglipVisionConfig
 
 from fusion_vlm.modeling_fusion import FusionVisionModel
 from fusion_vlm.small_model import data, tower, train
+from fusion_vlm.synthesis.kinds.exact import make_scene_sample
 from fusion_vlm.synthesis.scenes.render import draw_scene
 from fusion_vlm.synthesis.scenes.scene import (
     COLOURS,
@@ -23,7 +24,6 @@ from fusion_vlm.synthesis.scenes.scene import (
     Scene,
     SceneObject,
     direction_of,
-    make_scene_sample,
     plural,
 )
 
