@@ -51,6 +51,7 @@ test-newest:
 lint: .venv/.ready
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
+	.venv/bin/mypy
 
 # The page in a browser: needs Debian's chromium and chromium-driver.
 test-demo: .venv-demo/.ready

@@ -21,7 +21,7 @@ alone: a model that reads earlier turns may find more. `--fail-on` may be repeat
     majority=M             share of the commonest answer
     language_only_gain=M   accuracy of a language-only model, less the share of the commonest answer
     word_gain=M            share of an answer among questions with a word, less its share among all
-    co_occurrence=M        normalised pointwise mutual information of an attribute and an object
+    co_occurrence=M        normalized pointwise mutual information of an attribute and an object
 
 Each is judged for every type of question and for the types in first, second, ... turns; yes_no and max_letter for all
 questions together, too. It fails where the value is outside of the limit and chance does not explain it (a risk of 1 %

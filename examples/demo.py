@@ -1,6 +1,7 @@
 """
-Serve a page to talk with a FUSION model about an image. Answers appear as they are written and can be stopped, and a
-picture shows which parts of the image an answer came from.
+Serve a page to talk with a FUSION model about an image.
+
+Answers appear as they are written and can be stopped, and a picture shows which parts of the image an answer came from.
 
     pip install -e ".[demo]"
     python examples/demo.py MODEL

@@ -1,6 +1,8 @@
 """
-Fixtures shared by the tests: the golden data of the reference implementation (tests/fixtures/golden/README.md says
-what it holds) and the checkpoints in it, converted once.
+Fixtures shared by the tests.
+
+They are the golden data of the reference implementation, which tests/fixtures/golden/README.md describes, and the
+checkpoints in it, converted once.
 """
 
 import importlib.util
@@ -40,7 +42,7 @@ def goldens() -> dict[str, Golden]:
 
 @pytest.fixture(scope="session")
 def converted(tmp_path_factory) -> dict[str, Path]:
-    """The converted checkpoint folders."""
+    """Convert the golden checkpoints, and return their folders."""
     folder = tmp_path_factory.mktemp("converted")
     return {variant: convert(GOLDEN_DIR / variant / "checkpoint", folder / variant) for variant in VARIANTS}
 
@@ -76,13 +78,13 @@ def processor(processors):
 
 @pytest.fixture(scope="module")
 def model(processor) -> FusionForConditionalGeneration:
-    """A tiny model with a Llama decoder; tests that change it make a copy."""
+    """Build a tiny model with a Llama decoder; tests that change it make a copy."""
     return tiny_model(processor)
 
 
 @pytest.fixture(scope="session")
 def wide_folder(processor, tmp_path_factory) -> Path:
-    """A model of widths that bitsandbytes' CPU kernels take."""
+    """Build a model of widths that bitsandbytes' CPU kernels take."""
     path = tmp_path_factory.mktemp("wide")
     torch.manual_seed(0)
     FusionForConditionalGeneration(wide_config(processor)).save_pretrained(path)

@@ -57,7 +57,7 @@ class Golden:
         return Image.open(GOLDEN_DIR / self.variant / f"{case}.png") if self.cases[case]["image"] else None
 
     def messages(self, case: str, turns: str = "turns") -> list[dict]:
-        """The conversation of a case, with its image; `turns` is `"turns"` or `"train"`."""
+        """Return the conversation of a case, with its image; `turns` is `"turns"` or `"train"`."""
         return make_messages(self.cases[case][turns], self.image(case))
 
 

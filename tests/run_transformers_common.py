@@ -66,7 +66,7 @@ NUM_QUESTION_TOKENS, NUM_ANSWER_TOKENS = 4, 2
 
 
 def fetch_tests(folder: Path) -> Path:
-    """The folder that holds the tests of the installed transformers as a package named `PACKAGE`."""
+    """Return the folder that holds the tests of the installed transformers as a package named `PACKAGE`."""
     version = transformers.__version__
     target = folder / version
     if (target / PACKAGE).exists():
@@ -109,7 +109,7 @@ def add_missing_modules(image_path: Path):
 
 
 def register():
-    """Makes the Auto classes and the tables that the tests consult know FUSION, as they know built-in models."""
+    """Make FUSION known to the Auto classes and the tables that the tests consult, as built-in models are."""
     AutoConfig.register("fusion_vl", FusionConfig, exist_ok=True)
     AutoImageProcessor.register(FusionConfig, slow_image_processor_class=FusionImageProcessor, exist_ok=True)
     AutoProcessor.register(FusionConfig, FusionProcessor, exist_ok=True)
@@ -328,7 +328,7 @@ def define_configuration_tests() -> list[type[unittest.TestCase]]:
 
 
 def make_suite(tests: dict[str, list[type[unittest.TestCase]]], pattern: str | None) -> unittest.TestSuite:
-    """The tests whose name has `pattern` in it, without those of `SKIPPED`."""
+    """Return the tests whose name has `pattern` in it, without those of `SKIPPED`."""
     loader = unittest.TestLoader()
     loader.testNamePatterns = [f"*{pattern}*"] if pattern else None
     suite = unittest.TestSuite()

@@ -1,4 +1,4 @@
-"""Where and how the model runs: attention backends, dtypes, devices and offload, compilation, quantisation."""
+"""Where and how the model runs: attention backends, dtypes, devices and offload, compilation, quantization."""
 
 import copy
 import functools
@@ -26,7 +26,7 @@ def folder(model, tmp_path_factory):
 
 @pytest.fixture
 def inputs(processor, conversations):
-    """A mixed, padded batch."""
+    """Return a mixed, padded batch."""
     return process(processor, conversations)
 
 
@@ -153,7 +153,7 @@ def test_quantised_model_answers_and_is_the_same_when_saved_and_loaded(bits, wid
     quantized = load(wide_folder, quantization_config=config, dtype=torch.bfloat16)
     quantized.save_pretrained(tmp_path)
     logits = last_logits(quantized, inputs)
-    # Random weights take quantisation worse than trained ones.
+    # Random weights take quantization worse than trained ones.
     assert relative_error(logits, expected) < (0.3 if bits == 4 else 0.05)
     assert relative_error(logits, expected) > 1e-4, "quantised, not loaded as it was"
     loaded = load(tmp_path)
@@ -163,7 +163,7 @@ def test_quantised_model_answers_and_is_the_same_when_saved_and_loaded(bits, wid
 
 
 def test_converter_writes_a_4_bit_folder(tmp_path, converted, models, processors, goldens):
-    """It loads without a quantisation config, and is complete."""
+    """It loads without a quantization config, and is complete."""
     folder = convert(GOLDEN_DIR / LLAMA / "checkpoint", tmp_path / "nf4", quantize="nf4")
     assert {path.name for path in folder.iterdir()} == {path.name for path in converted[LLAMA].iterdir()}
     model = FusionForConditionalGeneration.from_pretrained(folder)
@@ -189,8 +189,10 @@ def test_quantised_cache(model, inputs):
 
 def test_decoder_with_two_ranges_of_positions_switches_as_it_does_alone(processor, conversations):
     """
-    Phi-3's position factors change past its original context; what is in the cache is computed again then, image and
-    all, so that the answer is that of a model that sees everything anew at each step.
+    Compare with a model that computes everything anew at each step.
+
+    Phi-3's position factors change past its original context. Then the cached tokens are computed again, the image
+    included.
     """
     config = tiny_config(processor, "phi3")
     inputs = process(processor, conversations[0])

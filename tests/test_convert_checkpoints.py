@@ -41,7 +41,7 @@ DECODERS = {
 
 @pytest.fixture
 def source(tmp_path) -> Path:
-    """A copy of the Phi checkpoint to damage."""
+    """Copy the Phi checkpoint, to damage the copy."""
     return Path(shutil.copytree(GOLDEN_DIR / PHI / "checkpoint", tmp_path / "source"))
 
 
@@ -310,7 +310,7 @@ def test_memory_is_bounded_by_a_shard_and_a_tensor(extension, source, tmp_path):
 
 
 def widen(tensors: dict, old: int, new: int, num_layers: int) -> dict:
-    """The same checkpoint with a wider and deeper decoder."""
+    """Write the same checkpoint with a wider and deeper decoder."""
     widths = {old: new, 2 * old: 2 * new, 3 * old: 3 * new, 80: 2048, 160: 4096}
     kept = {name: tensor for name, tensor in tensors.items() if "vision_tower" in name}
     for name, tensor in tensors.items():

@@ -1,7 +1,9 @@
 """
-The full-size check: a random checkpoint with the names, shapes and dtype of FUSION-Phi3.5-3B (10.2 GB) is converted,
-loaded and asked a question about a photograph, as it is and in 4 bits; memory and times are printed. Needs 25 GB of
-disk, 16 GB of memory and about ten minutes on 2 CPU cores.
+Check the full size.
+
+A random checkpoint with the names, shapes and dtype of FUSION-Phi3.5-3B (10.2 GB) is converted, loaded and asked a
+question about a photograph, as it is and in 4 bits. Memory and times are printed. The check needs 25 GB of disk, 16 GB
+of memory and about ten minutes on 2 CPU cores.
 
     make test-slow
 """

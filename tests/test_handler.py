@@ -51,7 +51,7 @@ ZF66vTwVKqICIH+3vlsI8QRuwUIt9Kfw5WnSLCPUuGNeTsrSG0UAuoOB
 
 
 def load_handler(folder: Path):
-    """The module, by its path, with the package out of reach, and its handler of the folder."""
+    """Load the module by its path, with the package out of reach, and its handler of the folder."""
     name = "handler.EndpointHandler"
     with pytest.MonkeyPatch.context() as patch:
         for module_name in [*sys.modules, "fusion_vlm"]:
@@ -124,7 +124,7 @@ def ask(handler, body: dict, **parameters):
 
 @pytest.fixture(scope="module")
 def expect(model, processor):
-    """What the model itself generates."""
+    """Return what the model itself generates."""
 
     def generate(messages, processor_kwargs=None, **options):
         inputs = process(processor, messages, **(processor_kwargs or {}))
@@ -428,8 +428,9 @@ class QuietServer(http.server.ThreadingHTTPServer):
 @pytest.fixture
 def internet(tmp_path, monkeypatch):
     """
-    An https server for `images.test`, as if it were at a public address: names are looked up in `names`, and what is
-    connected to, wherever it is, is this server; `connected` lists the addresses.
+    Start an https server for `images.test`, as if it were at a public address.
+
+    Names are looked up in `names`, each connection leads to this server, and `connected` lists the addresses.
     """
     (tmp_path / "certificate.pem").write_text(CERTIFICATE.strip())
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "certificate.pem"))

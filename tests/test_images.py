@@ -40,7 +40,7 @@ def encode(image: Image.Image, kind: str = "PNG") -> bytes:
 
 @pytest.fixture(scope="module")
 def web():
-    """A server of images: its address, and what it answers by path."""
+    """Start a server of images, and return its address and the table of its answers by path."""
     answers = {}
 
     class Handler(BaseHTTPRequestHandler):

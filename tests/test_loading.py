@@ -50,7 +50,7 @@ if len(sys.argv) > 4:
 
 
 def run(code: str, *arguments, cwd: Path) -> subprocess.CompletedProcess:
-    """Runs code in a fresh process with a module cache of its own and nothing of this repository on its path."""
+    """Run code in a fresh process with a module cache of its own and nothing of this repository on its path."""
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(cwd / "modules")}
     environment.pop("PYTHONPATH", None)
     command = [sys.executable, "-c", code, *map(str, arguments)]

@@ -1,6 +1,8 @@
 """
-The model's behaviour on tiny random models: what its parts compute, any decoder, batches, generation, gradients,
-losses, saving, and bad input. Agreement with the reference is in test_parity.py.
+The behavior of the model on tiny random models.
+
+These tests are about its parts, decoders of any type, batches, generation, gradients, losses, saving and bad input.
+test_parity.py compares with the reference.
 """
 
 import copy
@@ -474,12 +476,12 @@ def test_processor_adds_the_tokens_that_a_new_decoder_lacks(processor):
 
 @pytest.fixture
 def inputs(processor, conversations) -> dict[str, torch.Tensor]:
-    """A left-padded batch of an example with one question and one with two."""
+    """Return a left-padded batch of an example with one question and one with two."""
     return dict(process(processor, conversations[:2]))
 
 
 def replace_one(inputs, example: int, old: int, new: int, which: int = 0):
-    """Overwrites one occurrence of a token."""
+    """Overwrite one occurrence of a token."""
     positions = (inputs["input_ids"][example] == old).nonzero().squeeze(1)
     inputs["input_ids"][example, positions[which]] = new
 

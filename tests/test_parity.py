@@ -1,6 +1,7 @@
 """
-Parity with the reference implementation, on all golden data. What each tensor is, and the agreement to expect, is in
-tests/fixtures/golden/README.md.
+Parity with the reference implementation, on all golden data.
+
+tests/fixtures/golden/README.md says what each tensor is and which agreement to expect.
 """
 
 from math import isqrt
@@ -23,7 +24,7 @@ REFERENCE_PLACEHOLDERS = (-200, -300)
 
 
 def collapse(ids: list[int], processor) -> list[int]:
-    """Runs of image or latent ids to a single -1, as the goldens' placeholders become."""
+    """Replace each run of image or latent ids by a single -1, as the goldens' placeholders become."""
     placeholders = {processor.image_token_id, processor.latent_token_id}
     collapsed = []
     for token_id in ids:
@@ -150,7 +151,7 @@ def test_intermediate_tensors(variant, backend, goldens, processors, converted):
     captured = {}
 
     def capture(name, module, transform=lambda output: output[0], call=0):
-        """Stores one call of a module; the tower and its projector run twice, on the image and on the crops."""
+        """Store one call of a module; the tower and its projector run twice, on the image and on the crops."""
         calls = []
 
         def hook(module, args, output):

@@ -1,6 +1,8 @@
 """
-What holds on every release of transformers in `TESTED_RELEASES`: the names that the shipped files use exist, the cache
-goes by the names of in-tree models, users' control tokens stay text or are refused, and folders load across releases.
+Check what holds on every release of transformers in `TESTED_RELEASES`.
+
+The names that the shipped files use exist, the cache has the name that in-tree models use, users' control tokens stay
+text or are refused, and folders load across releases.
 
 `make test-versions` runs this with the lowest, the pinned and the newest release. It sets `FUSION_FOLDERS` to the
 folders that tests/write_folders.py wrote with each of them.
@@ -133,7 +135,7 @@ BOTH_NAMES = pytest.mark.parametrize("name", ["cache", "past_key_values"])
 
 @pytest.fixture(scope="module")
 def llama(model) -> LlamaForCausalLM:
-    """The decoder of the tiny model, as the in-tree class."""
+    """Build the decoder of the tiny model, as the in-tree class."""
     llama = LlamaForCausalLM(model.config.text_config).eval()
     llama.model.load_state_dict(model.model.language_model.state_dict())
     llama.lm_head.load_state_dict(model.lm_head.state_dict())

@@ -1,6 +1,8 @@
 """
-Where the model looked: attention weights are those the model used, occlusion drops are those of a direct computation,
-and the figures show them.
+Where the model looked.
+
+Attention weights are those that the model used, occlusion drops are those of a direct computation, and the figures
+show both.
 """
 
 import copy
@@ -49,7 +51,7 @@ def inputs(processor, conversations):
 
 
 def used_values_and_outputs(model, inputs) -> list[list[torch.Tensor]]:
-    """What goes into the attention of each interaction layer as values, and what comes out of it."""
+    """Return the values that enter the attention of each interaction layer, and its output."""
     calls, handles = {"v_proj": [], "o_proj": []}, []
     for name, module in model.named_modules():
         part = name.rpartition(".")[2]

@@ -1,5 +1,6 @@
 """
-Writes folders of every kind with the installed transformers, and what a model answers from each.
+Write folders of every kind with the installed transformers, and what a model answers from each.
+
 tests/test_releases.py loads them with other releases.
 
     python -m tests.write_folders OUTPUT_DIR
