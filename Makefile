@@ -52,6 +52,7 @@ test-newest:
 lint: .venv/.ready
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
+	.venv/bin/mypy
 
 format: .venv/.ready
 	.venv/bin/ruff check --fix .

@@ -1,5 +1,5 @@
 """
-Converts a released FUSION checkpoint to a folder for the Hugging Face Hub: safetensors, configs, tokenizer and code.
+Convert a released FUSION checkpoint to a folder for the Hugging Face Hub: safetensors, configs, tokenizer and code.
 
     python convert_checkpoints.py starriver030515/FUSION-Phi3.5-3B out/fusion-phi3.5-3b
 
@@ -16,7 +16,7 @@ import re
 import sys
 import zipfile
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import isqrt
@@ -62,13 +62,13 @@ PACKAGE_DIR = Path(__file__).resolve().parent
 # The released name is the longest form. Which of the wrappers is written depends on the class of the tower.
 TOWER = r"model\.vision_tower(?:\.vision_tower)?(?:\.vision_model)?"
 
-# Released tensor name -> our parameter name; None: dropped on purpose. Each name must match exactly one rule, in full.
+# Released tensor name -> our parameter name, or None to drop the tensor. Each name must match one rule, in full.
 RULES: list[tuple[str, str | None]] = [
     (r"lm_head\.weight", r"lm_head.weight"),
     (r"model\.(embed_tokens|norm)\.weight", r"model.language_model.\1.weight"),
     (r"model\.layers\.(.+)", r"model.language_model.layers.\1"),
     (rf"{TOWER}\.(embeddings|encoder)\.(.+)", r"model.vision_tower.\1.\2"),
-    # In the files, but their output is never used. Some towers are saved whole, with SigLIP's text model.
+    # The reference never uses their output. Some towers are saved whole, with SigLIP's text model.
     (rf"{TOWER}\.(post_layernorm|head|text_model|logit_scale|logit_bias)(\..+)?", None),
     (r"model\.mm_projector\.0\.(.+)", r"model.multi_modal_projector.linear_1.\1"),
     (r"model\.mm_projector\.2\.(.+)", r"model.multi_modal_projector.linear_2.\1"),
@@ -92,9 +92,9 @@ RULES: list[tuple[str, str | None]] = [
     ),
 ]
 
-# Parts of names that only say how a model was wrapped when it was saved.
+# Parts of names that come from a wrapper around the model when it was saved.
 WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
-# Tensors of adapters (PEFT), which belong into the weights that they lie beside.
+# Tensors of adapters (PEFT), which have to be merged into the weights before a conversion.
 ADAPTERS = (
     r"(.+\.)?(lora_\w+|hada_\w+|lokr_\w+|ia3_\w+|oft_\w+|boft_\w+|vera_\w+|base_layer|modules_to_save|original_module"
     r"|prompt_encoder)(\..+)?"
@@ -105,7 +105,7 @@ PACKINGS = (
     r".+\.(qweight|qzeros|g_idx|scales|SCB|weight\..+|(weight|input|output|activation|k|v)_(scale|zero_point|packed|shape"
     r"|format|g_idx)\w*)"
 )
-# Tensors that are computed from the config. Others are told by their dtype, since no parameter is an integer.
+# Tensors that are computed from the config. `is_buffer` recognizes others by their dtype: no parameter is an integer.
 BUFFERS = r"(.+\.)?(\w*position_ids|\w*inv_freq|(cos|sin)(_cached)?|\w*_mask|num_batches_tracked|_extra_state)"
 
 SAFETENSORS_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -118,7 +118,7 @@ OTHER_SAFETENSORS_DTYPES = {
     "F8_E4M3": torch.float8_e4m3fn,
     "F8_E5M2": torch.float8_e5m2,
 }
-MAX_MAPPED_BYTES = 16 * 2**20  # read from a `.bin` file before it is opened anew
+MAX_MAPPED_BYTES = 16 * 2**20  # the bytes that are read from a `.bin` file before it is opened again
 MAX_HEADER_SIZE = 100_000_000  # of the safetensors format
 DTYPES = ("float32", "float16", "bfloat16")
 
@@ -126,18 +126,18 @@ EMBEDDING = "model.language_model.embed_tokens.weight"
 
 VOCABULARIES = ("tokenizer.json", "tokenizer.model")
 
-# Fields of the released recipes that a config may lack: what they say in all four released models.
+# Fields that a config may lack, with their values in all four released models.
 RECIPE = {"query_len": "4,16,36,64,144", "window_size": 3}
-# After which decoder layers the released models interact: start and stride, for 10 layers in 32.
+# The decoder layers after which the released models interact: start and stride, for 10 interactions in 32 layers.
 RELEASED_INTERACTION = {"start_of_vision_sampler_layers": 0, "stride_of_vision_sampler_layers": 3}
 # Fields that are not the decoder's.
 OWN_FIELDS = {"model_type", "mm_vision_tower", "num_of_vision_sampler_layers", *RECIPE, *RELEASED_INTERACTION}
-# Fields of the decoder that change what it computes and that no tensor tells.
+# Fields of the decoder that change its output, and that cannot be computed from the shapes of its tensors.
 REQUIRED_DECODER_FIELDS = ("num_attention_heads", "rms_norm_eps", "max_position_embeddings")
 # Longer contexts than this need scaled rotary positions, in both released decoders.
 MAX_UNSCALED_POSITIONS = 8192
 
-# SigLIP and SigLIP 2 towers: layers of the whole tower, and heads, which no tensor shape tells.
+# SigLIP and SigLIP 2 towers: layers of the whole tower, and heads, whose number the shapes do not tell.
 NUM_VISION_LAYERS = {"base": 12, "large": 24, "so400m": 27, "giant-opt": 40}
 NUM_VISION_HEADS = {"base": 12, "large": 16, "so400m": 16, "giant-opt": 16}
 VISION_SIZES = (224, 256, 384, 512)
@@ -208,7 +208,7 @@ class SourceCheckpoint:
         with unreadable_file(path):
             if path.suffix == ".bin":
                 return self._load_from_bin(path, name)
-            # The file is closed again, since its mapped pages would count as memory.
+            # Opened for each tensor: the mapped pages of an open file would count as memory.
             with safe_open(path, framework="pt") as reader:
                 return reader.get_tensor(name).clone()
 
@@ -217,8 +217,8 @@ class SourceCheckpoint:
             self._open_bin, self._num_bytes = (path, load_bin(path)), 0
         tensor = self._open_bin[1][name].detach().clone(memory_format=torch.contiguous_format)
         self._num_bytes += tensor.nbytes
-        # Mapped pages count here too, but opening reads the names of all tensors, so not after each one. A file of the
-        # old format is not mapped, and opening it anew would read all of it.
+        # Mapped pages count as memory here too. Opening reads the names of all tensors, so it is not done for each
+        # tensor. A file of the old format is not mapped, and opening it again would read all of it.
         if self._num_bytes > MAX_MAPPED_BYTES and zipfile.is_zipfile(path):
             self._open_bin = None
         return tensor
@@ -228,7 +228,7 @@ SINGLE_FILE = "<all of "  # begins the name that stands for the unknown tensors 
 
 
 def list_weights(folder: Path) -> dict[str, Path]:
-    """List the files of a checkpoint by the tensors in them, or by a stand-in where no index says which."""
+    """List the file of each tensor of a checkpoint; without an index, one made-up name stands for all of a file."""
     forms = {}
     for stem, extension in (("model", "safetensors"), ("pytorch_model", "bin")):
         index, single = folder / f"{stem}.{extension}.index.json", folder / f"{stem}.{extension}"
@@ -248,6 +248,7 @@ def list_weights(folder: Path) -> dict[str, Path]:
 
 
 def read_index(index: Path) -> dict[str, Path]:
+    """Read the file of each tensor from an index."""
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict):
         raise ConversionError(f"{index} is not an index of weights: it has no weight_map.")
@@ -258,7 +259,7 @@ def read_index(index: Path) -> dict[str, Path]:
 
 
 def list_shards(shards: list[Path]) -> dict[str, Path]:
-    """Take shards without their index, if none of them is missing."""
+    """List shards that have no index, or raise a ConversionError if one of them is missing."""
     expected = int(shards[0].stem.rpartition("-of-")[2])
     if len(shards) != expected:
         raise ConversionError(
@@ -270,7 +271,7 @@ def list_shards(shards: list[Path]) -> dict[str, Path]:
 
 
 def describe_missing_weights(folder: Path) -> str:
-    """Say what a folder without the weights of a whole model holds instead."""
+    """Return a message about a folder without the weights of a whole model: what it lacks and what it holds."""
     text = (
         f"{folder} has no weights: expected model.safetensors or pytorch_model.bin, or the index of either and the"
         " files that it lists."
@@ -298,7 +299,7 @@ def read_shapes(path: Path) -> dict[str, torch.Tensor]:
             return {name: tensor.to("meta") for name, tensor in load_bin(path, notify=True).items()}
     dtypes = SAFETENSORS_DTYPES | OTHER_SAFETENSORS_DTYPES
     header = read_header(path)
-    # A dtype that torch lacks can only be a packing, as that of bytes is.
+    # Only quantized weights have a dtype that torch lacks. `refuse_quantized` finds them as bytes.
     return {
         name: torch.empty(entry["shape"], dtype=dtypes.get(entry["dtype"], torch.uint8), device="meta")
         for name, entry in header.items()
@@ -352,7 +353,8 @@ def read_header(path: Path) -> dict[str, dict]:
 
 
 @contextmanager
-def unreadable_file(path: Path):
+def unreadable_file(path: Path) -> Iterator[None]:
+    """Raise a ConversionError in place of the errors of a file that cannot be read."""
     try:
         yield
     except pickle.UnpicklingError as error:
@@ -379,6 +381,7 @@ def load_bin(path: Path, notify: bool = False) -> dict[str, torch.Tensor]:
 
 
 def refuse_adapters(folder: Path, stored: Iterable[str]):
+    """Raise a ConversionError for an adapter, in the names of tensors or beside them."""
     adapters = [name for name in stored if re.fullmatch(ADAPTERS, name)]
     files = [name for name in ADAPTER_FILES if (folder / name).is_file()]
     if adapters or files:
@@ -389,6 +392,7 @@ def refuse_adapters(folder: Path, stored: Iterable[str]):
 
 
 def refuse_quantized(stored: dict[str, torch.Tensor]):
+    """Raise a ConversionError for weights that are not stored as floats."""
     floats = SAFETENSORS_DTYPES.values()
     quantized = [
         f"{name} ({str(tensor.dtype).removeprefix('torch.')})"
@@ -413,7 +417,7 @@ def unwrap_names(stored: Iterable[str]) -> dict[str, str]:
     """
     Map names without wrappers to the stored names.
 
-    What comes before the decoder's embedding is the prefix of all names, whatever it is, and becomes `model.`.
+    All names have the prefix of the decoder's embedding, whatever it is, and get `model.` in its place.
     """
     unwrapped: dict[str, str] = {}
     stripped = {name: ".".join(part for part in name.split(".") if part not in WRAPPERS) for name in stored}
@@ -435,6 +439,7 @@ def unwrap_names(stored: Iterable[str]) -> dict[str, str]:
 
 
 def read_json(path: Path) -> dict:
+    """Read a JSON object, or raise a ConversionError that says what is wrong with the file."""
     try:
         content = json.loads(path.read_text())
     except OSError as error:
@@ -447,7 +452,7 @@ def read_json(path: Path) -> dict:
 
 
 def abbreviate(names: Iterable, limit: int = 20) -> str:
-    """The first names of a long list, sorted, and how many more there are."""
+    """Return the first names of a long list, sorted, and the number of the others."""
     names = sorted(str(name) for name in names)
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(names[:limit]) + more
@@ -473,7 +478,7 @@ def map_names(names: Iterable[str]) -> dict[str, str]:
 
 
 def find_tensor(shapes: dict[str, torch.Tensor], pattern: str) -> torch.Tensor | None:
-    """Return the only tensor whose name matches, if there is one."""
+    """Return the tensor whose name matches a pattern, None if there is none or if there are several."""
     matches = [tensor for name, tensor in shapes.items() if re.fullmatch(pattern, name)]
     return matches[0] if len(matches) == 1 else None
 
@@ -546,7 +551,7 @@ def read_tower_name(tower_name: str | None) -> tuple[str | None, int]:
 
 
 def recognize_tower(tower_name: str | None, num_layers: int, patch_size: int, num_patches: int) -> tuple[str, int]:
-    """Tell variant and crop by the tensors: layers (one may be dropped) and patches differ between the towers."""
+    """Return variant and crop of a tower from its numbers of layers (one may be dropped) and patches."""
     variants = [name for name, number in NUM_VISION_LAYERS.items() if num_layers in (number - 1, number)]
     sizes = [size for size in VISION_SIZES if (size // patch_size) ** 2 == num_patches]
     if len(variants) != 1 or len(sizes) != 1:
@@ -570,14 +575,14 @@ def recognize_tower(tower_name: str | None, num_layers: int, patch_size: int, nu
 
 
 def build_text_config(released: dict, model_type: str, shapes: dict[str, torch.Tensor]) -> PreTrainedConfig:
-    """Build the config of the decoder: what its class takes of the released one, with the checkpoint's vocabulary."""
+    """Build the config of the decoder from the released fields that its class has, and the checkpoint's vocabulary."""
     foreign = {"architectures", "dtype", "transformers_version"}
     values = {key: value for key, value in released.items() if key in decoder_fields(model_type) - foreign}
     if "model.embed_tokens.weight" in shapes:
         values["vocab_size"] = len(shapes["model.embed_tokens.weight"])
     rope = values.get("rope_scaling") or {}
     if rope.get("type", rope.get("rope_type")) == "longrope" and "factor" not in rope:
-        # The ratio that transformers computes itself otherwise, but with a warning at every load.
+        # transformers would compute the same ratio, but with a warning at every load.
         factor = values["max_position_embeddings"] / values["original_max_position_embeddings"]
         values["rope_scaling"] = {**rope, "factor": factor}
     return CONFIG_MAPPING[model_type](**values)
@@ -585,8 +590,9 @@ def build_text_config(released: dict, model_type: str, shapes: dict[str, torch.T
 
 def read_released_config(folder: Path, overrides: dict) -> dict:
     """
-    Read the released config and put the overrides in. Fields that are null count as missing, except for ids of tokens
-    that a tokenizer may lack.
+    Read the released config and put the overrides in.
+
+    Fields that are null count as missing, except for ids of tokens that a tokenizer may lack.
 
     Raises:
         ConversionError: if this is not the config of a FUSION checkpoint, or if it has no field of an override's name.
@@ -632,29 +638,29 @@ def fill_config(released: dict, shapes: dict[str, torch.Tensor]) -> dict:
     Fill in fields that a released config lacks, from the tensors or from the recipes, each with a notice.
 
     Raises:
-        ConversionError: for missing fields that change what the model computes and that nothing tells.
+        ConversionError: for missing fields that change what the model computes and that cannot be filled in.
     """
     filled = dict(released)
-    told = read_decoder_sizes(released, shapes)
-    told["num_of_vision_sampler_layers"] = count_layers(shapes, r"model\.vision_sampler_layers\.(\d+)\.")
-    if not told["num_of_vision_sampler_layers"]:
+    found = read_decoder_sizes(released, shapes)
+    found["num_of_vision_sampler_layers"] = count_layers(shapes, r"model\.vision_sampler_layers\.(\d+)\.")
+    if not found["num_of_vision_sampler_layers"]:
         raise ConversionError("Not a FUSION checkpoint: it has no interaction layers (model.vision_sampler_layers).")
-    values = told | RECIPE
-    if (told["num_of_vision_sampler_layers"], told["num_hidden_layers"]) == (10, 32):
+    values = found | RECIPE
+    if (found["num_of_vision_sampler_layers"], found["num_hidden_layers"]) == (10, 32):
         values |= RELEASED_INTERACTION
     for key, value in values.items():
         if key not in released:
             filled[key] = value
             logger.warning("notice: config.json has no %s; took %s", key, json.dumps(value))
-    if "vocab_size" in told and filled["vocab_size"] != told["vocab_size"]:
+    if "vocab_size" in found and filled["vocab_size"] != found["vocab_size"]:
         logger.warning(
             "notice: config.json says vocab_size %s; took the %s rows of the embedding",
             filled["vocab_size"],
-            told["vocab_size"],
+            found["vocab_size"],
         )
     wanted = [*REQUIRED_DECODER_FIELDS, *RELEASED_INTERACTION]
     wanted += [] if "rope_parameters" in filled else ["rope_theta"]
-    # An unscaled long context is possible, but then the config has to say so.
+    # A long context without scaling is possible, but the config has to say so.
     if filled.get("max_position_embeddings", 0) > MAX_UNSCALED_POSITIONS and "rope_parameters" not in filled:
         wanted.append("rope_scaling")
     counts = ("window_size", "num_of_vision_sampler_layers", "stride_of_vision_sampler_layers")
@@ -671,7 +677,7 @@ def fill_config(released: dict, shapes: dict[str, torch.Tensor]) -> dict:
 
 
 def read_decoder_sizes(released: dict, shapes: dict[str, torch.Tensor]) -> dict[str, int]:
-    """Read the sizes of the decoder that its tensors tell."""
+    """Read the sizes of the decoder from the shapes of its tensors."""
     sizes = {"num_hidden_layers": count_layers(shapes, r"model\.layers\.(\d+)\.")}
     embedding = shapes.get("model.embed_tokens.weight", shapes.get("lm_head.weight"))
     down = shapes.get("model.layers.0.mlp.down_proj.weight")
@@ -724,7 +730,7 @@ def read_latent_grid_sizes(query_len: str | int | list[int]) -> list[int]:
 
 
 def drop_last_layers(mapped: dict[str, str], config: FusionConfig):
-    """Leave out the last layer of a tower that was saved in full."""
+    """Drop the last layer of a tower that was saved in full."""
     pattern = r"model\.vision_tower\.encoder\.layers\.(\d+)\..+"
     kept = config.vision_config.num_hidden_layers
     last = [name for name in mapped if (match := re.fullmatch(pattern, name)) and int(match[1]) >= kept]
@@ -801,12 +807,12 @@ def load_tokenizer(folder: Path, num_rows: int) -> PreTrainedTokenizerBase:
     """
     vocabularies = [path for name in VOCABULARIES if (path := folder / name).is_file()]
     if not vocabularies:
-        # Some classes would make an empty one, and go on.
+        # Some classes would make an empty vocabulary without an error.
         raise ConversionError(f"{folder} has no vocabulary: expected {' or '.join(VOCABULARIES)}.")
     for path in vocabularies:
         if problem := find_problem(path):
             raise ConversionError(f"Cannot read {path}: {problem}")
-    # By the class that it names: `AutoTokenizer` needs a config that transformers knows, and would choose by that.
+    # The class is read from the file: `AutoTokenizer` chooses it by a config, whose model type has to be known to it.
     class_name = read_json(folder / "tokenizer_config.json").get("tokenizer_class")
     if class_name is None:
         class_name = "PreTrainedTokenizerFast" if (folder / "tokenizer.json").is_file() else "LlamaTokenizer"
@@ -840,8 +846,9 @@ def load_tokenizer(folder: Path, num_rows: int) -> PreTrainedTokenizerBase:
 
 def convert_tokenizer(folder: Path, family: DecoderFamily, num_rows: int) -> PreTrainedTokenizerBase:
     """
-    Rename two reserved tokens of the released tokenizer to FUSION's placeholders, so that the vocabulary stays as it
-    is. Padding goes to the left, as generation needs.
+    Return the released tokenizer with FUSION's placeholders, padding on the left as generation needs.
+
+    The placeholders replace two reserved tokens, so that the size of the vocabulary and all ids stay as they are.
 
     Raises:
         ConversionError: if it cannot be read, or lacks tokens that are needed.
@@ -878,6 +885,7 @@ def convert_tokenizer(folder: Path, family: DecoderFamily, num_rows: int) -> Pre
 def build_processor(
     tokenizer: PreTrainedTokenizerBase, config: FusionConfig, family: DecoderFamily
 ) -> FusionProcessor:
+    """Build the processor of a converted model."""
     return FusionProcessor.from_tokenizer(
         tokenizer,
         config.vision_config,
@@ -895,7 +903,7 @@ def write_weights(
     dtype: torch.dtype | None,
     max_shard_size: int | str,
 ):
-    """Writes the shards one after the other, and their index."""
+    """Write the shards one after the other, and their index."""
     planned = {name: source.shapes[source_name].to(dtype) for name, source_name in mapped.items()}
     plan = split_torch_state_dict_into_shards(
         planned, max_shard_size=max_shard_size, filename_pattern="model{suffix}.safetensors"
@@ -915,7 +923,7 @@ def write_weights(
 
 
 def write_quantized_weights(folder: Path, scratch: Path, max_shard_size: int | str):
-    """Replaces the weights and the config of a complete folder by those of the model in 4 bits (NF4, twice)."""
+    """Replace the weights and the config of a complete folder by those of the model in 4 bits (NF4, scales too)."""
     model = FusionForConditionalGeneration.from_pretrained(
         folder, quantization_config=nf4_config(torch.bfloat16), dtype=torch.bfloat16
     )
@@ -942,7 +950,7 @@ def convert(
     overrides: dict | None = None,
 ) -> Path:
     """
-    Converts a released FUSION checkpoint to a folder that `from_pretrained` loads with `trust_remote_code=True`.
+    Convert a released FUSION checkpoint to a folder that `from_pretrained` loads with `trust_remote_code=True`.
 
     Args:
         source (`str` or `os.PathLike`):
@@ -950,17 +958,18 @@ def convert(
         output_dir (`str` or `os.PathLike`):
             The folder to make. May exist if it is empty.
         dtype (`torch.dtype` or `str`, *optional*):
-            Of the written tensors, such as `"bfloat16"`. Defaults to that of the source.
+            Dtype of the written tensors, such as `"bfloat16"`. Defaults to the dtype of the source.
         max_shard_size (`int` or `str`):
-            Of one file, in bytes or as `"5GB"`. Bounds the memory too.
+            Size of one file, in bytes or as `"5GB"`. It bounds the memory too.
         quantize (`str`, *optional*):
-            `"nf4"` to write 4-bit weights for bitsandbytes, which load without a quantisation config. Needs memory for
-            the quantised model, and disk for the other one in between.
+            `"nf4"` to write 4-bit weights for bitsandbytes, which load without a quantization config. This needs
+            memory for the quantized model, and meanwhile disk space for the other one.
         revision, token (`str`, *optional*):
-            Of the Hub repository.
+            Branch, tag or commit of the Hub repository, and the token to read it with.
         copy_of (`str`, *optional*):
-            Hub id of the released checkpoint that a local `source` is a copy of. The model card then names it and has
-            its authors' results; a folder does not tell whether it was trained further.
+            Hub id of the released checkpoint that a local `source` is a copy of. The model card then names that
+            checkpoint and has the authors' results. Without it the card claims neither, because a folder does not
+            tell whether it was trained further.
         repo_id (`str`, *optional*):
             The Hub repository that the output is meant for, which the model card names.
         vision_tower (`str`, *optional*):
@@ -1066,18 +1075,19 @@ def find_source(source: str | os.PathLike, revision: str | None, token: str | No
         raise ConversionError(f"{source} is a file, expected the folder of a checkpoint.")
     try:
         files = HfApi(token=token).list_repo_files(source, revision=revision)
-        # Not those of folders in it: training leaves whole checkpoints there.
+        # Files of subfolders are skipped: training leaves whole checkpoints there.
         files = [file for file in files if "/" not in file]
         has_safetensors = any(file.endswith(".safetensors") and file not in ADAPTER_FILES for file in files)
         weights = r"model.*\.safetensors" if has_safetensors else r"pytorch_model.*\.bin"
         wanted = [*ADAPTER_FILES, "tokenizer.model", *(file for file in files if re.fullmatch(weights, file))]
         patterns = [file for file in files if file.endswith(".json") or file in wanted]
         return Path(snapshot_download(source, revision=revision, token=token, allow_patterns=patterns))
-    except Exception as error:  # of whatever HTTP library the Hub client uses
+    except Exception as error:  # the Hub client raises the errors of its HTTP library
         raise ConversionError(f"{source} is no folder here, and cannot be downloaded from the Hub: {error}") from error
 
 
 def parse_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
+    """Return the dtype of a name, or raise a ConversionError for a name that is unknown."""
     if dtype is None or isinstance(dtype, torch.dtype):
         return dtype
     name = dtype.removeprefix("torch.")
@@ -1087,7 +1097,7 @@ def parse_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
 
 
 def find_dtype(shapes: dict[str, torch.Tensor]) -> torch.dtype:
-    """Return the dtype of most parameters; tensors of other dtypes are kept as they are."""
+    """Return the dtype of most parameters, and log the tensors that have another one."""
     numbers: Counter[torch.dtype] = Counter()
     for tensor in shapes.values():
         numbers[tensor.dtype] += tensor.numel()
@@ -1104,9 +1114,9 @@ def find_dtype(shapes: dict[str, torch.Tensor]) -> torch.dtype:
 
 def build_generation_config(folder: Path, released: dict) -> GenerationConfig:
     """
-    Build the generation config of the released one, or of the special tokens of the released config.
+    Build the generation config from the released one, or from the special tokens of the released config.
 
-    Settings of sampling that contradict each other, which transformers would not save, are dropped with a notice.
+    Sampling settings that contradict each other are dropped with a notice, because transformers would not save them.
     """
     path = folder / "generation_config.json"
     saved = read_json(path) if path.is_file() else {}

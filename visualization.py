@@ -1,5 +1,7 @@
 """
-Show where a FUSION looked. `answer_occlusion` blurs the image part by part and takes what the answer loses,
+Show where a FUSION looked.
+
+`answer_occlusion` blurs the image part by part and measures how much less likely the answer becomes,
 `interaction_attention` returns the attention of the interaction layers, and `visualize` draws either.
 
     from fusion_vlm.visualization import visualize
@@ -340,8 +342,9 @@ def find_fusion_model(model: nn.Module) -> nn.Module:
 @contextmanager
 def record_calls(modules: list[tuple[tuple[int, str], nn.Module]]) -> Iterator[dict[tuple[int, str], tuple]]:
     """
-    Yield arguments and output of the last call of each module, by its key. Calls of other threads do not count, and
-    nothing stays on the modules.
+    Yield arguments and output of the last call of each module, by its key.
+
+    Calls of other threads are not recorded, and no hook stays on the modules.
     """
     calls, thread = {}, threading.get_ident()
 
@@ -588,21 +591,22 @@ def draw_panels(
     for axis, question, answer, heat_map in zip(axes[has_image:], questions, answers, heat_maps, strict=False):
         draw_panel(axis, pale, question, answer)
         # The four crops are the whole image, whatever its aspect ratio, so the map is too.
-        heat = axis.imshow(heat_map, cmap=colors, norm=norm, extent=extent_of(image))
+        heat = axis.imshow(heat_map, cmap=colors, norm=norm, extent=image_extent(image))
     return figure, axes[:num_panels], heat
 
 
 def draw_panel(axis: "Axes", image: Image.Image, question: str, answer: str):
-    axis.imshow(image, extent=extent_of(image))
+    """Draw an image with the question above it and the answer below it."""
+    axis.imshow(image, extent=image_extent(image))
     axis.set_xticks([])
     axis.set_yticks([])
-    # Dollar signs in a text are no mathematics.
+    # matplotlib would read text between dollar signs as a formula.
     axis.set_title(question, fontsize=FONT_SIZE, parse_math=False)
     axis.set_xlabel(answer, fontsize=FONT_SIZE, weight="bold", parse_math=False)
 
 
-def extent_of(image: Image.Image) -> tuple[int, int, int, int]:
-    """Return left, right, bottom and top, in pixels."""
+def image_extent(image: Image.Image) -> tuple[int, int, int, int]:
+    """Return left, right, bottom and top of an image, in pixels."""
     return (0, image.width, image.height, 0)
 
 

@@ -20,7 +20,7 @@ from torch import nn
 from transformers import BitsAndBytesConfig
 from transformers.utils import logging
 
-from fusion_vlm.hub.quantization import nf4_config
+from fusion_vlm.hub.loading import nf4_config
 from fusion_vlm.modeling_fusion import SKIPPED_IN_4BIT, FusionForConditionalGeneration
 from fusion_vlm.processing_fusion import FusionProcessor
 from fusion_vlm.small_model.train import EXAMPLES

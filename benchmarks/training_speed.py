@@ -17,7 +17,7 @@ from measuring import in_fresh_process, measure_peak, print_table, read_status
 from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
 from transformers import PreTrainedModel
 
-from fusion_vlm.hub.quantization import nf4_config
+from fusion_vlm.hub.loading import nf4_config
 from fusion_vlm.modeling_fusion import FusionForConditionalGeneration
 
 

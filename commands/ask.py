@@ -13,7 +13,7 @@ from fusion_vlm.hub.loading import build_user_message, check_grid_sizes, limit_n
 from fusion_vlm.hub.names import find_fusion
 
 
-# Questions that are answered together; they share the crops of the image.
+# Questions of one batch. They share the crops of the image.
 BATCH_SIZE = 8
 
 DESCRIPTION = """\
@@ -25,7 +25,7 @@ examples:
   fusion-vlm ask out/fusion-phi3.5-3b photo.jpg "What is in the picture?"
   curl -s https://example.org/photo.jpg | fusion-vlm ask out/fusion-phi3.5-3b - "How many people are there?" > answer
   fusion-vlm ask out/fusion-phi3.5-3b photo.jpg "What is it?" "Where is it?" --json | jq -r .answer
-  fusion-vlm ask --no-image out/fusion-phi3.5-3b "Name three primary colours." """
+  fusion-vlm ask --no-image out/fusion-phi3.5-3b "Name three primary colors." """
 
 
 def add_arguments(parser: argparse.ArgumentParser):
@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser):
 
 def check_questions(model: str, image: str | None, questions: list[str]):
     """
-    Check that questions and image are what they should be, before anything is loaded.
+    Check that the image comes first and questions follow, before anything is loaded.
 
     Raises:
         UsageError: if they are in the wrong order, or if a question is missing or empty.

@@ -20,9 +20,9 @@ def add_arguments(parser: argparse.ArgumentParser):
     parser.add_argument("--name", help="title (default: that of the repository, or of the folder)")
     parser.add_argument("--description", metavar="TEXT", help="a paragraph on what it was trained on, say")
     parser.add_argument("--base-model", metavar="REPO", nargs="+", help="what it was trained from")
-    parser.add_argument("--license", metavar="ID", help="the Hub's id of the licence, such as apache-2.0")
+    parser.add_argument("--license", metavar="ID", help="the Hub's id of the license, such as apache-2.0")
     parser.add_argument(
-        "--license-name", metavar="NAME", help="of a licence that the Hub has no id of (--license other)"
+        "--license-name", metavar="NAME", help="of a license that the Hub has no id of (--license other)"
     )
     parser.add_argument("--license-link", metavar="URL", help="its text: an address, or a file of the folder")
     parser.add_argument("--datasets", metavar="REPO", nargs="+", help="what it was trained on")

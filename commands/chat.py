@@ -23,7 +23,7 @@ COMMANDS = {
     "/quit": "/quit         end (so does Ctrl-D)",
 }
 HELP = "\n".join(f"  {line}" for line in COMMANDS.values())
-# What other programs call `/quit`, and is too far from it to be taken for a misspelling.
+# Names that other programs use, which are too different to be recognized as misspellings.
 OTHER_NAMES = {"/exit": "/quit", "/bye": "/quit", "/q": "/quit", "/clear": "/reset", "/new": "/reset", "/?": "/help"}
 
 DESCRIPTION = f"""\
@@ -39,7 +39,7 @@ example:
 
 
 class ChatError(ValueError):
-    """A line that cannot be answered; the conversation is as it was before."""
+    """A line that cannot be answered; the conversation is unchanged."""
 
 
 class Chat:
@@ -49,9 +49,9 @@ class Chat:
     Args:
         model (`FusionForConditionalGeneration`), processor (`FusionProcessor`)
         image (`PIL.Image.Image`, *optional*)
-        grid_sizes (`dict[str, int]`): as the processor takes them.
-        max_new_tokens (`int`): of one answer.
-        is_terminal (`bool`): whether somebody types: Ctrl-C stops an answer only, and an image is acknowledged.
+        grid_sizes (`dict[str, int]`): arguments for the processor.
+        max_new_tokens (`int`): limit of one answer.
+        is_terminal (`bool`): whether a person types: then Ctrl-C stops only the answer, and an image is acknowledged.
     """
 
     def __init__(self, model, processor, image, grid_sizes: dict[str, int], max_new_tokens: int, is_terminal: bool):
@@ -61,10 +61,10 @@ class Chat:
 
     def take(self, line: str):
         """
-        Obey a command, or answer a message.
+        Run a command, or answer a message.
 
         Raises:
-            ValueError: if the line cannot be obeyed or answered.
+            ValueError: if the command is unknown or fails, or if the message cannot be answered.
         """
         command, argument = (*line.split(None, 1), "")[:2]
         if command == "/image":
@@ -87,7 +87,7 @@ class Chat:
             self.answer(line)
 
     def answer(self, text: str):
-        """Answer a message, print the answer while it is written, and keep both in the conversation."""
+        """Answer a message, print the answer while it is generated, and add both to the conversation."""
         turn = build_user_message(text, None if self.turns else self.image)  # the image belongs to the first turn
         written: list[str] = []
         try:
@@ -103,7 +103,7 @@ class Chat:
 
     def generate(self, messages: list[dict], written: list[str]) -> str:
         """
-        Return the answer to the last message, and note in `written` what is printed of it meanwhile.
+        Return the answer to the last message, and append each printed piece of it to `written`.
 
         Raises:
             ValueError: if the conversation has become too long for the model.
@@ -120,7 +120,7 @@ class Chat:
 
 
 def build_streamer(tokenizer, written: list[str]):
-    """Build a streamer that prints an answer word by word, and notes in `written` what it has printed."""
+    """Build a streamer that prints an answer word by word, and appends what it printed to `written`."""
     from transformers import TextStreamer
 
     class Streamer(TextStreamer):
@@ -133,10 +133,10 @@ def build_streamer(tokenizer, written: list[str]):
 
 def read_chat_image(argument: str):
     """
-    Return the image that `/image` names.
+    Return the image that the argument of `/image` names.
 
     Raises:
-        ValueError: if there is none.
+        ValueError: if there is no image.
     """
     source = unquote(argument)
     if not source:
@@ -158,7 +158,7 @@ def check_is_file(source: str):
 
 
 def describe_unknown(command: str) -> str:
-    """Say that there is no such command, and which one may be meant."""
+    """Return a message about an unknown command, with the command that may be meant."""
     name = command.lower()
     near = OTHER_NAMES.get(name) or next(iter(difflib.get_close_matches(name, COMMANDS, n=1)), None)
     hint = f" Did you mean {near}?" if near else ""
@@ -193,19 +193,19 @@ def run(args: argparse.Namespace):
 
 
 def talk(chat: Chat):
-    """Chat on a terminal until the input ends: what goes wrong with a line costs no more than that line."""
+    """Chat on a terminal until the input ends; an error ends only the line that caused it."""
     complete_lines(list(COMMANDS))
     print("/image FILE, /reset, /help and /quit are commands; Ctrl-C stops an answer.", file=sys.stderr)
-    goes_on = True
-    while goes_on:
+    is_open = True
+    while is_open:
         try:
-            goes_on = take_line(chat)
+            is_open = take_line(chat)
         except KeyboardInterrupt:
             print("\n(To leave: Ctrl-D or /quit.)", file=sys.stderr)
 
 
 def take_line(chat: Chat) -> bool:
-    """Read a line of a terminal and obey or answer it; return whether the chat goes on."""
+    """Read a line of a terminal, run or answer it, and return whether the chat continues."""
     line = read_line("> ")
     if line is None:
         print(file=sys.stderr)  # the shell's prompt begins a line
@@ -214,11 +214,11 @@ def take_line(chat: Chat) -> bool:
     try:
         if line:
             chat.take(line)
-    except KeyboardInterrupt:  # while an image was fetched, say
+    except KeyboardInterrupt:  # while an image was fetched, for example
         print("\n(stopped)", file=sys.stderr)
     except BrokenPipeError:
-        raise  # nobody reads the answers
-    except Exception as error:  # whatever a decoder of images or a GPU raises
+        raise  # the reader of the answers is gone, so the chat ends
+    except Exception as error:  # decoders of images and GPUs raise errors of all kinds
         print(f"error: {one_line(error)}", file=sys.stderr)
     return True
 

@@ -1,7 +1,7 @@
-"""What is wrong with a command, and the exit codes that say so."""
+"""The error of a wrong command line, and exit codes."""
 
 EXIT_ERROR, EXIT_USAGE = 1, 2
 
 
 class UsageError(ValueError):
-    """Wrong usage that `argparse` cannot see, such as an empty question; ends a command with code 2."""
+    """A command line that `argparse` accepts and the command does not, such as an empty question; exit code 2."""

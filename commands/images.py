@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from PIL import Image
 
-# Nothing here imports PIL or torch, so that a missing file is told at once.
+# PIL and torch are imported in functions only, so that a missing file is reported at once.
 SUFFIX = re.compile(r"\.(jpe?g|png|webp|gif|bmp|tiff?|avif|heic)$", re.IGNORECASE)
 ADDRESS = re.compile(r"(https?|file)://\S+|data:image/\S+", re.IGNORECASE)
 
@@ -19,7 +19,7 @@ def unquote(text: str) -> str:
     """
     Return a path without the quotes, or the backslashes before spaces, that terminals write when a file is dropped.
 
-    A text that is the name of a file as it is stays as it is.
+    The name of a file that exists is returned unchanged.
     """
     text = text.strip()
     if os.path.exists(os.path.expanduser(text)):
@@ -45,13 +45,13 @@ def read_image(source: str) -> "Image.Image":
 
 
 def check_image(source: str):
-    """Raise a ValueError for a file that is not there; whether it is an image is seen when it is read."""
+    """Raise a ValueError for a file that does not exist; `read_image` checks that it is an image."""
     if not (source == "-" or ":" in source[:8] or os.path.exists(os.path.expanduser(source))):
         raise ValueError(f"Cannot read an image from {shorten(source)}: there is no such file.")
 
 
 def is_image_name(text: str) -> bool:
-    """Tell whether a text that should be a question is the name of a file, or looks like that of an image."""
+    """Return whether a text that should be a question is the name of a file, or looks like the name of an image."""
     text = unquote(text)
     if ADDRESS.fullmatch(text) or os.path.isfile(os.path.expanduser(text)):
         return True
@@ -59,11 +59,12 @@ def is_image_name(text: str) -> bool:
 
 
 def is_question(text: str) -> bool:
-    """Tell whether a text that should name an image reads like a question."""
+    """Return whether a text that should name an image reads like a question."""
     if text == "-" or ADDRESS.fullmatch(text) or os.path.exists(os.path.expanduser(text)) or SUFFIX.search(text):
         return False
     return text.rstrip().endswith("?") or len(text.split()) > 2
 
 
 def shorten(text: str) -> str:
+    """Return a text in quotes, cut after 100 characters."""
     return repr(text) if len(text) <= 100 else repr(f"{text[:97]}...")

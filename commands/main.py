@@ -25,7 +25,7 @@ from fusion_vlm.hub.bug_report import describe_versions, one_line
 
 
 EXIT_CLOSED_PIPE, EXIT_INTERRUPTED = 141, 130
-DEBUG_VARIABLE = "HF_DEBUG"  # the Hub's own commands read it, too
+DEBUG_VARIABLE = "HF_DEBUG"  # the Hub's own commands read it too
 
 
 class Command(NamedTuple):
@@ -68,7 +68,7 @@ class ShowVersions(argparse.Action):
 
 
 def build_overview() -> argparse.ArgumentParser:
-    """Build the parser of `fusion-vlm` without a command: it lists them, and says what is wrong."""
+    """Build the parser of `fusion-vlm` without a command, which lists the commands and reports a wrong one."""
     rows = [f"  {name:13}{command.summary}" for name, command in COMMANDS.items()]
     parser = argparse.ArgumentParser(
         prog="fusion-vlm",
@@ -96,6 +96,7 @@ def build_parser(name: str) -> argparse.ArgumentParser:
 
 
 def import_command(name: str) -> ModuleType:
+    """Return the module of a command."""
     return importlib.import_module(f"fusion_vlm.commands.{name}")
 
 
@@ -107,11 +108,11 @@ def run_command(argv: list[str]) -> int:
             near = difflib.get_close_matches(argv[0], COMMANDS, n=1)
             hint = f"Did you mean {near[0]}?" if near else f"The commands are {', '.join(COMMANDS)}."
             overview.error(f"there is no command {argv[0]!r}. {hint}")
-        overview.parse_args(argv)  # ends here, since the command is not at its place
+        overview.parse_args(argv)  # exits: with the help or the version, or because there is no command
     name, *rest = argv
     # Intermixed, so that options may stand between the questions of `ask` and the overrides of a recipe.
     args = build_parser(name).parse_intermixed_args(rest)
-    # Its warnings, of kernels that it does not find at its import, are no news to users of the command line.
+    # At import it warns about kernels that it does not find, which tells users of the command line nothing.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     try:
         return import_command(name).run(args) or 0
@@ -123,7 +124,7 @@ def run_command(argv: list[str]) -> int:
 
 
 def accept_interrupts():
-    """Make SIGINT end the process, also where a shell started it in the background: SIGINT is ignored there."""
+    """Let SIGINT end the process even if a shell started it in the background, where SIGINT is ignored."""
     is_main = threading.current_thread() is threading.main_thread()  # others may not set handlers
     if is_main and signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -154,7 +155,7 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
     except BrokenPipeError:
-        # Who reads has had enough. Python flushes stdout once more at its end, which must not fail.
+        # The reader closed the pipe (`... | head`). Python flushes stdout again at exit, which would fail.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_CLOSED_PIPE
     except (ValueError, OSError, ImportError, RuntimeError) as error:

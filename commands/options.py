@@ -6,11 +6,12 @@ from pathlib import Path
 from fusion_vlm.training.recipe import check_models, read_recipe
 
 
-# convert_checkpoints.py has these names too; tests/commands/test_main.py compares them.
+# convert_checkpoints.py, which imports torch, has these names too; tests/commands/test_main.py compares them.
 DTYPES = ("float32", "float16", "bfloat16")
 
 
 def positive(text: str) -> int:
+    """Parse a whole number from 1 on."""
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"expected 1 or more, got {value}")
@@ -18,6 +19,7 @@ def positive(text: str) -> int:
 
 
 def add_generation_options(parser: argparse.ArgumentParser):
+    """Add the options of commands that generate answers."""
     parser.add_argument(
         "--max-new-tokens", type=positive, default=256, help="longest answer, in tokens (default: 256)"
     )
@@ -30,6 +32,7 @@ def add_generation_options(parser: argparse.ArgumentParser):
 
 
 def add_model_options(parser: argparse.ArgumentParser):
+    """Add the options of commands that load a model."""
     parser.add_argument(
         "--4bit", dest="four_bit", action="store_true", help="load the decoder in 4 bits (bitsandbytes)"
     )
@@ -45,6 +48,7 @@ def add_model_options(parser: argparse.ArgumentParser):
 
 
 def add_recipe(parser: argparse.ArgumentParser):
+    """Add the arguments of commands that read a recipe."""
     parser.add_argument("recipe", metavar="RECIPE", help="YAML file, such as training/recipes/stage1.yaml")
     parser.add_argument(
         "overrides", nargs="*", metavar="key=value", help="changes of the recipe, such as training.learning_rate=1e-5"
@@ -53,7 +57,7 @@ def add_recipe(parser: argparse.ArgumentParser):
 
 def find_recipe(args: argparse.Namespace, needs_model: bool = True) -> Path:
     """
-    Return the path of a command's recipe, read once: what is wrong with the recipe is told before torch is imported.
+    Return the path of the recipe of a command, and check the recipe before torch is imported.
 
     Args:
         needs_model (`bool`): whether the folders of its `model` have to be there, which an earlier stage may write.

@@ -29,7 +29,8 @@ client that left. GET /health, /metrics (Prometheus), /version. No TLS: put a pr
 
 
 def origin(text: str) -> str:
-    value = text.rstrip("/").lower()  # as browsers send an origin
+    """Parse an origin, in the form in which browsers send it."""
+    value = text.rstrip("/").lower()
     if not re.fullmatch(r"\*|null|[a-z][a-z0-9+.-]*://[^/\s]+", value):
         raise argparse.ArgumentTypeError(f"expected an origin such as http://localhost:3000, or '*', got {text!r}")
     return value

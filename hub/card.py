@@ -421,7 +421,7 @@ def write_card(
 
     Args:
         folder (`str` or `os.PathLike`):
-            With a config.json of `model_type` fusion_vl. A card of ours in it is replaced, with all that it says.
+            A folder with a config.json of `model_type` fusion_vl. A card that this function wrote before is replaced.
         repo_id (`str`, *optional*):
             The Hub repository that the folder is meant for, `owner/name`; for the usage code and the widget's images.
         released (`str`, *optional*):
@@ -429,7 +429,7 @@ def write_card(
         name (`str`, *optional*):
             Title. Defaults to the name of `released`, of `repo_id` or of the folder.
         description (`str`, *optional*):
-            Markdown, a paragraph after the introduction: what the model was trained on, say.
+            A paragraph of Markdown for the introduction, such as what the model was trained on.
         base_model (`str` or `list[str]`, *optional*):
             Hub ids of what the model was trained from.
         license, license_link (`str`, *optional*):
@@ -455,9 +455,9 @@ def write_card(
         `Path`: the card.
 
     Raises:
-        CardError: a `ValueError`: for a folder that is no FUSION model, a `released` that its config does not fit,
-            an origin that the Hub would refuse, malformed results or examples, or a README.md that somebody else has
-            written.
+        CardError: for a folder that is no FUSION model, a `released` that its config does not fit,
+            an origin that the Hub would refuse, malformed results or examples, or a README.md that was not
+            written by this function.
     """
     config = read_config(folder)
     folder = Path(folder).expanduser()

@@ -1,6 +1,8 @@
 """
-The files that a folder needs beside its weights and its processor: the model's code, and `handler.py` with
-`requirements.txt` for Inference Endpoints. The converter writes them, and so does `fusion-vlm card FOLDER --handler`.
+Write the files that a folder needs beside its weights and its processor.
+
+These are the model's code, and `handler.py` with `requirements.txt` for Inference Endpoints. The converter writes
+them, and so does `fusion-vlm card FOLDER --handler`.
 """
 
 import re
@@ -12,17 +14,18 @@ PACKAGE_DIR = Path(__file__).resolve().parents[1]
 HANDLER = "handler.py"
 SHIPPED_FILES = ("configuration_fusion.py", "modeling_fusion.py", "processing_fusion.py", HANDLER)
 # The image of Inference Endpoints has an older transformers (4.51.3 in huggingface-inference-toolkit), which cannot
-# import the code. Its torch stays: another build may not fit the driver. The bounds are those of setup.cfg.
+# import the code. torch is not listed, because another build than the image's may not fit the driver. The bounds are
+# those of setup.cfg.
 REQUIREMENTS = ("transformers>=5.20", "accelerate>=1.7", "pillow>=10.4")
 QUANTIZED_REQUIREMENTS = ("bitsandbytes>=0.48.1",)
 
 
 def add_endpoint_files(folder: Path, *, quantized: bool = False):
     """
-    Write what Inference Endpoints need into a folder: the handler, the code that it lacks, and `requirements.txt`.
+    Write the handler, the code and `requirements.txt` into a folder, as Inference Endpoints need them.
 
-    Code that is there already stays, because the weights may need it as it is. Lines of a `requirements.txt` that is
-    there stay, too.
+    Code that is there already is kept, because the weights may need that version. Lines of an existing
+    `requirements.txt` are kept too.
     """
     for name in SHIPPED_FILES:
         source, target = PACKAGE_DIR / name, folder / name
@@ -39,6 +42,6 @@ def add_endpoint_files(folder: Path, *, quantized: bool = False):
 
 
 def package_name(requirement: str) -> str:
-    """Return the name of the package in a line of `requirements.txt`, empty for options and comments."""
+    """Return the name of the package in a line of `requirements.txt`, or "" for an option or a comment."""
     match = re.match(r"\s*([A-Za-z0-9][\w.-]*)", requirement)
     return match[1].lower() if match else ""

@@ -28,7 +28,7 @@ class Example:
 
 
 def read_rows(rows: list[dict] | str | os.PathLike, what: str) -> tuple[list[dict], Path]:
-    """Return rows, or those of a YAML or JSON file, and the folder that their relative paths begin at."""
+    """Return rows, or read them from a YAML or JSON file; also return the folder that their paths are relative to."""
     folder = Path()
     if isinstance(rows, (str, os.PathLike)):
         folder = Path(rows).parent
@@ -53,7 +53,7 @@ def read_examples(examples: list[dict] | str | os.PathLike) -> list[dict]:
 
 
 def check_example(row: dict, base: Path) -> Path | Image.Image:
-    """Return the image of an example, or raise a CardError that says what is wrong with the example."""
+    """Check an example, and return its image."""
     if not {"image", "question"} <= row.keys() <= set(FIELDS):
         raise CardError(
             f"The widget example {row!r:.200} has the wrong fields, expected image and question, with answer and"
@@ -71,7 +71,7 @@ def check_example(row: dict, base: Path) -> Path | Image.Image:
     try:
         with Image.open(path) as image:
             image.verify()
-    except Exception as error:  # Pillow's readers raise errors of all kinds
+    except Exception as error:  # decoders raise errors of all kinds
         raise CardError(f"The widget example {row['question']!r} has no image: {path} cannot be read.") from error
     return path
 
@@ -93,7 +93,7 @@ def write_examples(folder: Path, rows: list[dict]) -> list[Example]:
 
 
 def name_images(images: list[Path | Image.Image], folder: Path) -> list[str]:
-    """Return file names for the images, fit for a URL, another one for each image."""
+    """Return a file name for each image, all different and fit for a URL."""
     keys = [id(image) if isinstance(image, Image.Image) else image.resolve() for image in images]
     # Images that lie in the folder keep their names, so that no other image is copied over them.
     names = {key: key.name for key in keys if isinstance(key, Path) and key.parent == folder.resolve()}
@@ -111,8 +111,8 @@ def name_images(images: list[Path | Image.Image], folder: Path) -> list[str]:
 
 
 def answer_examples(folder: Path, examples: list[Example], max_new_tokens: int) -> list[Example]:
-    """Let the model of the folder answer the examples that have no answer: the likeliest one, without sampling."""
-    # Here, because a card without questions to the model needs no torch.
+    """Let the model of the folder answer the examples that have no answer, without sampling."""
+    # Imported late, because a card without questions to the model needs no torch.
     from fusion_vlm.modeling_fusion import FusionForConditionalGeneration
     from fusion_vlm.processing_fusion import FusionProcessor
 
@@ -123,10 +123,7 @@ def answer_examples(folder: Path, examples: list[Example], max_new_tokens: int) 
         raise CardError(f"{folder} cannot be asked, because it does not load: {error}") from error
 
     def answer(example: Example) -> str:
-        content = [
-            {"type": "image", "path": str(folder / example.image)},
-            {"type": "text", "text": example.question},
-        ]
+        content = [{"type": "image", "path": str(folder / example.image)}, {"type": "text", "text": example.question}]
         inputs = processor.apply_chat_template(
             [{"role": "user", "content": content}],
             add_generation_prompt=True,

@@ -1,9 +1,9 @@
 """
-What the name of a model, or of a data set, means: a folder here, or a repository of the Hub.
+Find the folder or the Hub repository that the name of a model or a data set stands for.
 
 Every name on a command line and in a recipe passes `find_model`, `find_fusion` or `find_folder`. A name that cannot be
-right is refused at once: nothing here imports torch, a path is never asked of the Hub, and a Hub that does not answer
-is waited for `WAIT_SECONDS`, not for the half minute that its client retries.
+right is refused at once: nothing here imports torch, the Hub is never asked for a path, and a Hub that does not answer
+costs `WAIT_SECONDS`, not the half minute that its client retries.
 """
 
 import difflib
@@ -20,22 +20,23 @@ from fusion_vlm.hub.released import RELEASED_ID, RELEASED_MODEL_TYPES
 MODEL_TYPE = "fusion_vl"  # of configuration_fusion.py, whose import takes seconds; tests/hub/test_names.py compares
 ADAPTER_CONFIG = "adapter_config.json"  # of PEFT
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
-# Folders that training and conversion write to, as in this package's examples; no names of owners of models.
+# Folders that training and conversion write to in the examples of this package; no owner on the Hub has these names.
 OUTPUT_PATH = re.compile(r"(out|outputs?|checkpoints|runs|tmp)/.*|(.*/)?checkpoint-\d+")
-# For an answer of the Hub and the look-up of its address. HF_HUB_ETAG_TIMEOUT, which its client reads too, goes first.
+# Limit for an answer of the Hub and the look-up of its address. HF_HUB_ETAG_TIMEOUT, as in its client, overrides it.
 WAIT_SECONDS = 5.0
 
 
 class ModelNameError(ValueError):
-    """A name that stands for nothing that can be loaded; says why and what to do."""
+    """A name that stands for no model that can be loaded; the message says why and what to do."""
 
 
 def expand(name: str | os.PathLike) -> str:
+    """Return a name with `~` expanded."""
     return os.path.expanduser(os.fspath(name))
 
 
 def is_path(name: str) -> bool:
-    """Tell whether a name can only be a path: the id of a repository has at most one slash, in its middle."""
+    """Return whether a name can only be a path: the id of a repository has at most one slash, in its middle."""
     if name.startswith(("/", "./", "../", "~")) or name in ("", ".", "..") or not HUB_ID.fullmatch(name):
         return True
     if OUTPUT_PATH.fullmatch(name):
@@ -46,10 +47,10 @@ def is_path(name: str) -> bool:
 
 def resolve(name: str | os.PathLike) -> str:
     """
-    Return a local path with `~` expanded, or the id of a Hub repository as it is; asks nothing of the Hub.
+    Return a local path with `~` expanded, or the id of a Hub repository unchanged; the Hub is not asked.
 
     Raises:
-        ModelNameError: if the name is that of a path that is not there.
+        ModelNameError: if the name is a path that does not exist.
     """
     path = expand(name)
     if os.path.exists(path) or not is_path(path):
@@ -58,7 +59,7 @@ def resolve(name: str | os.PathLike) -> str:
 
 
 def describe_missing(path: str) -> str:
-    """Say that there is no folder of a path, and which one may be meant."""
+    """Return a message that a folder does not exist, with the folder that may be meant."""
     if not path:
         return "The name of the model is empty."
     if "://" in path:
@@ -133,10 +134,11 @@ def check_config(name: str, config: dict | None):
     Check that a config is that of a converted FUSION.
 
     Args:
-        config (`dict`, *optional*): of config.json, or None if there is none and an adapter instead.
+        name (`str`): the folder or Hub id, for messages.
+        config (`dict`, *optional*): the content of config.json, or None for an adapter, which has no such file.
 
     Raises:
-        ModelNameError: if it is another.
+        ModelNameError: if it is the config of another model.
     """
     if config is None or config.get("model_type") == MODEL_TYPE:
         return
@@ -149,7 +151,7 @@ def check_config(name: str, config: dict | None):
 
 
 def describe_conversion(source: str) -> str:
-    """Say how a released checkpoint is converted, with a command that can be pasted."""
+    """Return a message on how to convert a released checkpoint, with a command to paste."""
     stem = Path(source).resolve().name if os.path.isdir(source) else source.split("/")[-1]
     output = f"out/{stem.lower()}"
     if os.path.exists(output):
@@ -160,10 +162,10 @@ def describe_conversion(source: str) -> str:
 
 def read_config(folder: str) -> dict | None:
     """
-    Read the config.json of a folder; None if there is an adapter in its place.
+    Read the config.json of a folder; return None for a folder that holds an adapter instead.
 
     Raises:
-        ModelNameError: if there is neither, or if the file cannot be read.
+        ModelNameError: if the folder has neither, or if the file cannot be read.
     """
     path = os.path.join(folder, "config.json")
     if not os.path.isfile(path):
@@ -181,7 +183,7 @@ def read_config(folder: str) -> dict | None:
 
 
 def download_config(repo_id: str) -> dict | None:
-    """Return the config.json of a Hub repository that was reached; None if it has none, as one of an adapter."""
+    """Return the config.json of a Hub repository that was reached; None if it has none, as adapters have."""
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError
 
@@ -194,10 +196,10 @@ def download_config(repo_id: str) -> dict | None:
 
 def reach(repo_id: str, token: str | None = None, repo_type: str = "model"):
     """
-    Check that a Hub repository can be had: from the Hub, or if that does not answer from the cache.
+    Check that a Hub repository is available: from the Hub, or from the cache if the Hub does not answer.
 
     Raises:
-        ModelNameError: if it cannot.
+        ModelNameError: if it is not.
     """
     from huggingface_hub import constants, try_to_load_from_cache
     from huggingface_hub.errors import EntryNotFoundError, HFValidationError, RepositoryNotFoundError
@@ -222,7 +224,7 @@ def reach(repo_id: str, token: str | None = None, repo_type: str = "model"):
 
 
 def describe_refusal(repo_id: str, repo_type: str, error: Exception | None) -> str:
-    """Say why the Hub does not give a repository, and what to do; with no error the Hub is switched off."""
+    """Return a message on why a repository is not available and what to do; no error means that the Hub is off."""
     from huggingface_hub import constants
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
 

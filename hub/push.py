@@ -1,4 +1,4 @@
-"""Uploads a FUSION folder to the Hub: checks before long work, resumable, private unless told otherwise."""
+"""Upload a FUSION folder to the Hub: checked before long work, resumable, private by default."""
 
 import time
 from collections.abc import Iterator
@@ -18,9 +18,9 @@ from huggingface_hub.utils import httpx, validate_repo_id
 from fusion_vlm.hub.bug_report import one_line
 
 
-# Seconds before the second, third, ... attempt of an upload. Each of its requests is retried by the Hub client before.
+# Seconds before the second, third, ... attempt of an upload. The Hub client itself retries each request before.
 ATTEMPT_WAITS = (10, 60)
-# Weights of an earlier upload: with other shards, or in other precision, `from_pretrained` could read a mixture.
+# Weights of an earlier upload, which are deleted: `from_pretrained` could read a mixture of old and new shards.
 STALE_FILES = ["model*.safetensors", "model.safetensors.index.json"]
 
 
@@ -30,7 +30,7 @@ class PushError(ValueError):
 
 @contextmanager
 def hub_errors(repo_id: str) -> Iterator[None]:
-    """Errors of the Hub client as `PushError`."""
+    """Raise a `PushError` in place of the errors of the Hub client."""
     try:
         yield
     except (HFValidationError, LocalTokenNotFoundError, OSError, httpx.HTTPError) as error:
@@ -38,6 +38,7 @@ def hub_errors(repo_id: str) -> Iterator[None]:
 
 
 def explain(error: Exception, repo_id: str) -> str:
+    """Return an error of the Hub client in one line, with what to do."""
     if isinstance(error, HFValidationError):
         return f"{repo_id!r} cannot be the name of a repository, expected owner/name: {one_line(error)}"
     if isinstance(error, LocalTokenNotFoundError):
@@ -59,7 +60,7 @@ def explain(error: Exception, repo_id: str) -> str:
 
 
 def may_pass(error: Exception) -> bool:
-    """Whether another attempt can help: no answer, or an answer that is about the Hub and not about the request."""
+    """Return whether another attempt can help: without an answer, or after an answer that blames the Hub itself."""
     if isinstance(error, HfHubHTTPError):
         return error.response.status_code >= 500 or error.response.status_code in (408, 429)
     return not isinstance(error, (OfflineModeIsEnabled, ValueError))
@@ -67,22 +68,22 @@ def may_pass(error: Exception) -> bool:
 
 def prepare_repository(api: HfApi, repo_id: str, *, public: bool = False) -> str:
     """
-    Makes sure that a folder can be uploaded: checks name and token, and creates the repository if it is not there.
+    Check that a folder can be uploaded, and create the repository if it does not exist.
 
     Args:
         api (`HfApi`):
-            With the token to use.
+            The client of the Hub, with the token to use.
         repo_id (`str`):
             `owner/name`, or `name` for a repository of the token's owner.
         public (`bool`):
-            Whether the repository is meant to be public. An existing one is never changed: one that is private where
-            public was asked for, or public where it was not, is refused.
+            Whether the repository is meant to be public. The visibility of an existing repository is never changed: a
+            repository of the other visibility is refused.
 
     Returns:
         `str`: `owner/name`.
 
     Raises:
-        PushError: one line, for a name or a token that the Hub does not take, or if it cannot be reached.
+        PushError: for a name or a token that the Hub does not accept, or if the Hub cannot be reached.
     """
     with hub_errors(repo_id):
         validate_repo_id(repo_id)
@@ -104,11 +105,13 @@ def prepare_repository(api: HfApi, repo_id: str, *, public: bool = False) -> str
 
 def upload(api: HfApi, repo_id: str, folder: Path):
     """
-    Uploads a folder to a repository that `prepare_repository` has accepted. Files that are there already are not sent
-    again, so a break costs little: after one, and when the function is called again, the upload goes on.
+    Upload a folder to a repository that `prepare_repository` has accepted.
+
+    Files that the repository has already are skipped, so an upload that broke off is resumed: after a pause, or when
+    the function is called again.
 
     Raises:
-        PushError: one line, with the command that goes on with the upload.
+        PushError: with the command that resumes the upload.
     """
     for wait in (*ATTEMPT_WAITS, None):
         try:
@@ -123,7 +126,7 @@ def upload(api: HfApi, repo_id: str, folder: Path):
         except (OSError, RuntimeError, ValueError, httpx.HTTPError) as error:
             if wait is None or not may_pass(error):
                 raise PushError(
-                    f"{explain(error, repo_id)} {folder} is complete, and what was uploaded is kept: go on with"
+                    f"{explain(error, repo_id)} {folder} is complete, and what was uploaded is kept: resume with"
                     f" `hf upload {repo_id} {folder} .`"
                 ) from error
             print(f"{explain(error, repo_id)} Trying again in {wait} s.", flush=True)

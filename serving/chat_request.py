@@ -1,10 +1,11 @@
 """
-Requests to `/v1/chat/completions`: which fields are served, accepted or refused, and errors in OpenAI's form.
+Read requests to `/v1/chat/completions`.
 
-A field that could change the answer is either served or refused. Unknown fields are refused, because a misspelled
-field would change nothing without a word. Null means the same as no field, at every level.
+This file lists the fields that are served, accepted without effect, or refused, and has the errors in OpenAI's form. A
+field that could change the answer is either served or refused. Unknown fields are refused, because the sender of a
+misspelled field would never learn that it had no effect. Null means the same as no field, at every level.
 
-The image of a parsed request is decoded: nothing behind this file sees an address or a path.
+The image of a request is decoded here, so that no other file handles an address or a path from a request.
 """
 
 import json
@@ -17,12 +18,13 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from fusion_vlm.processing_fusion import open_image
 
 
-# Formats whose decoders are Pillow's own (EPS would start Ghostscript). processing_fusion.py has the limits of size.
+# Formats whose decoders are part of Pillow (EPS would start Ghostscript). handler.py has a copy, and
+# processing_fusion.py has the limits of size.
 IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 
 
 class RequestError(ValueError):
-    """What is wrong with a request, for its sender; `status` is that of HTTP, `param` the field if it is one."""
+    """An error for the sender of a request, with the HTTP status and the name of the wrong field, if there is one."""
 
     def __init__(self, message: str, param: str | None = None, status: int = 400):
         super().__init__(message)
@@ -37,12 +39,12 @@ def drop_nulls(value):
     return {name: item for name, item in value.items() if item is not None} if isinstance(value, dict) else value
 
 
-# The type of a field that cannot change an answer, whatever its value: hints and notes for OpenAI's own service.
+# The type of a field that never changes an answer: hints and notes for OpenAI's own service.
 Hint = Any
 
 
 def only(*neutral_values):
-    """Return the type of a field that this server does not implement: only values that change nothing are accepted."""
+    """Return the type of a field that this server does not implement: it accepts only values without effect."""
 
     def check(value):
         value = drop_nulls(value)
@@ -116,7 +118,7 @@ def as_list(value):
 
 
 class ChatCompletionRequest(Strict):
-    """The fields that are served: OpenAI's, and FUSION's grid sizes. Below them, those that are only accepted."""
+    """A request: first the fields that are served, OpenAI's and FUSION's grid sizes, then those without effect."""
 
     model: str
     messages: Annotated[list[Message], Field(min_length=1)]
@@ -132,7 +134,7 @@ class ChatCompletionRequest(Strict):
     ] = []
     latent_grid_size: int | None = None
     image_grid_size: int | None = None
-    # Not implemented, and sent by many clients at the value that changes nothing.
+    # Not implemented. Many clients send them with the value that has no effect.
     n: only(1) = None
     frequency_penalty: only(0) = None
     presence_penalty: only(0) = None
@@ -147,7 +149,7 @@ class ChatCompletionRequest(Strict):
     function_call: only("none", "auto") = None
     reasoning_effort: only("none") = None
     verbosity: only("medium") = None
-    # The same, of vLLM's API.
+    # The same for fields of vLLM's API.
     best_of: only(1) = None
     use_beam_search: only(False) = None
     min_tokens: only(0) = None
@@ -167,7 +169,7 @@ class ChatCompletionRequest(Strict):
     prompt_cache_key: Hint = None
     prompt_cache_options: Hint = None
     prompt_cache_retention: Hint = None
-    prediction: Hint = None  # a guess of the answer, which makes generation faster
+    prediction: Hint = None  # a guess of the answer, to make generation faster
     parallel_tool_calls: Hint = None  # there are no tools
 
 
@@ -179,17 +181,17 @@ def parse_request(body: bytes) -> tuple[ChatCompletionRequest, list[dict]]:
         `tuple[ChatCompletionRequest, list[dict]]`: the fields, and the messages as FUSION's processor expects them.
 
     Raises:
-        RequestError: names the field that is wrong, and its value.
+        RequestError: with the name of the wrong field, and its value.
     """
     try:
         request = ChatCompletionRequest.model_validate_json(body)
     except ValidationError as error:
-        raise describe(error) from error
+        raise to_request_error(error) from error
     return request, read_messages(request.messages)
 
 
-def describe(error: ValidationError) -> RequestError:
-    """Return an error about the first field that is wrong, with its value."""
+def to_request_error(error: ValidationError) -> RequestError:
+    """Return an error about the first wrong field, with its value."""
     first = error.errors(include_url=False)[0]
     place = ".".join(map(str, first["loc"]))
     if first["type"] == "extra_forbidden":
@@ -202,7 +204,7 @@ def describe(error: ValidationError) -> RequestError:
 def read_messages(messages: list[Message]) -> list[dict]:
     """Return messages for the processor, which checks them, with the image decoded."""
     images = [part for message in messages for part in message.content if part.type == "image_url"]
-    if len(images) > 1:  # before any is decoded
+    if len(images) > 1:  # checked before any image is decoded
         raise RequestError(
             f"messages: {len(images)} images, expected at most 1: FUSION reads one image in a conversation",
             param="messages",

@@ -51,7 +51,7 @@ class Metrics:
 
 
 def write_metric(name: str, kind: str, description: str, samples: dict[str, float]) -> list[str]:
-    """Return the lines of one metric; `samples` maps what follows its name (a suffix, labels) to values."""
+    """Return the lines of one metric; `samples` maps suffixes or labels of its name to values."""
     name = PREFIX + name
     head = [f"# HELP {name} {description}", f"# TYPE {name} {kind}"]
     return head + [f"{name}{labels} {value}" for labels, value in samples.items()]

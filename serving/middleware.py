@@ -1,4 +1,4 @@
-"""What happens to every request of the server: the API key, the access log, metrics, and clients that leave."""
+"""Middleware for every request of the server: the API key, the access log, metrics, and clients that leave."""
 
 import asyncio
 import hmac
@@ -26,7 +26,7 @@ class RequireKey:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send):
         scheme, _, key = Headers(scope=scope).get("authorization", "").partition(" ")
-        # The comparison takes the same time for every wrong key, so that nobody finds the key letter by letter.
+        # The comparison takes the same time for every wrong key; otherwise the key could be guessed letter by letter.
         is_allowed = scheme.lower() == "bearer" and hmac.compare_digest(key.strip().encode(), self.key)
         if is_allowed or scope["path"] == OPEN_PATH:
             await self.app(scope, receive, send)
@@ -56,7 +56,7 @@ class Monitor:
     An endpoint that generates tokens sets `request.state.answer`, whose `usage` is read when the request ends.
 
     Args:
-        paths (`set[str]`): paths that are counted by name. Any other path is "other", for clients make up paths.
+        paths (`set[str]`): paths that are counted by name. All others count as "other", because clients make up paths.
     """
 
     def __init__(self, app: ASGIApp, metrics: Metrics, paths: set[str]):
@@ -70,7 +70,7 @@ class Monitor:
         try:
             await run_while_connected(self.app, scope, receive, reply.send)
             status = CLIENT_LEFT
-        except asyncio.CancelledError:  # uvicorn shuts down; raised further, the error would be logged in 40 lines
+        except asyncio.CancelledError:  # uvicorn shuts down, and would log the error with a traceback of 40 lines
             status = 503
             if reply.status is None:
                 body = error_body("the server is shutting down", "server_error")
@@ -98,7 +98,7 @@ async def run_while_connected(app: ASGIApp, scope: Scope, receive: Receive, send
     """Run an application for one request, and cancel it when the client leaves."""
     messages = asyncio.Queue(1)
 
-    # The application itself hears of a client that left only while it reads or writes, not while it waits.
+    # The application itself notices that a client left only while it reads or writes, not while it waits.
     async def watch():
         while (message := await receive())["type"] != "http.disconnect":
             await messages.put(message)

@@ -37,7 +37,7 @@ from PIL import Image
 from fusion_vlm.audit.audit import turns_of
 from fusion_vlm.audit.language_only import NUM_FOLDS, Features, features_of, label_answers, try_language_only
 from fusion_vlm.audit.questions import Question, read_question, unify_answers, words_of
-from fusion_vlm.hub.quantization import nf4_config
+from fusion_vlm.hub.loading import nf4_config
 from fusion_vlm.modeling_fusion import FusionForConditionalGeneration
 from fusion_vlm.processing_fusion import FusionProcessor
 from fusion_vlm.small_model.data import (

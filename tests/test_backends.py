@@ -1,4 +1,4 @@
-"""Where and how the model runs: attention backends, dtypes, devices and offload, compilation, quantisation."""
+"""Where and how the model runs: attention backends, dtypes, devices and offload, compilation, quantization."""
 
 import copy
 import functools
@@ -153,7 +153,7 @@ def test_quantised_model_answers_and_is_the_same_when_saved_and_loaded(bits, wid
     quantized = load(wide_folder, quantization_config=config, dtype=torch.bfloat16)
     quantized.save_pretrained(tmp_path)
     logits = last_logits(quantized, inputs)
-    # Random weights take quantisation worse than trained ones.
+    # Random weights take quantization worse than trained ones.
     assert relative_error(logits, expected) < (0.3 if bits == 4 else 0.05)
     assert relative_error(logits, expected) > 1e-4, "quantised, not loaded as it was"
     loaded = load(tmp_path)
@@ -163,7 +163,7 @@ def test_quantised_model_answers_and_is_the_same_when_saved_and_loaded(bits, wid
 
 
 def test_converter_writes_a_4_bit_folder(tmp_path, converted, models, processors, goldens):
-    """It loads without a quantisation config, and is complete."""
+    """It loads without a quantization config, and is complete."""
     folder = convert(GOLDEN_DIR / LLAMA / "checkpoint", tmp_path / "nf4", quantize="nf4")
     assert {path.name for path in folder.iterdir()} == {path.name for path in converted[LLAMA].iterdir()}
     model = FusionForConditionalGeneration.from_pretrained(folder)

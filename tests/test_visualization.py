@@ -32,7 +32,7 @@ from fusion_vlm.visualization import (
     visualize,
 )
 
-from .helpers import make_messages, process
+from .helpers import SMALL_MODEL, make_messages, process
 from .tiny import TEXT_CONFIGS, random_image, tiny_config, tiny_model
 
 
@@ -349,7 +349,7 @@ def scores(import_script):
     """Return figures for ten scenes with two questions each; those for 50 are in docs/visualization.md."""
     benchmark = import_script("benchmarks/occlusion.py")
     cases = [*benchmark.read_examples(), *benchmark.draw_scenes(10)]
-    return benchmark.measure(benchmark.Model(str(benchmark.SMALL_MODEL)), cases, [6])
+    return benchmark.measure(benchmark.Model(str(SMALL_MODEL)), cases, [6])
 
 
 def test_maximum_lies_on_the_object_that_was_asked_for(scores):

@@ -13,7 +13,7 @@ from fusion_vlm.hub.loading import build_user_message
 PACKAGE_DIR = Path(__file__).resolve().parents[1]
 PICTURES = PACKAGE_DIR / "verification" / "pictures"
 PHOTO = PACKAGE_DIR / "hub" / "chelsea.jpg"  # of a cat
-# As in the training data of the released models and of the small one: without the hint, answers are sentences.
+# The training data of the released models and of the small one has this hint. Without it, answers are sentences.
 HINT = "Answer with a single word or phrase."
 COLORS = ("red", "blue", "green", "black", "yellow", "purple")
 SHAPES = ("circle", "star", "heart", "cross", "triangle", "square")
@@ -100,6 +100,7 @@ class Score:
 
 
 def read_picture(name: str) -> Image.Image:
+    """Return a bundled picture, the photograph or the blank picture by its name."""
     if name == BLANK:
         return Image.new("RGB", (336, 336), (128, 128, 128))
     return Image.open(PHOTO if name == PHOTO_QUESTION[0] else PICTURES / f"{name}.png").convert("RGB")
@@ -107,7 +108,7 @@ def read_picture(name: str) -> Image.Image:
 
 class Examiner:
     """
-    Asks a model, picture by picture. The context map of a picture is computed once and kept.
+    Ask a model about pictures; the context map of a picture is computed once and cached.
 
     Args:
         model: a FUSION model, of this package's class or of a folder's own.
@@ -143,6 +144,7 @@ class Examiner:
         return [scores[index] for index in range(len(questions))]
 
     def process(self, picture: str, texts: list[str], grid_sizes: dict[str, int]):
+        """Return the model's inputs for questions about a picture, with the context map instead of the crops."""
         image = read_picture(picture)
         inputs = self.processor.apply_chat_template(
             [[build_user_message(text, image)] for text in texts],
@@ -160,9 +162,10 @@ class Examiner:
         return inputs
 
     def score(self, log_probs: torch.Tensor, text: str, choices: tuple[str, ...]) -> Score:
+        """Choose among the answers by the log probabilities of the next token."""
         tokens = self.first_tokens(text, choices)
         each = {choice: log_probs[sorted(ids)].logsumexp(dim=0).item() for choice, ids in tokens.items()}
-        # A NaN would win or lose by chance of the order.
+        # Comparisons with NaN are false, so the order of the choices would decide.
         best = max(each, key=lambda choice: -math.inf if math.isnan(each[choice]) else each[choice])
         return Score(best, each)
 
@@ -204,11 +207,11 @@ class Examiner:
             outputs = self.model.model.get_image_features(inputs["pixel_values"], ids, return_dict=True)
             mapped = self.model.model.text_to_vision_projector(outputs.image_features)
         first_places = [ids[0].tolist().index(token) for token in sorted(set(ids[0].tolist()))]
-        text = share_of_own(outputs.question_features[0, first_places], outputs.question_embeds[0, first_places])
-        return text, share_of_own(mapped[0], outputs.patch_embeds[0])
+        text = own_target_share(outputs.question_features[0, first_places], outputs.question_embeds[0, first_places])
+        return text, own_target_share(mapped[0], outputs.patch_embeds[0])
 
 
-def share_of_own(features: torch.Tensor, targets: torch.Tensor) -> float:
+def own_target_share(features: torch.Tensor, targets: torch.Tensor) -> float:
     """Count how often a row is closer to its own target than to another row's; NaN is never closer."""
     features, targets = (torch.nn.functional.normalize(rows.float(), dim=-1) for rows in (features, targets))
     cosines = features @ targets.T

@@ -1,5 +1,5 @@
 """
-Check of a converted folder, from its tensors to its answers, with a report to paste into an issue.
+Check a converted folder, from its tensors to its answers, with a report to paste into an issue.
 
     fusion-vlm verify out/fusion-phi3.5-3b
 """
@@ -48,7 +48,7 @@ MEMORY_MARGIN = 1.2  # activations and buffers of the forwards, beside the weigh
 
 class Report:
     """
-    Lines that are printed as they come, and the findings that the verdict is made of.
+    The lines of the report, printed at once, and the findings that decide the verdict.
 
     Args:
         print_line (`Callable[[str], None]`): gets each line.
@@ -118,7 +118,7 @@ def verify(
         mapping_ok = check_mapping(report, examiner)
         if answers_ok:
             check_conditions(report, examiner, config, time_limit)
-        del examiner  # its memory is needed
+        del examiner  # frees its memory for the other precisions
         if answers_ok:
             check_precisions(report, folder, others, device, trust_remote_code, time_limit)
         name_causes(report, answers_ok, mapping_ok)
@@ -128,7 +128,7 @@ def verify(
 
 @contextmanager
 def quiet_libraries() -> Iterator[None]:
-    """Keep warnings and progress bars out of the report: it provokes warnings, and names what matters itself."""
+    """Switch off warnings and progress bars: the checks provoke warnings, and the report says what matters."""
     had_bars, level = transformers_logging.is_progress_bar_enabled(), logging.root.manager.disable
     transformers_logging.disable_progress_bar()
     logging.disable(logging.WARNING)
@@ -275,7 +275,7 @@ def check_answers(report: Report, examiner: Examiner, precision: str) -> bool:
 
 
 def check_mapping(report: Report, examiner: Examiner) -> bool:
-    """Check that question tokens and patches find their way through both projectors and back."""
+    """Check that question tokens and patches are found again after both projectors."""
     text, vision = examiner.measure_mapping()
     report.head("Mappings: how often a row is closer to its own target than to another row's (0.5 is chance)")
     report.print_line(f"  question tokens, through the tower, to their embeddings   {text:.2f}")
@@ -284,13 +284,13 @@ def check_mapping(report: Report, examiner: Examiner) -> bool:
     if not lowest >= MAPPING_LOST:
         report.fail("the mappings between text and vision are lost")
     elif lowest < MAPPING_GOOD:
-        # It names no part, because damage of each part that a mapping goes through weakens it.
+        # No part is named, because damage of any part that a mapping passes through weakens it.
         report.notes.append(f"the mappings are weak, expected {MAPPING_GOOD} or more")
     return lowest >= MAPPING_LOST
 
 
 def check_conditions(report: Report, examiner: Examiner, config: FusionConfig, time_limit: float):
-    """Ask again under other conditions, until the time is over; only trained latent grids are judged."""
+    """Ask again under other conditions, up to the time limit; only trained latent grids are judged."""
     report.head("The same questions under other conditions")
     sizes = [size for size in LATENT_GRID_SIZES if size <= config.max_latent_grid_size]
     for size in sizes:
@@ -333,10 +333,10 @@ def check_precisions(
 
 def name_causes(report: Report, answers_ok: bool, mapping_ok: bool):
     """
-    Turn doubts into faults where the model fails, and name a part by elimination where its tensors tell nothing.
+    Turn doubts into faults where the model fails, and name a part by elimination if no tensor looks damaged.
 
-    The mapping back goes through the projectors only in name: answers do not need it, so that a model that answers
-    well but has lost its mappings has a damaged `text_to_vision_projector`.
+    Answers do not need `text_to_vision_projector`. So a model that answers well but has lost its mappings has damage
+    there.
     """
     if not report.failures:
         return

@@ -1,9 +1,9 @@
 """
-Checks of the weights of a converted folder, tensor by tensor, without loading the model.
+Check the weights of a converted folder, tensor by tensor, without loading the model.
 
-Two matrices that are multiplied grow alike in training: the rows of one that are large belong to large columns of the
-other, and rows that resemble each other belong to columns that do. `fit_score` measures both. It is far from 0 for
-trained pairs, and close to 0 as soon as one of the two is shuffled, transposed or random. docs/verify.md has figures.
+Training makes two matrices that are multiplied resemble each other: large rows of one belong to large columns of the
+other, and similar rows belong to similar columns. `fit_score` measures both. It is far from 0 for trained pairs, and
+close to 0 if one of the two is shuffled, transposed or random. docs/verify.md has figures.
 """
 
 import json
@@ -54,8 +54,8 @@ class PartWeights:
         rms (`list[float]`): root mean square of each matrix.
         fits (`dict[str, float]`): `fit_score` of each pair of matrices, by the pair's name.
         structures (`dict[str, float]`): structure of single matrices that have no pair.
-        faults (`list[str]`): what is wrong beyond doubt.
-        doubts (`list[str]`): what is wrong if anything is.
+        faults (`list[str]`): certain damage.
+        doubts (`list[str]`): possible damage, which counts if the model fails.
     """
 
     name: str
@@ -103,6 +103,7 @@ def read_parts(folder: Path) -> Iterator[tuple[str, dict[str, torch.Tensor]]]:
 
 
 def layer_number(part: str) -> int:
+    """Return the number of the layer in the name of a part, 0 if it has none."""
     number = part.rpartition(".")[2]
     return int(number) if number.isdecimal() else 0
 
@@ -165,7 +166,7 @@ def rename_matrices(
     """
     matrices = {}
     for name, tensor in tensors.items():
-        # A tensor that is not finite or is zero has no structure to compare, and is a fault already.
+        # `check_values` has reported tensors that are zero or not finite; they have no structure to compare.
         if tensor.ndim > 1 and 0 < tensor.norm().item() < math.inf:
             short = name.removesuffix(".weight").rpartition(".")[2]
             matrices[{"out_proj": "o"}.get(short, short.removesuffix("_proj"))] = tensor.flatten(1)
@@ -187,6 +188,7 @@ def rename_matrices(
 
 
 def head_size(part: PartWeights, config: FusionConfig) -> int:
+    """Return the size of an attention head in a part."""
     if part.name.startswith("vision_tower"):
         return config.vision_config.hidden_size // config.vision_config.num_attention_heads
     text = config.text_config
@@ -226,7 +228,7 @@ def compare_matrices(
         paired |= {first, second}
         fit = part.fits[f"{first}-{second}"] = fit_score(rows, others, generator, size)
         are_square = rows.shape[0] == rows.shape[1] and others.shape[0] == others.shape[1]
-        # Inputs that both matrices share make transposed ones fit a little, up to 20 here. Trained ones exceed that.
+        # Inputs that both matrices share make transposed matrices fit a little, up to 20. Trained ones exceed that.
         if fit < 2 * STRONG and are_square and fit_score(rows.T, others.T, generator, size) > max(STRONG, 3 * fit):
             part.faults.append(f"{first} and {second} fit only when both are transposed")
     for name in sorted(matrices.keys() - paired):
@@ -294,7 +296,7 @@ def structure_score(matrix: torch.Tensor, generator: torch.Generator) -> float:
 
 
 def order_score(matrix: torch.Tensor, generator: torch.Generator) -> float:
-    """Check whether neighbouring rows are alike in norm or direction, as those of trained embeddings are."""
+    """Check whether neighboring rows are alike in norm or direction, as those of trained embeddings are."""
     sample = slice(0, 8 * NUM_SAMPLES)
     rows = matrix[sample] - matrix[sample].mean(dim=0)
     norms = rows.norm(dim=1)
@@ -309,15 +311,16 @@ def order_score(matrix: torch.Tensor, generator: torch.Generator) -> float:
 
 
 def standardize(value: torch.Tensor, reference: torch.Tensor) -> float:
+    """Return the distance of a value from the mean of reference values, in their standard deviations."""
     return ((value - reference.mean()) / reference.std().clamp_min(1e-12)).item()
 
 
 def judge_fits(parts: list[PartWeights]):
     """
-    Sort what does not fit into faults and doubts.
+    Sort the pairs that do not fit into faults and doubts.
 
     A pair that is lost is a fault where the same pair of most other layers is strong, or where most pairs of the part
-    are lost. Otherwise this kind of pair may just not show in this model, so it is a doubt.
+    are lost. Otherwise this kind of pair may be weak in every layer of this model, so it is a doubt.
     """
     scores = defaultdict(list)
     for part in parts:

@@ -90,14 +90,14 @@ class Terminal:
 
 @pytest.fixture(scope="module")
 def random_model(tmp_path_factory) -> Path:
-    """A model whose answers do not end by themselves."""
+    """Return a model whose answers do not end by themselves."""
     write_small_model = runpy.run_path(str(ROOT / "examples" / "random_model.py"))["write_small_model"]
     return write_small_model(tmp_path_factory.mktemp("model") / "small")
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """A folder with a good image, `my photo.png`, and bad ones."""
+    """Write a folder with a good image, `my photo.png`, and bad ones."""
     tmp_path, image = tmp_path_factory.mktemp("images"), STARS.read_bytes()
     (tmp_path / "my photo.png").write_bytes(image)
     (tmp_path / "dad's photo.png").write_bytes(image)
@@ -112,7 +112,7 @@ def folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def shared(folder) -> Terminal:
-    """A chat that several tests use, because torch takes seconds to import."""
+    """Start a chat that several tests use, because torch takes seconds to import."""
     with Terminal("chat", SMALL_MODEL, folder=folder) as terminal:
         terminal.read_prompt()
         yield terminal
@@ -120,14 +120,14 @@ def shared(folder) -> Terminal:
 
 @pytest.fixture
 def chat(shared) -> Terminal:
-    """A new conversation about an image."""
+    """Begin a new conversation about an image."""
     shared.enter("/image my photo.png")
     return shared
 
 
 @pytest.fixture
 def server():
-    """The address of a server with answers that are no images."""
+    """Start a server whose answers are no images, and return its address."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self):

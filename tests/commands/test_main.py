@@ -56,7 +56,7 @@ def image_file(tmp_path) -> Path:
 
 
 def expect(loaded, turns: list[str], image=None, max_new_tokens=8, **grid_sizes) -> str:
-    """What `generate` answers to the last turn."""
+    """Return what `generate` answers to the last turn."""
     model, processor = loaded
     inputs = process(processor, make_messages(turns, image), **grid_sizes)
     output = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)

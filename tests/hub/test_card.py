@@ -164,7 +164,7 @@ class Metadata(Schema):
 
 
 def read_metadata(path: Path) -> dict:
-    """The metadata of a card, checked: the schema, and what no type can say."""
+    """Check the metadata of a card against the schema, and in what no type can say; return it."""
     metadata = yaml.safe_load(path.read_text().split("\n---\n")[0])
     Metadata.model_validate(metadata)
     assert {"custom_code", "conversational"} <= set(metadata["tags"])
@@ -178,13 +178,13 @@ def read_metadata(path: Path) -> dict:
 
 
 def read_text(path: Path) -> str:
-    """What follows the metadata, with line breaks as blanks."""
+    """Return the text after the metadata, with line breaks as blanks."""
     return re.sub(r"\s+", " ", path.read_text().split("\n---\n", 1)[1])
 
 
 @pytest.fixture
 def make_folder(tmp_path):
-    """A folder with the config of a released model and without weights, whose path names another model."""
+    """Return a function that writes the config of a released model to a folder whose path names another model."""
 
     def make(model: str, **values) -> Path:
         decoder, tower = RELEASED[model]
@@ -272,7 +272,7 @@ def test_earlier_stages_have_no_results(stage, make_folder):
 
 
 def test_fine_tuned_model_does_not_get_the_results_of_the_released_one(make_folder):
-    """It has the same config; its licence and base models follow from that, figures and data do not."""
+    """It has the same config; its license and base models follow from that, figures and data do not."""
     path = write_card(make_folder("FUSION-LLaMA3.1-8B"), name="Mine")
     metadata, text = read_metadata(path), read_text(path)
     assert "model-index" not in metadata and "datasets" not in metadata and "## Results" not in text
@@ -289,7 +289,7 @@ def test_released_id_that_does_not_fit_the_config(released, make_folder):
         write_card(make_folder("FUSION-Phi3.5-3B"), released=released)
 
 
-def test_quantised_folder(make_folder):
+def test_quantized_folder(make_folder):
     folder = make_folder(
         "FUSION-Phi3.5-3B", quantization_config={"quant_method": "bitsandbytes", "load_in_4bit": True}
     )
@@ -308,7 +308,7 @@ def test_any_other_folder_claims_nothing_that_was_not_given(tiny_folder):
     assert text.startswith(" # my-fusion A FUSION vision-language model ([arXiv")
     for word in ("Llama", "Phi", "FLUX", "SigLIP", "## Results", "## Training"):
         assert word not in text
-    assert "A licence of the weights was not stated" in text
+    assert "A license of the weights was not stated" in text
 
 
 def test_facts_that_are_handed_in(tiny_folder, tmp_path):

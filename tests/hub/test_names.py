@@ -31,13 +31,13 @@ RECIPE = ROOT / "training" / "recipes" / "stage2.yaml"
 
 @pytest.fixture
 def no_hub(monkeypatch):
-    """The Hub must not be asked."""
+    """Fail a test that asks the Hub."""
     monkeypatch.setattr(names, "reach", lambda *_: pytest.fail("has asked the Hub"))
 
 
 @pytest.fixture
 def online(monkeypatch, tmp_path):
-    """The Hub is not switched off, and the cache is empty."""
+    """Switch the Hub on, with an empty cache."""
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
 
@@ -193,7 +193,7 @@ def run(*arguments, **environment) -> tuple[subprocess.CompletedProcess, float]:
 
 @pytest.fixture
 def silent_hub():
-    """The address of a Hub that takes connections and never answers, as behind a firewall."""
+    """Return the address of a Hub that takes connections and never answers, as behind a firewall."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         yield f"http://127.0.0.1:{listener.getsockname()[1]}"
 

@@ -249,7 +249,7 @@ def test_upload_that_is_called_again_sends_only_what_is_missing(hub, api, folder
 def test_upload_that_stays_broken_says_how_to_go_on(hub, api, folder):
     hub.add("me/model", private=True)
     hub.failures["commit"] = [503] * 100
-    with pytest.raises(PushError, match=rf"answered 503 .* go on with `hf upload me/model {folder} \.`") as error:
+    with pytest.raises(PushError, match=rf"answered 503 .* resume with `hf upload me/model {folder} \.`") as error:
         upload(api, "me/model", folder)
     assert "\n" not in str(error.value)
     assert [wait for wait in hub.waits if wait >= 10] == list(push.ATTEMPT_WAITS)
@@ -258,7 +258,7 @@ def test_upload_that_stays_broken_says_how_to_go_on(hub, api, folder):
 def test_refused_upload_is_not_tried_again(hub, api, folder):
     hub.add("me/model", private=True)
     hub.failures["commit"] = [403] * 2
-    with pytest.raises(PushError, match="may not write to me/model.* go on with"):
+    with pytest.raises(PushError, match="may not write to me/model.* resume with"):
         upload(api, "me/model", folder)
     assert hub.requests.count("commit") == 1 and not hub.waits
 
@@ -271,7 +271,7 @@ def test_card_that_the_hub_does_not_take(hub, api, folder):
     ]
     (folder / "README.md").write_text("---\nlicense: nonsense\n---\n")
     with pytest.raises(
-        PushError, match=r'README.md.* "license" must be one of .* "tags" must be .* go on with'
+        PushError, match=r'README.md.* "license" must be one of .* "tags" must be .* resume with'
     ) as error:
         upload(api, "me/model", folder)
     assert "\n" not in str(error.value) and not hub.files["me/model"]
@@ -287,7 +287,7 @@ def test_weights_of_an_earlier_upload_do_not_stay(hub, api, folder):
 
 @pytest.fixture
 def connected(hub, monkeypatch):
-    """The command talks to the fake Hub."""
+    """Let the command talk to the fake Hub."""
     monkeypatch.setattr(huggingface_hub, "HfApi", lambda token: HfApi(endpoint=hub.endpoint, token=token))
 
 
@@ -318,7 +318,7 @@ def test_command_checks_the_hub_before_the_conversion(hub, connected, tmp_path, 
 def test_command_keeps_the_folder_if_the_upload_fails(hub, connected, tmp_path, capsys):
     hub.failures["commit"] = [403]
     assert main(["convert", str(SOURCE), str(tmp_path / "out"), "--push-to-hub", "me/model", "--token", TOKEN]) == 1
-    assert re.search("error: .*is complete, .* go on with `hf upload me/model", capsys.readouterr().err)
+    assert re.search("error: .*is complete, .* resume with `hf upload me/model", capsys.readouterr().err)
     assert (tmp_path / "out" / "config.json").is_file()
 
 

@@ -90,7 +90,7 @@ class Served:
         self.thread.join()
 
     def ask(self, messages, max_tokens=8, **options) -> str:
-        """The answer's text, streamed or not."""
+        """Return the text of the answer, streamed or not."""
         reply = self.client.chat.completions.create(model=NAME, messages=messages, max_tokens=max_tokens, **options)
         if not options.get("stream"):
             return reply.choices[0].message.content
@@ -140,13 +140,13 @@ def to_part(url: str) -> dict:
 
 
 def to_user(text: str, image: Image.Image | None = None) -> dict:
-    """A message of a request."""
+    """Return a message of a request."""
     parts = [{"type": "text", "text": text}]
     return {"role": "user", "content": parts if image is None else [to_part(data_uri(image)), *parts]}
 
 
 def expect(model, processor, messages: list[dict], images=(), max_tokens=8, **grid_sizes) -> str:
-    """The answer without a server: what `generate` gives for the same messages, with the image in them."""
+    """Return what `generate` gives for the same messages without a server, with the image in them."""
     messages = copy.deepcopy(messages)
     images = list(images)
     for message in messages:

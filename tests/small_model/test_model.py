@@ -17,7 +17,7 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor, pipeline
 
 from fusion_vlm.commands.main import main
-from fusion_vlm.hub.quantization import nf4_config
+from fusion_vlm.hub.loading import nf4_config
 from fusion_vlm.small_model import accuracy as measure
 from fusion_vlm.small_model.data import EASY_VQA_SHAPES, EasyVqaRow, read_easy_vqa
 from fusion_vlm.training.collator import FusionDataCollator

@@ -57,7 +57,7 @@ def tensors() -> dict[str, torch.Tensor]:
 
 @pytest.fixture
 def folder(tmp_path) -> Path:
-    """A copy of the small model to damage."""
+    """Copy the small model, to damage the copy."""
     return Path(shutil.copytree(SMALL_MODEL, tmp_path / "model", symlinks=False))
 
 
