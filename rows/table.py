@@ -19,7 +19,8 @@ from typing import Any
 from tqdm import tqdm
 
 from fusion_vlm.rows.files import RawRow, Table, read_file
-from fusion_vlm.training.messages import RowError, load_image, to_messages
+from fusion_vlm.rows.forms import CHAT_COLUMNS, RowError, image_parts, message_text
+from fusion_vlm.rows.messages import load_image, to_messages
 
 
 # Compared without case, spaces and punctuation.
@@ -31,7 +32,6 @@ COLUMN_NAMES = {
     "question": ("question", "prompt", "instruction", "query", "user", "problem"),
     "answer": ("answer", "label", "response", "output", "target", "completion", "solution", "caption"),
 }  # fmt: skip
-CHAT_COLUMNS = ("messages", "conversations")
 ADDRESSES = ("http://", "https://", "data:", "file:")
 
 
@@ -195,7 +195,7 @@ def _to_messages(raw: RawRow, columns: Columns, question: str | None) -> list[di
     if _is_chat(raw):
         messages = to_messages(raw.values, load_images=False)
         for message in messages:
-            if not text_of(message).strip():
+            if not message_text(message).strip():
                 raise RowError(f"a message of the role {message['role']} is empty")
         return messages
     text = question if question is not None else to_text(raw.values.get(columns.question), "question")
@@ -236,14 +236,6 @@ def to_text(value: Any, name: str) -> str:
     if not text:
         raise RowError(f"the {name} is empty")
     return text
-
-
-def text_of(message: dict) -> str:
-    return "".join(part["text"] for part in message["content"] if part["type"] == "text")
-
-
-def image_parts(messages: list[dict]) -> list[dict]:
-    return [part for message in messages for part in message["content"] if part["type"] == "image"]
 
 
 def resolve_image(source: Any, folder: Path) -> Any:

@@ -3,7 +3,7 @@ What a run leaves: the accepted samples as LLaVA JSON and as a `datasets` folder
 
     README.md        the card; `datasets.load_dataset(FOLDER)` reads from it where the data are
     train.json       LLaVA's form; image files are those in images/
-    data/            parquet, images inside; what `training.messages` and TRL read
+    data/            parquet, images inside; what `rows.messages` and TRL read
     rejects.jsonl    rejected samples, whole, with their reasons
     audit.json, audit.png
 """

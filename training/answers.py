@@ -5,6 +5,7 @@ from collections import Counter
 from statistics import median
 
 from fusion_vlm.processing_fusion import FusionProcessor
+from fusion_vlm.rows.forms import message_text
 
 
 MAX_NEW_TOKENS = 256
@@ -19,13 +20,13 @@ def normalize_answer(text: str) -> str:
 
 def expected_answer(row: dict) -> str:
     """Return the last answer of a row with `messages`."""
-    return "".join(part["text"] for part in row["messages"][-1]["content"])
+    return message_text(row["messages"][-1])
 
 
 def question_of(row: dict) -> str:
     """Return the question before the last answer of a row with `messages`."""
     turns = [message for message in row["messages"] if message["role"] == "user"]
-    return "".join(part["text"] for part in turns[-1]["content"] if part["type"] == "text")
+    return message_text(turns[-1])
 
 
 def are_long(rows: list[dict]) -> bool:

@@ -21,8 +21,8 @@ from transformers.utils import logging
 
 from fusion_vlm.hub.names import find_model
 from fusion_vlm.processing_fusion import FusionProcessor
-from fusion_vlm.training.data import FusionDataset, has_image, load_mixture, text_of
-from fusion_vlm.training.messages import RowError
+from fusion_vlm.rows.forms import RowError, conversation_text, has_image
+from fusion_vlm.training.data import FusionDataset, load_mixture
 from fusion_vlm.training.recipe import read_recipe
 
 
@@ -136,7 +136,7 @@ class RowChecks(Dataset):
         except Exception as error:  # whatever a decoder or a chat template raises, training would stop with it
             return RowCheck(f"{place}: {type(error).__name__}: {error}")
         num_turns = sum(message["role"] == "user" for message in messages)
-        return RowCheck(None, has_image(messages), num_turns, len(text_of(messages)), *tokens)
+        return RowCheck(None, has_image(messages), num_turns, len(conversation_text(messages)), *tokens)
 
 
 def check_rows(dataset: FusionDataset, num_workers: int = 0, processor: FusionProcessor | None = None) -> MixtureCheck:

@@ -9,13 +9,14 @@ from transformers import BatchFeature
 
 from fusion_vlm.configuration_fusion import FusionConfig
 from fusion_vlm.modeling_fusion import NUM_CROPS_PER_SIDE
+from fusion_vlm.rows.forms import RowError, message_text
+from fusion_vlm.rows.messages import to_messages
 from fusion_vlm.training.epoch import EpochCounter
-from fusion_vlm.training.messages import RowError, to_messages
 
 
 class FusionDataCollator:
     """
-    Makes batches of rows of any form that `training.messages` knows, with and without images.
+    Makes batches of rows of any form that `rows.messages` knows, with and without images.
 
     Labels are the answers and the end-of-turn token after each (what the chat template marks as generation); all else
     is -100. The side of the latent grid is drawn for each batch (paper section 3.2). The draw depends on the seed, the
@@ -104,9 +105,7 @@ class FusionDataCollator:
 
     def _draw_latent_grid_size(self, conversations: list[list[dict]]) -> int:
         epoch = self._epoch.count()
-        texts = [
-            part["text"] for turns in conversations for turn in turns for part in turn["content"] if "text" in part
-        ]
+        texts = [message_text(turn) for turns in conversations for turn in turns]
         return random.Random(f"{self.seed} {epoch} {texts}").choice(self.latent_grid_sizes)
 
     def _process(self, conversations: list[list[dict]], names: list[str], latent_grid_size: int) -> BatchFeature:

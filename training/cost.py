@@ -29,9 +29,9 @@ from transformers.initialization import no_init_weights
 
 from fusion_vlm.configuration_fusion import FusionConfig
 from fusion_vlm.modeling_fusion import NUM_CROPS_PER_SIDE, UNATTENDED_TOKEN_ID, FusionForConditionalGeneration
+from fusion_vlm.rows.forms import RowError, conversation_text, has_image
 from fusion_vlm.training.build import build_config, count_accumulation_steps, load_recipe
-from fusion_vlm.training.data import has_image, load_mixture, text_of
-from fusion_vlm.training.messages import RowError
+from fusion_vlm.training.data import load_mixture
 from fusion_vlm.training.recipe import to_number
 from fusion_vlm.training.trainer import FusionTrainingArguments
 
@@ -458,7 +458,7 @@ def read_rows(recipe: dict, folder: Path, num_latent_tokens: int) -> Rows:
         except RowError:
             continue
         turns = [[message for message in messages if message["role"] == role] for role in ("user", "assistant")]
-        texts = [text_of(each) for each in (messages, *turns)]
+        texts = [conversation_text(each) for each in (messages, *turns)]
         sizes = [len(text.encode(errors="replace")) / BYTES_PER_TOKEN for text in texts]
         sample[has_image(messages)].append((*sizes, len(turns[0])))
     num_sampled = len(sample[True] + sample[False])

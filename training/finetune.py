@@ -30,6 +30,7 @@ from fusion_vlm.configuration_fusion import FusionConfig
 from fusion_vlm.hub.loading import load_adapter, load_processor
 from fusion_vlm.modeling_fusion import CHECKPOINTS_HOOKS, FusionForConditionalGeneration
 from fusion_vlm.processing_fusion import FusionProcessor
+from fusion_vlm.rows.forms import RowError
 from fusion_vlm.rows.split import default_share, split_rows
 from fusion_vlm.rows.table import BY_NAME, BadRowsError, Columns, RowProblem, check_images, read_rows
 from fusion_vlm.training.answers import (
@@ -44,7 +45,6 @@ from fusion_vlm.training.answers import (
 from fusion_vlm.training.check import count_tokens
 from fusion_vlm.training.collator import FusionDataCollator
 from fusion_vlm.training.lora import lora_config
-from fusion_vlm.training.messages import RowError
 from fusion_vlm.training.progress import ProgressBar, ProgressLines
 from fusion_vlm.training.report import draw_curves
 from fusion_vlm.training.trainer import FusionTrainer, FusionTrainingArguments

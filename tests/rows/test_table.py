@@ -286,8 +286,8 @@ def test_bad_rows_of_csv_say_where_and_why(row, message, folder):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("{'image': 1}", "line 2: it is not valid JSON: Expecting property name"),
-        ('["a.png", "Which?"]', "line 2: it is \"['a.png', 'Which?']\", expected an object with keys"),
+        ("{'image': 1}", "line 2: not valid JSON: Expecting property name"),
+        ('["a.png", "Which?"]', "line 2: the row is \"['a.png', 'Which?']\", expected an object with keys"),
         ('{"question": "Which?", "answer": ["a", "b"]}', "the answer is \"['a', 'b']\", expected a text or a number"),
         ('{"question": {"a": 1}, "answer": "b"}', "line 2: the question is"),
         ('{"question": "Which?"}', "line 2: the answer is empty"),

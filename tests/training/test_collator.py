@@ -8,8 +8,9 @@ import torch
 from accelerate import Accelerator, skip_first_batches
 from torch.utils.data import DataLoader, IterableDataset
 
+from fusion_vlm.rows.forms import RowError
+from fusion_vlm.rows.messages import to_messages
 from fusion_vlm.training.collator import FusionDataCollator
-from fusion_vlm.training.messages import RowError, to_messages
 
 from ..helpers import VARIANTS, make_messages
 from ..test_parity import CASES, training_inputs

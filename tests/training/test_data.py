@@ -15,9 +15,9 @@ import torch
 import yaml
 
 from fusion_vlm.commands.main import main
+from fusion_vlm.rows.forms import RowError, conversation_text
 from fusion_vlm.training.check import check_rows, prepare_dataset
-from fusion_vlm.training.data import load_mixture, sample, text_of
-from fusion_vlm.training.messages import RowError
+from fusion_vlm.training.data import load_mixture, sample
 
 from ..helpers import process
 from ..tiny import random_image
@@ -170,7 +170,7 @@ def test_kinds_of_files(folder, kind):
         row = dataset[index]
         assert row["source"] == f"{name}, {unit} {index + 3}, id r{index + 2}"
         assert [message["role"] for message in row["messages"]] == ["user", "assistant"]
-        assert text_of(row["messages"]) == f"Wie hei\u00dft das?Answer {index + 2}."
+        assert conversation_text(row["messages"]) == f"Wie hei\u00dft das?Answer {index + 2}."
         part = row["messages"][0]["content"][0]
         assert part["type"] == ("image" if index < 2 else "text")
         if index < 2:
