@@ -536,7 +536,7 @@ def matmul_rate(settings: Settings) -> float:
 
 @register_flop_formula(torch.ops.aten._scaled_dot_product_flash_attention_for_cpu)
 def count_cpu_attention(query_shape, key_shape, value_shape, *args, **kwargs) -> int:
-    """For the one kernel that `FlopCounterMode` does not know."""
+    """Return the FLOPs of SDPA on a CPU, unknown to `FlopCounterMode`; training/cost/trace.py counts the same."""
     return sdpa_flop_count(query_shape, key_shape, value_shape)
 
 

@@ -5,7 +5,7 @@ import argparse
 from fusion_vlm.commands.options import add_recipe, find_recipe
 
 
-# Those of training/cost.py, which imports torch; tests/commands/test_main.py compares them.
+# A copy, since training/cost/memory.py imports torch; tests/commands/test_main.py compares both.
 SHARDINGS = ("ddp", "zero2", "zero3", "fsdp")
 
 DESCRIPTION = """\
@@ -34,11 +34,12 @@ def add_arguments(parser: argparse.ArgumentParser):
 
 def run(args: argparse.Namespace):
     recipe = find_recipe(args)
-    from fusion_vlm.training.cost import report
+    from fusion_vlm.training.build import check_arguments
+    from fusion_vlm.training.cost.report import describe_cost
 
-    text = report(
+    check_arguments(recipe)
+    text = describe_cost(
         recipe,
-        args.overrides,
         gpus=args.gpus,
         sharding=args.sharding,
         num_rows=args.rows,

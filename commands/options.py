@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from fusion_vlm.training.recipe import check_models, read_recipe
+from fusion_vlm.training.recipe import Recipe, check_models, read_recipe
 
 
 # convert_checkpoints.py has these names too; tests/commands/test_main.py compares them.
@@ -47,13 +47,13 @@ def add_model_options(parser: argparse.ArgumentParser):
 def add_recipe(parser: argparse.ArgumentParser):
     parser.add_argument("recipe", metavar="RECIPE", help="YAML file, such as training/recipes/stage1.yaml")
     parser.add_argument(
-        "overrides", nargs="*", metavar="key=value", help="changes of the recipe, such as training.learning_rate=1e-5"
+        "overrides", nargs="*", metavar="key=value", help="override the recipe, such as training.learning_rate=1e-5"
     )
 
 
-def find_recipe(args: argparse.Namespace, needs_model: bool = True) -> Path:
+def find_recipe(args: argparse.Namespace, needs_model: bool = True) -> Recipe:
     """
-    Return the path of a command's recipe, read once: what is wrong with the recipe is told before torch is imported.
+    Read the recipe of a command, so that a wrong recipe is refused before torch is imported.
 
     Args:
         needs_model (`bool`): whether the folders of its `model` have to be there, which an earlier stage may write.
@@ -67,4 +67,4 @@ def find_recipe(args: argparse.Namespace, needs_model: bool = True) -> Path:
     recipe = read_recipe(path, args.overrides)
     if needs_model:
         check_models(recipe)
-    return path
+    return recipe

@@ -163,7 +163,7 @@ def train_stages(work_dir: Path, num_processes: int, changes: list[str]):
             print(f"{stage}: {source} -> {output}", flush=True)
             # Beside the data, because its paths begin there.
             recipe = shutil.copy(RECIPES / f"{stage}.yaml", work_dir / "data")
-            batch_size = load_recipe(recipe)["global_batch_size"] // num_processes
+            batch_size = load_recipe(recipe).global_batch_size // num_processes
             launch = ["torch.distributed.run", "--standalone", "--nproc-per-node", num_processes]
             own = [
                 f"model.path={source}",

@@ -32,12 +32,13 @@ from fusion_vlm.hub.names import ModelNameError, expand, find_model
 from fusion_vlm.rows.forms import RowError, conversation_text, has_image
 from fusion_vlm.rows.messages import Messages, to_messages
 from fusion_vlm.rows.readers import JsonRows, TableRows, open_rows
+from fusion_vlm.training.recipe import DataSection, check_names
 from fusion_vlm.training.yaml_file import read_yaml
 
 
-DATA_KEYS = {"datasets", "image_folder", "on_error", "max_errors"}
 FILE_KEYS = {"json_path", "sampling_strategy", "image_folder"}
 HUB_KEYS = {"hub", "name", "split", "sampling_strategy", "image_folder"}
+BYTES_PER_TOKEN = 4  # of text, about
 SAMPLING = re.compile(r"(first|end|random):(\d+|\d+(?:\.\d+)?%)")
 
 
@@ -132,17 +133,22 @@ class FusionDataset(Dataset):
         for source in self.sources:
             for index, row in zip(source.indices, source.rows.outlines(source.indices), strict=True):
                 messages = source.to_messages(index, row, load_images=False)
-                lengths.append(ceil(len(conversation_text(messages).encode(errors="replace")) / 4))
+                lengths.append(ceil(estimate_tokens(conversation_text(messages))))
                 has_images.append(has_image(messages))
         return lengths, has_images
 
 
-def load_mixture(data: dict, folder: Path, seed: int) -> FusionDataset:
+def estimate_tokens(text: str) -> float:
+    """Return about how many tokens a text has, without a tokenizer."""
+    return len(text.encode(errors="replace")) / BYTES_PER_TOKEN
+
+
+def load_mixture(data: DataSection | dict, folder: Path, seed: int) -> FusionDataset:
     """
     Finds the rows of a recipe's section `data` (see above); reads no image.
 
     Args:
-        data (`dict`): the section.
+        data (`DataSection` or `dict`): the section.
         folder (`Path`): of the recipe, where relative paths begin.
         seed (`int`): of `random:N`. A sample depends on it, on the source's position in the list and on the number of
             rows in the file. Rows stay in the order of the file: it is training that shuffles.
@@ -152,9 +158,9 @@ def load_mixture(data: dict, folder: Path, seed: int) -> FusionDataset:
             without rows or of another kind.
         FileNotFoundError: if there is no such file.
     """
-    check_data(data)
+    data = data if isinstance(data, DataSection) else DataSection.read(data)
     folder = Path(folder)
-    entries = data["datasets"]
+    entries = data.datasets
     if isinstance(entries, str):
         entries = _read_entries(folder / expand(entries))
     if not isinstance(entries, list) or not entries:
@@ -162,23 +168,8 @@ def load_mixture(data: dict, folder: Path, seed: int) -> FusionDataset:
             f"`datasets` is {entries!r}, expected a list of sources, or the path of a YAML file with one."
         )
     return FusionDataset(
-        [
-            _load_source(entry, position, data.get("image_folder"), folder, seed)
-            for position, entry in enumerate(entries)
-        ]
+        [_load_source(entry, position, data.image_folder, folder, seed) for position, entry in enumerate(entries)]
     )
-
-
-def check_data(data: dict):
-    """Raises a ValueError for what is not a section `data`; does not look at its sources."""
-    if not isinstance(data, dict) or "datasets" not in data:
-        raise ValueError(f"`data` is {data!r}, expected a section with `datasets`.")
-    _check_keys(data, DATA_KEYS, "`data`")
-    if data.get("on_error", "stop") not in ("stop", "skip"):
-        raise ValueError(f"`on_error` is {data['on_error']!r}, expected stop or skip.")
-    max_errors = data.get("max_errors", 0)
-    if not isinstance(max_errors, int) or isinstance(max_errors, bool) or max_errors < 0:
-        raise ValueError(f"`max_errors` is {max_errors!r}, expected a number of rows from 0 on.")
 
 
 def sample(strategy: str, num_rows: int, seed: list[int]) -> np.ndarray:
@@ -211,7 +202,7 @@ def _load_source(entry: dict, position: int, image_folder: str | None, folder: P
     label = f"Source {position + 1} of `datasets`"
     if not isinstance(entry, dict) or ("json_path" in entry) == ("hub" in entry):
         raise ValueError(f"{label} is {entry!r}, expected either `json_path` or `hub` in it.")
-    _check_keys(entry, FILE_KEYS if "json_path" in entry else HUB_KEYS, label)
+    check_names(entry, FILE_KEYS if "json_path" in entry else HUB_KEYS, label)
     name = str(entry.get("json_path") or entry.get("hub"))
     default_folder = folder
     if "hub" in entry:
@@ -241,11 +232,5 @@ def _read_entries(path: Path) -> list:
     content = read_yaml(path)
     if not isinstance(content, dict) or "datasets" not in content:
         raise ValueError(f"{path} holds {str(content)[:100]!r}, expected `datasets` with a list of sources.")
-    _check_keys(content, {"datasets"}, str(path))
+    check_names(content, {"datasets"}, str(path))
     return content["datasets"]
-
-
-def _check_keys(section: dict, known: set[str], label: str):
-    unknown = sorted(set(map(str, section)) - known)
-    if unknown:
-        raise ValueError(f"{label} has the keys {unknown}, which nothing reads. It knows {sorted(known)}.")

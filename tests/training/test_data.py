@@ -16,8 +16,9 @@ import yaml
 
 from fusion_vlm.commands.main import main
 from fusion_vlm.rows.forms import RowError, conversation_text
-from fusion_vlm.training.check import check_rows, prepare_dataset
+from fusion_vlm.training.check import check_rows
 from fusion_vlm.training.data import load_mixture, sample
+from fusion_vlm.training.prepare import prepare_dataset
 
 from ..helpers import process
 from ..tiny import random_image

@@ -2,6 +2,7 @@
 
 import copy
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -495,7 +496,7 @@ def test_grouping_needs_lengths(model, processor, tmp_path):
 def test_recipes_are_the_papers(stage, batch_size, rate, vision_rate, length):
     recipe = load_recipe(RECIPES / f"{stage}.yaml", ["training.bf16=false", "training.use_cpu=true"])
     training = build_arguments(recipe)
-    assert recipe["global_batch_size"] == batch_size and recipe["max_length"] == length
+    assert recipe.global_batch_size == batch_size and recipe.max_length == length
     assert training.per_device_train_batch_size * training.gradient_accumulation_steps == batch_size
     assert (training.learning_rate, training.vision_learning_rate) == (rate, vision_rate)
     assert (training.lr_scheduler_type, training.warmup_steps, training.weight_decay) == ("cosine", 0.03, 0.0)
@@ -628,9 +629,8 @@ def test_recipe_starts_from_what_is_there(parts, tmp_path, converted):
     config = build_config(recipe)
     assert config.vision_config.num_hidden_layers == 5 and config.interaction_layer_indices == [0, 2]
     assert build_processor(recipe).image_processor.latent_grid_size == 2
-    recipe["model"]["path"] = parts["decoder"]
+    saved = replace(recipe.model, path=parts["decoder"])
     with pytest.raises(ValueError, match="is no FUSION model: the model type .* is 'llama'"):
-        build_config(recipe)
-    recipe["model"].update(path=None, vision=None)
+        build_config(replace(recipe, model=saved))
     with pytest.raises(ValueError, match="nothing to start from"):
-        build_config(recipe)
+        build_config(replace(recipe, model=replace(recipe.model, vision=None)))
