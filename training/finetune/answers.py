@@ -1,4 +1,4 @@
-"""What a model answers to rows whose answers are known: loss, share of right answers, and the answers themselves."""
+"""Compares generated answers with the known answers of rows."""
 
 import re
 from collections import Counter
@@ -23,7 +23,7 @@ def expected_answer(row: dict) -> str:
     return message_text(row["messages"][-1])
 
 
-def question_of(row: dict) -> str:
+def find_question(row: dict) -> str:
     """Return the question before the last answer of a row with `messages`."""
     turns = [message for message in row["messages"] if message["role"] == "user"]
     return message_text(turns[-1])
@@ -35,7 +35,7 @@ def are_long(rows: list[dict]) -> bool:
 
 
 def count_new_tokens(processor: FusionProcessor, rows: list[dict]) -> int:
-    """Return how many tokens to generate: those of the longest answer, its end and a few more, within a limit."""
+    """Return how many tokens to generate: as many as the longest answer has, and a few more, within a limit."""
     ids = processor.tokenizer([expected_answer(row) for row in rows], add_special_tokens=False).input_ids
     return min(MAX_NEW_TOKENS, max(map(len, ids)) + 4)
 
