@@ -123,6 +123,7 @@ def decode(data: bytes, path: Path) -> tuple[str, list[str]]:
         except UnicodeDecodeError:
             raise ValueError(f"{path} is in an unknown encoding, expected UTF-8. Save it as UTF-8.") from None
         word = re.search(r"\w*[^\x00-\x7f]\w*", text)
+        assert word is not None  # ASCII is valid UTF-8
         notices = [
             f"{path.name} is not UTF-8 and was read as Windows-1252, for example {word[0]!r}. If letters are wrong,"
             " save it as UTF-8."

@@ -143,7 +143,7 @@ def _replace_marks(message: dict, index: int) -> dict:
 
 
 def _image_columns(row: dict) -> list:
-    images = []
+    images: list = []
     for name in IMAGE_COLUMNS:
         value = row.get(name)
         images += value if isinstance(value, (list, tuple)) else [value]

@@ -20,6 +20,7 @@ from fusion_vlm.rows.forms import CHAT_COLUMNS, IMAGE_COLUMNS, RowError
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 JSON_SUFFIXES = (".json", ".jsonl")
+JSON_SPACE = re.compile(r"[ \t\r\n]*")
 BATCH_SIZE = 1000  # rows of a table that are read at once
 
 
@@ -249,6 +250,12 @@ def find_lines(file: Iterable[bytes], name: str) -> Iterator[tuple[int, int, int
         start = end
 
 
+def _skip_space(text: str, position: int) -> int:
+    match = JSON_SPACE.match(text, position)
+    assert match is not None  # the pattern matches no space, too
+    return match.end()
+
+
 def find_entries(data: bytes, name: str) -> Iterator[tuple[int, int, int]]:
     """
     Find the first byte, end and number (from 1) of each entry of a JSON list.
@@ -258,8 +265,8 @@ def find_entries(data: bytes, name: str) -> Iterator[tuple[int, int, int]]:
     """
     # One character for each byte, so that positions are those of the file. JSON's structure is ASCII.
     text = data.decode("latin-1")
-    decode, skip_space = json.JSONDecoder().raw_decode, re.compile(r"[ \t\r\n]*").match
-    position = skip_space(text, len(BYTE_ORDER_MARK) if data.startswith(BYTE_ORDER_MARK) else 0).end()
+    decode = json.JSONDecoder().raw_decode
+    position = _skip_space(text, len(BYTE_ORDER_MARK) if data.startswith(BYTE_ORDER_MARK) else 0)
     if position == len(text):
         raise ValueError(f"{name} is empty, expected a list of rows.")
     if text[position] != "[":
@@ -267,21 +274,21 @@ def find_entries(data: bytes, name: str) -> Iterator[tuple[int, int, int]]:
             f"{name} begins with {text[position : position + 20]!r}, expected a list, `[`, in UTF-8. JSON lines are"
             " named .jsonl."
         )
-    position, number = skip_space(text, position + 1).end(), 0
+    position, number = _skip_space(text, position + 1), 0
     is_open = text[position : position + 1] != "]"
     while is_open:
         number += 1
         try:
             end = decode(text, position)[1]
             yield position, end, number
-            position = skip_space(text, end).end()
+            position = _skip_space(text, end)
             if text[position : position + 1] not in (",", "]"):
                 raise json.JSONDecodeError("Expected `,` or `]`", text, position)
         except (ValueError, RecursionError) as error:
             raise ValueError(f"{name}, entry {number}: not valid JSON, so the file cannot be read: {error}") from error
         is_open = text[position] == ","
-        position = skip_space(text, position + is_open).end()
-    rest = skip_space(text, position + 1).end()
+        position = _skip_space(text, position + is_open)
+    rest = _skip_space(text, position + 1)
     if rest < len(text):
         # `cat a.json b.json`: the rows of the second list would be lost.
         raise ValueError(

@@ -1,10 +1,10 @@
 """
-From a table of images, questions and answers to rows that training reads: chat messages with the image inside.
+Makes rows that training reads, chat messages with the image inside, of a table of images, questions and answers.
 
     rows, problems, notices = read_rows("table.csv")
 
 A table has a column of answers, one of questions, and unless it is about text alone one of images; they are found by
-name. Rows with `messages` or LLaVA's `conversations` (JSON, parquet) are taken as they are. `rows.files` reads files.
+name. Rows with `messages` or LLaVA's `conversations` (JSON, parquet) need no columns. `rows.files` reads files.
 """
 
 import hashlib

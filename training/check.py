@@ -30,7 +30,7 @@ NUM_SHOWN = 20
 
 
 class RowCheck(NamedTuple):
-    """What is known of a row: the error, or the counts."""
+    """The result of checking a row: an error, or counts."""
 
     error: str | None = None
     num_images: int = 0
@@ -76,6 +76,7 @@ class SourceCheck:
     max_tokens: int = 0
 
     def add(self, row: RowCheck):
+        """Add the counts of a row."""
         self.num_broken += row.error is not None
         self.num_images += row.num_images
         self.num_turns += row.num_turns
@@ -88,7 +89,7 @@ class SourceCheck:
 
 @dataclass
 class MixtureCheck:
-    """What `check_rows` has found; `str` makes a table of it, a line for each source."""
+    """The result of `check_rows`. `str` makes a table with a line for each source."""
 
     sources: list[SourceCheck] = field(default_factory=list)
     broken: list[BrokenRow] = field(default_factory=list)
@@ -126,7 +127,7 @@ class RowChecks(Dataset):
             tokens = count_tokens(self.processor, row) if self.processor else (0, 0)
         except RowError as error:
             return RowCheck(str(error))
-        except Exception as error:  # whatever a decoder or a chat template raises, training would stop with it
+        except Exception as error:  # any error of a decoder or a chat template would stop training
             return RowCheck(f"{place}: {type(error).__name__}: {error}")
         num_turns = sum(message["role"] == "user" for message in messages)
         return RowCheck(None, has_image(messages), num_turns, len(conversation_text(messages)), *tokens)
@@ -134,8 +135,9 @@ class RowChecks(Dataset):
 
 def check_rows(dataset: FusionDataset, num_workers: int = 0, processor: FusionProcessor | None = None) -> MixtureCheck:
     """
-    Reads every row and decodes every image. With a processor, tokens are counted too, and texts that hold its
-    placeholders are found.
+    Read every row and decode every image.
+
+    With a processor, tokens are counted too, and texts that hold its placeholders are found.
 
     Args:
         dataset (`FusionDataset`)
@@ -148,7 +150,7 @@ def check_rows(dataset: FusionDataset, num_workers: int = 0, processor: FusionPr
         batch_size=16,
         num_workers=num_workers,
         collate_fn=list,
-        generator=torch.Generator(),  # the global one is left alone, so that a check changes no training
+        generator=torch.Generator(),  # drawing from the global one would change what training draws next
     )
     rows = enumerate(tqdm(chain.from_iterable(loader), total=len(dataset), desc="Checking rows", unit=" rows"))
     for source in dataset.sources:
@@ -176,7 +178,7 @@ def count_tokens(processor: FusionProcessor, row: dict) -> tuple[int, int]:
 
 
 def write_broken(rows: list[BrokenRow], path: str | Path):
-    """Writes broken rows as JSON lines: `source`, `row` (number of the line or entry) and `error`."""
+    """Write broken rows as JSON lines: `source`, `row` (number of the line or entry) and `error`."""
     lines = [json.dumps({"source": row.source, "row": row.number, "error": row.error}) for row in rows]
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     Path(path).write_text("".join(line + "\n" for line in lines), encoding="utf-8")

@@ -1,5 +1,5 @@
 """
-The data mixture of a recipe: its section `data`, from files to rows that are read when they are asked for.
+The data mixture of a recipe (its section `data`): rows of several files, which are read at access.
 
     data:
       datasets:                      # the paper's form; or the path of a YAML file that holds `datasets`
@@ -10,7 +10,7 @@ The data mixture of a recipe: its section `data`, from files to rows that are re
           name: null                 # its configuration
           split: train
       image_folder: null
-      on_error: stop                 # stop at a broken row, or skip: leave broken rows out before training begins
+      on_error: stop                 # stop at a broken row, or skip broken rows before training begins
       max_errors: 0                  # with skip: more broken rows than this stop, too
 
 Relative paths begin at the folder of the recipe. `rows.messages` says what a row looks like.
@@ -45,7 +45,7 @@ SAMPLING = re.compile(r"(first|end|random):(\d+|\d+(?:\.\d+)?%)")
 @dataclass
 class Source:
     """
-    The part of a file that is trained on.
+    The rows of a file that are trained on.
 
     Args:
         rows (`JsonRows` or `TableRows`): all of the file.
@@ -59,14 +59,16 @@ class Source:
 
     @property
     def name(self) -> str:
+        """What errors call the file."""
         return self.rows.name
 
     def place(self, index: int, row: dict) -> str:
-        """File, line and id of a row of the file."""
+        """Return file, line and id of a row of the file."""
         place = self.rows.place(index)
         return place if row.get("id") in (None, "") else f"{place}, id {row['id']}"
 
     def to_messages(self, index: int, row: dict, load_images: bool = True) -> Messages:
+        """Return the messages of a row of the file; see `rows.messages.to_messages`. Errors name the row."""
         try:
             return to_messages(row, self.image_folder, load_images)
         except RowError as error:
@@ -75,7 +77,9 @@ class Source:
 
 class FusionDataset(Dataset):
     """
-    The rows of a mixture, source after source; `load_mixture` makes it. It can be pickled: it holds places, not rows.
+    The rows of a mixture, source after source; see `load_mixture`.
+
+    Pickles are small, since the data set holds the places of rows and not the rows.
 
     Args:
         sources (`list[Source]`)
@@ -90,6 +94,8 @@ class FusionDataset(Dataset):
 
     def __getitem__(self, index: int) -> dict:
         """
+        Read a row.
+
         Returns:
             `dict` with `messages`, the chat messages of the row with the opened image inside, and `source`, its file,
             line and id.
@@ -102,14 +108,14 @@ class FusionDataset(Dataset):
         return {"messages": source.to_messages(row_index, row), "source": source.place(row_index, row)}
 
     def locate(self, index: int) -> tuple[Source, int]:
-        """The source of a row, and its index in the file of the source."""
+        """Return the source of a row, and the index of the row in the file of the source."""
         index = range(len(self))[index]
         number = int(np.searchsorted(self._ends, index, side="right"))
         source = self.sources[number]
         return source, int(source.indices[index - self._ends[number]])  # from the end of the source
 
     def without(self, indices: Iterable[int]) -> "FusionDataset":
-        """The data set that is left if the rows at `indices` are dropped."""
+        """Return the data set without the rows at `indices`."""
         kept = np.ones(len(self), dtype=bool)
         kept[list(indices)] = False
         parts = np.split(kept, self._ends[:-1])
@@ -119,12 +125,12 @@ class FusionDataset(Dataset):
 
     @property
     def lengths(self) -> list[int]:
-        """About how many tokens the text of each row has: four bytes are taken for one. Raises as `[]` does."""
+        """The approximate number of text tokens of each row. Broken rows raise a `RowError`."""
         return self._outlines[0]
 
     @property
     def has_images(self) -> list[bool]:
-        """Whether each row has an image. Raises as `[]` does, but opens no image."""
+        """Whether each row has an image; opens no image. Broken rows raise a `RowError`."""
         return self._outlines[1]
 
     @cached_property
@@ -145,13 +151,13 @@ def estimate_tokens(text: str) -> float:
 
 def load_mixture(data: DataSection | dict, folder: Path, seed: int) -> FusionDataset:
     """
-    Finds the rows of a recipe's section `data` (see above); reads no image.
+    Find the rows of a recipe's section `data` (see above); reads no image.
 
     Args:
         data (`DataSection` or `dict`): the section.
         folder (`Path`): of the recipe, where relative paths begin.
-        seed (`int`): of `random:N`. A sample depends on it, on the source's position in the list and on the number of
-            rows in the file. Rows stay in the order of the file: it is training that shuffles.
+        seed (`int`): of `random:N`. A sample also depends on the source's position in the list and on the number of
+            rows in the file. Rows stay in the order of the file, since training shuffles.
 
     Raises:
         ValueError: for an unknown key or value, a sampling strategy that asks for more rows than there are, a file
@@ -174,10 +180,10 @@ def load_mixture(data: DataSection | dict, folder: Path, seed: int) -> FusionDat
 
 def sample(strategy: str, num_rows: int, seed: list[int]) -> np.ndarray:
     """
-    Indices of the rows that a sampling strategy takes, int64, increasing. A share of rows is rounded up.
+    Return the indices of the rows that a sampling strategy takes, int64, increasing. A share of rows is rounded up.
 
     Raises:
-        ValueError: if there is no such strategy, or if it takes no row or more than there are.
+        ValueError: if there is no such strategy, or if it takes no row or more rows than the file has.
     """
     if strategy == "all":
         return np.arange(num_rows)
@@ -192,13 +198,13 @@ def sample(strategy: str, num_rows: int, seed: list[int]) -> np.ndarray:
     if not 1 <= count <= num_rows:
         raise ValueError(f"`sampling_strategy` {strategy} takes {count} rows, expected 1 to {num_rows}.")
     if match[1] == "random":
-        # The stream of `RandomState`, unlike that of newer generators, is the same in every version of NumPy.
+        # Every version of NumPy draws the same numbers with `RandomState`; newer generators give no such promise.
         return np.sort(np.random.RandomState(seed).permutation(num_rows)[:count])
     return np.arange(count) if match[1] == "first" else np.arange(num_rows - count, num_rows)
 
 
 def _load_source(entry: dict, position: int, image_folder: str | None, folder: Path, seed: int) -> Source:
-    """A source of the list, which is at `position` in it."""
+    """Load the source at `position` of the list."""
     label = f"Source {position + 1} of `datasets`"
     if not isinstance(entry, dict) or ("json_path" in entry) == ("hub" in entry):
         raise ValueError(f"{label} is {entry!r}, expected either `json_path` or `hub` in it.")

@@ -1,5 +1,7 @@
 """`rows.messages` and `rows.forms`: one form for rows of every form, made once."""
 
+import re
+import subprocess
 import sys
 
 import pytest
@@ -10,6 +12,7 @@ from fusion_vlm.rows.forms import read_dialogue
 from fusion_vlm.rows.messages import Messages, to_messages
 from fusion_vlm.training.collator import FusionDataCollator
 
+from ..helpers import ROOT
 from ..tiny import random_image
 
 
@@ -61,3 +64,13 @@ def test_the_former_module_warns_and_works(folder):
     with pytest.warns(FutureWarning, match="moved to `fusion_vlm.rows.messages`"):
         from fusion_vlm.training.messages import to_messages as former
     assert former is fusion_vlm.to_messages is to_messages
+
+
+def test_rows_know_no_room_and_forms_no_torch():
+    """Training, audit and captions meet here; an audit starts at once."""
+    for path in (ROOT / "rows").glob("*.py"):
+        imported = re.findall(r"from fusion_vlm\.(\w+)", path.read_text())
+        assert set(imported) <= {"rows", "processing_fusion"}, path
+    modules = "fusion_vlm.rows.readers, fusion_vlm.audit.audit"
+    code = f"import sys, {modules}; print({{'torch', 'datasets'}} & sys.modules.keys())"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "set()\n"

@@ -183,7 +183,7 @@ def small_config() -> FusionConfig:
 
 
 def test_memory_is_what_a_process_takes(small_config, tmp_path):
-    """Weights, gradients, AdamW's states and activations in float32, within 12 %."""
+    """The estimate of weights, gradients, states and activations in float32 is right within 12 %."""
     batch = Batch(6, 100, 64)
     torch.save(make_inputs(small_config, batch), tmp_path / "inputs.pt")
     # Freed tensors go back to the system at once; threads would have memory of their own.
@@ -372,8 +372,9 @@ def test_command_without_the_data(arguments, capsys):
     assert main(["cost", *arguments, "--gpus", "1"]) == 1
     assert "pass --rows" in capsys.readouterr().err
     options = ["--gpus", "1", "--rows", "160", "--tokens-per-row", "50", "--sharding", "zero2"]
-    main(["cost", *arguments, *options, "training.max_steps=7"])
-    output = capsys.readouterr().out
+    main(["cost", *arguments, *options, "training.max_steps=7", "--utilisation", "0.5"])
+    output, warning = capsys.readouterr()
+    assert "warning: --utilisation is now --utilization" in warning and "Time at 50%" in output
     assert "zero3" not in output
     assert figure(output, "steps") == 7
     assert "160 rows" in output
