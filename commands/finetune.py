@@ -106,7 +106,7 @@ def run(args: argparse.Namespace) -> int:
             **{name: options[name] for name in names},
         )
     except BadRowsError as error:
-        print(f"error: {error}\nMend these rows, or leave them out with --skip-bad-rows.", file=sys.stderr)
+        print(f"error: {error}\nMend these rows, or skip them with --skip-bad-rows.", file=sys.stderr)
         return 1
     print(format_report(report))
     folder = shlex.quote(args.output)

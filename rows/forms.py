@@ -41,7 +41,7 @@ def has_image(messages: list[dict]) -> bool:
 
 def read_dialogue(row: Any) -> list[tuple[str, str, dict]]:
     """
-    Read the turns of a row of any form, and skip whatever is no turn. Images and image marks are left out.
+    Read the turns of a row of any form, without images and image marks, and skip whatever is no turn.
 
     `to_messages` is the strict reader: there a wrong turn is an error.
 

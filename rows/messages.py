@@ -88,7 +88,7 @@ def _normalize(row: dict) -> Messages:
 
 
 def _load_images(messages: Messages, folder: str | Path | None) -> Messages:
-    """Return messages with opened images. The given ones stay as they are: rows in memory must not keep pixels."""
+    """Return new messages with opened images. Rows in memory keep the given ones, so that pixels are freed."""
     if not image_parts(messages):
         return messages
     return Messages(
@@ -101,7 +101,7 @@ def _load_part(part: dict, folder: str | Path | None) -> dict:
 
 
 def _read_turns(row: dict) -> list:
-    """Return the messages of a row as they are, LLaVA's turns as messages."""
+    """Return the messages of a row unchecked, LLaVA's turns as messages."""
     name = "messages" if row.get("messages") is not None else "conversations"
     turns = row.get(name)
     if turns is None:

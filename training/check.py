@@ -130,7 +130,13 @@ class RowChecks(Dataset):
         except Exception as error:  # any error of a decoder or a chat template would stop training
             return RowCheck(f"{place}: {type(error).__name__}: {error}")
         num_turns = sum(message["role"] == "user" for message in messages)
-        return RowCheck(None, has_image(messages), num_turns, len(conversation_text(messages)), *tokens)
+        return RowCheck(
+            num_images=int(has_image(messages)),
+            num_turns=num_turns,
+            num_characters=len(conversation_text(messages)),
+            num_text_tokens=tokens[0],
+            num_tokens=tokens[1],
+        )
 
 
 def check_rows(dataset: FusionDataset, num_workers: int = 0, processor: FusionProcessor | None = None) -> MixtureCheck:

@@ -425,7 +425,7 @@ def test_bad_rows_are_all_told_before_anything_is_trained(base, table, tmp_path,
     for number, (line, text) in enumerate(zip(lines[1:], starts, strict=False), 15):
         assert line.startswith(f"  line {number}: ") and text in line
     assert "expected at most 1024" in err, "the positions of the decoder"
-    assert lines[-1] == "Mend these rows, or leave them out with --skip-bad-rows."
+    assert lines[-1] == "Mend these rows, or skip them with --skip-bad-rows."
     assert not (tmp_path / "out").exists()
     code, _, err = command(base, path, "--output", tmp_path / "out", "--skip-bad-rows", *ONCE, capsys=capsys)
     assert code == 0 and "; 6 bad rows skipped" in err

@@ -235,7 +235,7 @@ def format_assumptions(
         f"all parameters trained by {training['optim']}{muon}; gradients kept over"
         f" {training['gradient_accumulation_steps']} accumulation steps",
         *(f"{sharding}: {notes[sharding]}" for sharding in shardings),
-        "left out: CUDA context, workspaces, fragmentation (leave some GB free); loading of data, communication,"
+        "not included: CUDA context, workspaces, fragmentation (leave some GB free); loading of data, communication,"
         " evaluation, saving",
     ]
     return [f"  - {line}" for line in lines]

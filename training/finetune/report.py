@@ -6,6 +6,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
+from matplotlib.figure import Figure  # pyplot would choose a window system
 from torch import nn
 
 from fusion_vlm.training.finetune.answers import (
@@ -148,8 +149,6 @@ def shorten(text: str) -> str:
 
 def draw_curves(report: dict, path: str | Path):
     """Draw the losses, and the accuracy if rows were held out, over the steps of a report of `finetune`."""
-    from matplotlib.figure import Figure  # no pyplot: it would choose a window system
-
     history = list(report["history"])
     if report["before"] is not None:
         before = {
