@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from fusion_vlm.convert_checkpoints import convert
     from fusion_vlm.modeling_fusion import FusionForConditionalGeneration, FusionModel, FusionVisionModel
     from fusion_vlm.processing_fusion import FusionImageProcessor, FusionProcessor
+    from fusion_vlm.rows.messages import to_messages
     from fusion_vlm.training.collator import FusionDataCollator
     from fusion_vlm.training.lora import lora_config
     from fusion_vlm.training.trainer import FusionTrainer, FusionTrainingArguments
@@ -35,6 +36,7 @@ __all__ = [
     "audit",
     "convert",
     "lora_config",
+    "to_messages",
     "visualize",
 ]
 
@@ -51,6 +53,7 @@ _MODULES = {
     "audit": "audit.audit",
     "convert": "convert_checkpoints",
     "lora_config": "training.lora",
+    "to_messages": "rows.messages",
     "visualize": "visualization",
 }
 

@@ -50,6 +50,7 @@ from fusion_vlm.hub.loading import nf4_config
 from fusion_vlm.hub.names import ModelNameError, resolve
 from fusion_vlm.hub.output_folder import check_output_folder, partial_folder
 from fusion_vlm.hub.released import find_released
+from fusion_vlm.hub.tensors import compare_tensors
 from fusion_vlm.modeling_fusion import FusionForConditionalGeneration
 from fusion_vlm.processing_fusion import FRAME_TOKENS, IMAGE_TOKEN, LATENT_TOKEN, FusionProcessor
 
@@ -782,18 +783,17 @@ def check_parameters(config: FusionConfig, mapped: dict[str, str], shapes: dict[
     """
     with torch.device("meta"):
         expected = FusionForConditionalGeneration(config).state_dict()
-    problems = []
-    if missing := expected.keys() - mapped.keys():
-        problems.append(f"missing: {abbreviate(missing)}")
-    if unexpected := mapped.keys() - expected.keys():
-        problems.append(f"unexpected: {abbreviate(mapped[name] for name in unexpected)}")
+    found = compare_tensors(expected, {name: shapes[source] for name, source in mapped.items()})
     misshapen = [
         f"{mapped[name]} is {tuple(shapes[mapped[name]].shape)}, expected {tuple(expected[name].shape)}"
-        for name in expected.keys() & mapped.keys()
-        if shapes[mapped[name]].shape != expected[name].shape
+        for name in found.misshapen
     ]
-    if misshapen:
-        problems.append(f"of the wrong shape: {abbreviate(misshapen)}")
+    kinds = {
+        "missing": found.missing,
+        "unexpected": [mapped[name] for name in found.unexpected],
+        "of the wrong shape": misshapen,
+    }
+    problems = [f"{kind}: {abbreviate(names)}" for kind, names in kinds.items() if names]
     if problems:
         raise ConversionError("The tensors of the checkpoint do not fit its config; " + "; ".join(problems) + ".")
 

@@ -1178,6 +1178,18 @@ class FusionModel(FusionPreTrainedModel):
         )
 
 
+def read_tower_config(vision_path: str) -> SiglipVisionConfig:
+    """
+    Return the config of a pretrained SigLIP tower as FUSION uses it: without its last layer and without its head.
+
+    The released models use the features before the last layer, which is trained for the head.
+    """
+    config = SiglipVisionConfig.from_pretrained(vision_path)
+    config.num_hidden_layers -= 1
+    config.vision_use_head = False
+    return config
+
+
 class FusionForConditionalGeneration(FusionPreTrainedModel, GenerationMixin):
     """FUSION with a language model head: what the Auto classes load and `generate` runs on."""
 
@@ -1197,8 +1209,8 @@ class FusionForConditionalGeneration(FusionPreTrainedModel, GenerationMixin):
         """
         Build a model to be trained from a pretrained SigLIP tower and a pretrained decoder; what FUSION adds is new.
 
-        As in the released models, the last layer of the tower is left out. The vocabulary grows, if it has to, for the
-        tokens that the processor added to the tokenizer.
+        As in the released models, the tower lacks its last layer (`read_tower_config`). The vocabulary grows, if it
+        has to, for the tokens that the processor added to the tokenizer.
 
         Args:
             vision_path (`str`):
@@ -1213,9 +1225,7 @@ class FusionForConditionalGeneration(FusionPreTrainedModel, GenerationMixin):
                 Fields of `FusionConfig`, such as `interaction_layer_indices`.
         """
         decoder = AutoModelForCausalLM.from_pretrained(text_path, dtype=dtype or "auto")
-        vision_config = SiglipVisionConfig.from_pretrained(vision_path)
-        vision_config.num_hidden_layers -= 1
-        vision_config.vision_use_head = False
+        vision_config = read_tower_config(vision_path)
         tower = FusionVisionModel.from_pretrained(vision_path, config=vision_config, dtype=decoder.dtype)
         token_ids = {
             name: getattr(processor, name) for name in ("image_token_id", "latent_token_id", "question_end_token_ids")

@@ -354,9 +354,8 @@ class FusionProcessor(ProcessorMixin):
         num_latents = self._get_grid_size("latent_grid_size", kwargs) ** 2
         sanitize = kwargs.get("sanitize_control_tokens", False)
         expanded = [expand_token(prompt, self.latent_token, num_latents) for prompt in prompts]
-        has_bos = self.tokenizer.bos_token and all(prompt.startswith(self.tokenizer.bos_token) for prompt in prompts)
-        if has_bos and "add_special_tokens" not in {**kwargs, **kwargs.get("text_kwargs", {})}:
-            # The template has rendered it already.
+        has_choice = "add_special_tokens" in {**kwargs, **kwargs.get("text_kwargs", {})}
+        if not has_choice and self._have_bos(prompts):
             kwargs["add_special_tokens"] = False
         outputs = super().__call__(images=images or None, text=[prompt for prompt, _ in expanded], **kwargs)
         if "text_replacement_offsets" in outputs:
@@ -403,6 +402,29 @@ class FusionProcessor(ProcessorMixin):
             except ValueError as error:
                 raise ValueError(f"Conversation {index}: {error}") from error
         return super().apply_chat_template(conversations, *args, **kwargs)
+
+    def count_tokens(self, messages: list[dict]) -> tuple[int, int]:
+        """
+        Count the tokens of a conversation, rendered, without and with its image and latent tokens.
+
+        No image is opened, and the grids are those of the image processor.
+
+        Raises:
+            ValueError: as `apply_chat_template`, such as for control tokens in a text.
+        """
+        prompt = self.apply_chat_template(messages)
+        add_special_tokens = not self._have_bos([prompt])
+        ids = self.tokenizer(prompt, add_special_tokens=add_special_tokens, verbose=False).input_ids
+        num_images, num_latents = prompt.count(self.image_token), prompt.count(self.latent_token)
+        num_text_tokens = len(ids) - num_images - num_latents
+        num_image_tokens = num_images * self.image_processor.image_grid_size**2
+        num_latent_tokens = num_latents * self.image_processor.latent_grid_size**2
+        return num_text_tokens, num_text_tokens + num_image_tokens + num_latent_tokens
+
+    def _have_bos(self, prompts: list[str]) -> bool:
+        """Return whether the chat template has rendered a BOS token into all prompts, so that none is to be added."""
+        bos_token = self.tokenizer.bos_token
+        return bool(bos_token) and all(prompt.startswith(bos_token) for prompt in prompts)
 
     def check_messages(
         self, messages: list[dict], *, is_prompt: bool = True, sanitize_control_tokens: bool = False

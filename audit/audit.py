@@ -6,7 +6,6 @@ Looks for biases that let a model answer without seeing: in the questions and an
 commands/audit.py describes the thresholds.
 """
 
-import json
 import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
@@ -25,14 +24,15 @@ from fusion_vlm.audit.language_only import (
     try_language_only,
 )
 from fusion_vlm.audit.questions import ATTRIBUTES, Question, find_attributes, read_question, unify_answers
-from fusion_vlm.audit.report import AuditReport, Group, Pair, import_extra
+from fusion_vlm.audit.report import AuditReport, Group, Pair
 from fusion_vlm.audit.thresholds import CERTAINTY, Limits, judge, parse_limits
+from fusion_vlm.rows.forms import CHAT_COLUMNS, read_dialogue
+from fusion_vlm.rows.readers import stream_rows
 
 
-ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"}
 # Types of questions. A key `type` of a whole row counts only with such a value: in some sets it has another meaning.
 TYPES = {"colour", "shape", "count", "spatial", "yes_no", "text", "scene", "multiple_choice", "difference", "caption"}
-TEXT_COLUMNS = ("messages", "conversations", "question_types", "type")
+TEXT_COLUMNS = (*CHAT_COLUMNS, "question_types", "type")
 MIN_LANGUAGE = 30  # questions that the language-only model needs
 MIN_PAIR = 10  # rows in which an attribute comes with an object, or questions with a word
 LAST_TURN = 4  # later turns are in one group with this turn
@@ -81,16 +81,11 @@ def audit(rows: Iterable[dict], limits: Limits | None = None, seed: int = 0) -> 
 
 def turns_of(row: dict) -> list[tuple[str, str, str | None]]:
     """Return question, answer and declared type of each turn of a row; nothing for a row of another form."""
-    entries = row.get("conversations") or row.get("messages") if isinstance(row, dict) else None
-    if isinstance(entries, dict):  # the form in which `datasets` stores a `Sequence` of dicts
-        entries = [dict(zip(entries, values, strict=True)) for values in zip(*entries.values(), strict=False)]
-    entries = [entry for entry in entries if isinstance(entry, dict)] if isinstance(entries, list) else []
-    said = [(ROLES.get(str(entry.get("from") or entry.get("role"))), entry) for entry in entries]
-    said = [(role, entry) for role, entry in said if role]
+    said = [turn for turn in read_dialogue(row) if turn[0] != "system"]
     pairs = [
         (question, answer)
-        for (role, question), (next_role, answer) in zip(said, said[1:], strict=False)
-        if (role, next_role) == ("user", "assistant")
+        for question, answer in zip(said, said[1:], strict=False)
+        if (question[0], answer[0]) == ("user", "assistant")
     ]
     if not pairs:
         return []
@@ -98,18 +93,10 @@ def turns_of(row: dict) -> list[tuple[str, str, str | None]]:
     if not isinstance(types, list) or len(types) != len(pairs):
         types = [row.get("type") if str(row.get("type")) in TYPES else None] * len(pairs)
     turns = []
-    for (question, answer), declared in zip(pairs, types, strict=True):
-        declared = question.get("type") or answer.get("type") or declared
-        turns.append((_text_of(question), _text_of(answer), declared if isinstance(declared, str) else None))
+    for ((_, question, asked), (_, answer, answered)), declared in zip(pairs, types, strict=True):
+        declared = asked.get("type") or answered.get("type") or declared
+        turns.append((question, answer, declared if isinstance(declared, str) else None))
     return turns
-
-
-def _text_of(entry: dict) -> str:
-    content = entry["value"] if entry.get("value") is not None else entry.get("content")
-    if isinstance(content, list):
-        content = "\n".join(str(part.get("text") or "") for part in content if isinstance(part, dict))
-    text = str(content or "").replace("<image>", "").strip()
-    return text.encode("utf-8", "replace").decode("utf-8")  # half of a surrogate pair cannot be printed
 
 
 def _partition(questions: list[Question]) -> tuple[dict[str, list[int]], dict[str, list[int]]]:
@@ -195,64 +182,10 @@ def count_pairs(questions: list[Question]) -> tuple[list[Pair], int]:
 
 def read_rows(path: str | Path) -> Iterator[dict]:
     """
-    Read the rows of a file or folder, without columns of images.
+    Yield the rows of a file or folder, without columns of images; see `stream_rows`.
 
     Raises:
         FileNotFoundError: if there is no such path.
-        ValueError: if the path is of no kind that can be read.
+        ValueError: if the path is of a kind that cannot be read.
     """
-    path = Path(path)
-    if not path.exists():
-        raise FileNotFoundError(f"There is no {path}.")
-    if path.is_dir():
-        yield from _read_folder(path)
-    elif path.suffix == ".parquet":
-        yield from _read_parquet(path)
-    elif path.suffix == ".jsonl":
-        with open(path, encoding="utf-8-sig") as file:
-            yield from (_parse(line, f"{path}, line {i}") for i, line in enumerate(file, 1) if line.strip())
-    elif path.suffix == ".json":
-        rows = _parse(path.read_text(encoding="utf-8-sig"), str(path))
-        if not isinstance(rows, list):
-            raise ValueError(f"{path} holds {str(rows)[:50]!r}, expected a list of rows. JSON lines are named .jsonl.")
-        yield from rows
-    else:
-        raise ValueError(f"{path} is of no kind that can be read: expected .json, .jsonl, .parquet or a folder.")
-
-
-def _parse(text: str, place: str):
-    try:
-        return json.loads(text)
-    except ValueError as error:
-        raise ValueError(f"{place}: not valid JSON: {error}") from error
-
-
-def _read_folder(path: Path) -> Iterator[dict]:
-    if (path / "state.json").exists() or (path / "dataset_dict.json").exists():
-        table = import_extra("datasets").load_from_disk(str(path))
-        for split in table.values() if isinstance(table, dict) else [table]:
-            names = [name for name in TEXT_COLUMNS if name in split.column_names]
-            _check_columns(split.column_names, path)
-            yield from split.select_columns(names)
-    elif files := sorted(path.rglob("*.parquet")):
-        for file in files:
-            yield from _read_parquet(file)
-    else:
-        files = [file for file in (path / "train.json", path / "train.jsonl") if file.exists()]
-        files = files or sorted([*path.glob("*.json"), *path.glob("*.jsonl")])
-        if len(files) != 1:
-            raise ValueError(f"{path} holds no .parquet and {len(files)} .json files, expected one. Name the file.")
-        yield from read_rows(files[0])
-
-
-def _read_parquet(path: Path) -> Iterator[dict]:
-    with import_extra("pyarrow.parquet").ParquetFile(path) as file:
-        _check_columns(file.schema_arrow.names, path)
-        names = [name for name in TEXT_COLUMNS if name in file.schema_arrow.names]
-        for batch in file.iter_batches(batch_size=1000, columns=names):
-            yield from batch.to_pylist()
-
-
-def _check_columns(names: list[str], path: Path):
-    if not {"messages", "conversations"} & set(names):
-        raise ValueError(f"{path} has the columns {sorted(names)}, expected `messages` or `conversations` among them.")
+    return stream_rows(path, TEXT_COLUMNS)

@@ -323,7 +323,7 @@ def count_cpu_attention(query_shape, key_shape, value_shape, *args, **kwargs) ->
     """
     Count the operations of SDPA on a CPU, for which `FlopCounterMode` has no formula.
 
-    `FLOP_FORMULAS` in training/cost.py and tests/training/test_cost.py have the same formula.
+    `FLOP_FORMULAS` in training/cost/trace.py and tests/training/test_cost.py have the same formula.
     """
     return sdpa_flop_count(query_shape, key_shape, value_shape)
 

@@ -30,5 +30,5 @@ def run(args: argparse.Namespace) -> int:
     recipe = find_recipe(args, needs_model=False)
     from fusion_vlm.training.check import check_recipe
 
-    passed = check_recipe(recipe, args.overrides, args.processor, args.num_workers, args.report)
+    passed = check_recipe(recipe, args.processor, args.num_workers, args.report)
     return 0 if passed else 1

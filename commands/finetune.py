@@ -1,4 +1,4 @@
-"""`fusion-vlm finetune`: from a table of images, questions and answers to a model that answers like it."""
+"""`fusion-vlm finetune`: train a model on a table of images, questions and answers."""
 
 import argparse
 import shlex
@@ -20,6 +20,7 @@ examples:
 
 
 def positive_float(text: str) -> float:
+    """Convert an option to a number above 0."""
     value = float(text)
     if not 0 < value < float("inf"):
         raise argparse.ArgumentTypeError(f"expected a number above 0, got {text}")
@@ -27,6 +28,7 @@ def positive_float(text: str) -> float:
 
 
 def share(text: str) -> float:
+    """Convert an option to a share below 1."""
     value = float(text)
     if not 0 <= value < 1:
         raise argparse.ArgumentTypeError(f"expected 0 or more and less than 1, got {text}")
@@ -44,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser):
     table.add_argument("--answer-column", metavar="NAME", help="column of answers")
     table.add_argument("--question", metavar="TEXT", help="the question of every row, for a table without questions")
     table.add_argument("--image-folder", metavar="DIR", help="where image paths begin (default: the table's folder)")
-    table.add_argument("--skip-bad-rows", action="store_true", help="leave rows out that cannot be used")
+    table.add_argument("--skip-bad-rows", action="store_true", help="skip rows that cannot be used")
     table.add_argument("--eval-data", metavar="FILE", help="a table of held-out rows")
     table.add_argument(
         "--eval-share",
@@ -58,7 +60,9 @@ def add_arguments(parser: argparse.ArgumentParser):
     method.add_argument("--full", action="store_true", help="train all weights instead of LoRA adapters")
     method.add_argument("--qlora", action="store_true", help="LoRA on a decoder in 4 bits (bitsandbytes): less memory")
     training.add_argument("--adapter", action="store_true", help="write the adapter only, not merged weights")
-    training.add_argument("--epochs", type=positive, help="(default: 3, more for a small table, 30 at most)")
+    training.add_argument(
+        "--epochs", type=positive, help="passes over the rows (default: 3, more for a small table, 30 at most)"
+    )
     training.add_argument(
         "--learning-rate",
         type=positive_float,
@@ -86,7 +90,7 @@ def run(args: argparse.Namespace) -> int:
     quiet()
     from fusion_vlm.rows.table import BadRowsError, Columns
     from fusion_vlm.training.finetune import finetune
-    from fusion_vlm.training.report import format_report
+    from fusion_vlm.training.finetune.report import format_report
 
     options = vars(args)
     names = ("image_folder", "question", "eval_data", "eval_share", "skip_bad_rows", "adapter", "epochs")
@@ -101,7 +105,7 @@ def run(args: argparse.Namespace) -> int:
             **{name: options[name] for name in names},
         )
     except BadRowsError as error:
-        print(f"error: {error}\nMend these rows, or leave them out with --skip-bad-rows.", file=sys.stderr)
+        print(f"error: {error}\nMend these rows, or skip them with --skip-bad-rows.", file=sys.stderr)
         return 1
     print(format_report(report))
     folder = shlex.quote(args.output)
@@ -113,7 +117,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def quiet():
-    """Leave the terminal to the lines of the command; loading bars and hints of libraries would bury them."""
+    """Silence loading bars and hints of libraries, which would bury the lines of the command."""
     import warnings
     from logging import ERROR, getLogger
 

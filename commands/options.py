@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from fusion_vlm.training.recipe import check_models, read_recipe
+from fusion_vlm.training.recipe import Recipe, check_models, read_recipe
 
 
 # convert_checkpoints.py, which imports torch, has these names too; tests/commands/test_main.py compares them.
@@ -51,13 +51,13 @@ def add_recipe(parser: argparse.ArgumentParser):
     """Add the arguments of commands that read a recipe."""
     parser.add_argument("recipe", metavar="RECIPE", help="YAML file, such as training/recipes/stage1.yaml")
     parser.add_argument(
-        "overrides", nargs="*", metavar="key=value", help="changes of the recipe, such as training.learning_rate=1e-5"
+        "overrides", nargs="*", metavar="key=value", help="override the recipe, such as training.learning_rate=1e-5"
     )
 
 
-def find_recipe(args: argparse.Namespace, needs_model: bool = True) -> Path:
+def find_recipe(args: argparse.Namespace, needs_model: bool = True) -> Recipe:
     """
-    Return the path of the recipe of a command, and check the recipe before torch is imported.
+    Return the recipe of a command, checked before torch is imported.
 
     Args:
         needs_model (`bool`): whether the folders of its `model` have to be there, which an earlier stage may write.
@@ -71,4 +71,4 @@ def find_recipe(args: argparse.Namespace, needs_model: bool = True) -> Path:
     recipe = read_recipe(path, args.overrides)
     if needs_model:
         check_models(recipe)
-    return path
+    return recipe

@@ -9,7 +9,7 @@ from fusion_vlm.commands.options import add_recipe, find_recipe
 
 
 DESCRIPTION = """\
-Train a FUSION as a recipe says, on one process or many, and write a folder that loads like any other. A run that was
+Train a FUSION by a recipe, on one process or many, and write a folder that loads like any other. A run that was
 interrupted continues from its last checkpoint when it is started again. What a recipe costs: fusion-vlm cost.
 
 examples:
@@ -25,17 +25,19 @@ def run(args: argparse.Namespace) -> int | None:
     recipe = find_recipe(args)
     import torch
 
-    from fusion_vlm.training.build import load_recipe
+    from fusion_vlm.training.build import check_arguments
     from fusion_vlm.training.train import train
 
     try:
-        train(load_recipe(recipe, args.overrides), recipe.parent)
+        check_arguments(recipe)
+        train(recipe)
     except RuntimeError:
-        traceback.print_exc()  # a run of days that failed on the hundredth GPU is not started again to see where
+        # A run of days on many GPUs cannot be repeated to see where it failed.
+        traceback.print_exc()
         print("error: the training failed; the traceback is above", file=sys.stderr)
         return EXIT_ERROR
     finally:
-        # Left to the end of the process, the threads of a process group may abort it.
+        # The threads of a process group may abort the process at its end.
         if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
     return None

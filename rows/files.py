@@ -1,7 +1,8 @@
 """
-Reads the files that people keep rows in, as they are: CSV, TSV, JSON, JSON lines, parquet, and folders of `datasets`.
+Reads whole tables as people keep them: CSV, TSV, JSON, JSON lines, parquet, and folders of `datasets`.
 
-`rows.table` makes questions, answers and images of them.
+Any encoding and any delimiter is read, and a broken row does not end the reading. `rows.table` finds questions,
+answers and images in a table. Large data sets are read row by row, see `rows.readers`.
 """
 
 import csv
@@ -11,6 +12,9 @@ import re
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from fusion_vlm.rows.forms import RowError
+from fusion_vlm.rows.readers import check_row, import_table_library, load_splits, parse_json
 
 
 # Longest first: UTF-32 begins with the bytes of UTF-16.
@@ -215,7 +219,7 @@ def _read_json(text: str, path: Path) -> Table:
             f"{path} has no line that is a row (line {rows[0].number}: {rows[0].error}). Expected one JSON object a"
             " line, as `jq -c` writes them, or a list of objects."
         )
-    return Table(path, "line", _columns_of(rows), rows)
+    return Table(path, "line", _list_columns(rows), rows)
 
 
 def _holds_one_object(text: str) -> bool:
@@ -242,44 +246,40 @@ def _read_list(text: str, path: Path) -> Table:
             f"{path} is not valid JSON: {error}. (One row a line is read, too, without a `[`.)"
         ) from error
     rows = [_to_row(number, entry) for number, entry in enumerate(entries, 1)]
-    return Table(path, "entry", _columns_of(rows), rows)
+    return Table(path, "entry", _list_columns(rows), rows)
 
 
 def _read_line(number: int, line: str) -> RawRow:
     try:
-        return _to_row(number, json.loads(line))
-    except (ValueError, RecursionError) as error:
-        # Without the position, whose "line 1" would be read as that of the file.
-        return RawRow(number, error=f"it is not valid JSON: {getattr(error, 'msg', error)}")
+        return _to_row(number, parse_json(line))
+    except RowError as error:
+        return RawRow(number, error=str(error))
 
 
 def _to_row(number: int, entry) -> RawRow:
-    if isinstance(entry, dict):
-        return RawRow(number, entry)
-    return RawRow(number, error=f"it is {str(entry)[:60]!r}, expected an object with keys")
+    try:
+        return RawRow(number, check_row(entry))
+    except RowError as error:
+        return RawRow(number, error=str(error))
 
 
-def _columns_of(rows: list[RawRow]) -> list[str]:
+def _list_columns(rows: list[RawRow]) -> list[str]:
     return list(dict.fromkeys(name for row in rows for name in row.values))
 
 
 def _read_parquet(path: Path) -> Table:
-    import pyarrow
-    import pyarrow.parquet
-
+    invalid = import_table_library("pyarrow").ArrowInvalid
     try:
-        return _from_arrow(pyarrow.parquet.read_table(path), path)
-    except pyarrow.ArrowInvalid as error:
+        return _from_arrow(import_table_library("pyarrow.parquet").read_table(path), path)
+    except invalid as error:
         raise ValueError(f"{path} is no parquet file that can be read: {error}") from error
 
 
 def _from_arrow(table, path: Path) -> Table:
     """Return the rows of an arrow table. Classes of `datasets` become their names, images stay as they are stored."""
-    from datasets import ClassLabel, Features
-
-    labels = {
-        name: kind for name, kind in Features.from_arrow_schema(table.schema).items() if type(kind) is ClassLabel
-    }
+    datasets = import_table_library("datasets")
+    kinds = datasets.Features.from_arrow_schema(table.schema)
+    labels = {name: kind for name, kind in kinds.items() if type(kind) is datasets.ClassLabel}
     rows = table.to_pylist()
     for row in rows:
         for name, kind in labels.items():
@@ -296,10 +296,8 @@ def _read_folder(path: Path) -> Table:
         if (path / name).is_file():
             return read_file(path / name)
     if (path / "dataset_info.json").is_file() and (path / "state.json").is_file():
-        import datasets
-
-        # In this format `datasets` decodes no image.
-        return _check_not_empty(_from_arrow(datasets.load_from_disk(str(path)).with_format("arrow")[:], path))
+        # The arrow format keeps `datasets` from decoding images.
+        return _check_not_empty(_from_arrow(load_splits(path)[None].with_format("arrow")[:], path))
     if (path / "dataset_dict.json").is_file():
         splits = sorted(file.parent.name for file in path.glob("*/state.json"))
         raise ValueError(f"{path} holds several splits: {', '.join(splits)}. Give one of them: {path / splits[0]}")

@@ -1,10 +1,10 @@
 """
-From a table of images, questions and answers to rows that training reads: chat messages with the image inside.
+Makes rows that training reads, chat messages with the image inside, of a table of images, questions and answers.
 
     rows, problems, notices = read_rows("table.csv")
 
 A table has a column of answers, one of questions, and unless it is about text alone one of images; they are found by
-name. Rows with `messages` or LLaVA's `conversations` (JSON, parquet) are taken as they are. `rows.files` reads files.
+name. Rows with `messages` or LLaVA's `conversations` (JSON, parquet) need no columns. `rows.files` reads files.
 """
 
 import hashlib
@@ -21,7 +21,8 @@ from typing import Any
 from tqdm import tqdm
 
 from fusion_vlm.rows.files import RawRow, Table, read_file
-from fusion_vlm.training.messages import RowError, load_image, to_messages
+from fusion_vlm.rows.forms import CHAT_COLUMNS, RowError, image_parts, message_text
+from fusion_vlm.rows.messages import load_image, to_messages
 
 
 # Compared without case, spaces and punctuation.
@@ -33,7 +34,6 @@ COLUMN_NAMES = {
     "question": ("question", "prompt", "instruction", "query", "user", "problem"),
     "answer": ("answer", "label", "response", "output", "target", "completion", "solution", "caption"),
 }  # fmt: skip
-CHAT_COLUMNS = ("messages", "conversations")
 ADDRESSES = ("http://", "https://", "data:", "file:")
 
 
@@ -200,7 +200,7 @@ def _to_messages(raw: RawRow, columns: Columns, question: str | None) -> list[di
     if _is_chat(raw):
         messages = to_messages(raw.values, load_images=False)
         for message in messages:
-            if not text_of(message).strip():
+            if not message_text(message).strip():
                 raise RowError(f"a message of the role {message['role']} is empty")
         return messages
     text = question if question is not None else to_text(raw.values.get(columns.question), "question")
@@ -241,14 +241,6 @@ def to_text(value: Any, name: str) -> str:
     if not text:
         raise RowError(f"the {name} is empty")
     return text
-
-
-def text_of(message: dict) -> str:
-    return "".join(part["text"] for part in message["content"] if part["type"] == "text")
-
-
-def image_parts(messages: list[dict]) -> list[dict]:
-    return [part for message in messages for part in message["content"] if part["type"] == "image"]
 
 
 def resolve_image(source: Any, folder: Path) -> Any:

@@ -165,7 +165,7 @@ def train_stages(work_dir: Path, num_processes: int, overrides: list[str]):
             print(f"{stage}: {source} -> {output}", flush=True)
             # Paths of data are relative to the recipe, so the recipe is copied beside the data.
             recipe = shutil.copy(RECIPES / f"{stage}.yaml", work_dir / "data")
-            batch_size = load_recipe(recipe)["global_batch_size"] // num_processes
+            batch_size = load_recipe(recipe).global_batch_size // num_processes
             launch = ["torch.distributed.run", "--standalone", "--nproc-per-node", num_processes]
             stage_overrides = [
                 f"model.path={source}",

@@ -3,7 +3,7 @@ Writes the output of a run: accepted samples as LLaVA JSON and as a `datasets` f
 
     README.md        the card; `datasets.load_dataset(FOLDER)` finds the data by it
     train.json       LLaVA's form; the image files are in images/
-    data/            parquet with the images inside, which training and TRL read
+    data/            parquet with the images inside, which `rows.messages` and TRL read
     rejects.jsonl    rejected samples, whole, with their reasons
     audit.json, audit.png
 """

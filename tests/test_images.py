@@ -14,7 +14,7 @@ from PIL import Image
 
 from fusion_vlm import handler, processing_fusion
 from fusion_vlm.processing_fusion import read_image
-from fusion_vlm.training.messages import load_image
+from fusion_vlm.rows.messages import load_image
 
 from .helpers import make_messages, process
 from .tiny import random_image

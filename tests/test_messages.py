@@ -7,8 +7,9 @@ import torch
 from transformers import pipeline
 
 from fusion_vlm.processing_fusion import normalize_messages
+from fusion_vlm.rows.forms import RowError
+from fusion_vlm.rows.messages import to_messages
 from fusion_vlm.training.collator import FusionDataCollator
-from fusion_vlm.training.messages import RowError, to_messages
 
 from .helpers import make_messages, needs_sanitizing, process
 from .tiny import random_image

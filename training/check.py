@@ -17,22 +17,20 @@ from typing import NamedTuple
 import torch
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
-from transformers.utils import logging
 
 from fusion_vlm.hub.names import find_model
 from fusion_vlm.processing_fusion import FusionProcessor
-from fusion_vlm.training.data import FusionDataset, has_image, load_mixture, text_of
-from fusion_vlm.training.messages import RowError
-from fusion_vlm.training.recipe import read_recipe
+from fusion_vlm.rows.forms import RowError, conversation_text, has_image
+from fusion_vlm.training.data import FusionDataset, load_mixture
+from fusion_vlm.training.recipe import DataSection, Recipe
+from fusion_vlm.training.tables import format_table
 
-
-logger = logging.get_logger(__name__)
 
 NUM_SHOWN = 20
 
 
 class RowCheck(NamedTuple):
-    """What is known of a row: the error, or the counts."""
+    """The result of checking a row: an error, or counts."""
 
     error: str | None = None
     num_images: int = 0
@@ -78,6 +76,7 @@ class SourceCheck:
     max_tokens: int = 0
 
     def add(self, row: RowCheck):
+        """Add the counts of a row."""
         self.num_broken += row.error is not None
         self.num_images += row.num_images
         self.num_turns += row.num_turns
@@ -90,7 +89,7 @@ class SourceCheck:
 
 @dataclass
 class MixtureCheck:
-    """What `check_rows` has found; `str` makes a table of it, a line for each source."""
+    """The result of `check_rows`. `str` makes a table with a line for each source."""
 
     sources: list[SourceCheck] = field(default_factory=list)
     broken: list[BrokenRow] = field(default_factory=list)
@@ -106,12 +105,7 @@ class MixtureCheck:
             cells += [round(mean), source.max_characters]
             cells += [source.num_text_tokens, source.num_tokens, source.max_tokens] if self.has_tokens else []
             table.append([source.name, *(f"{cell:,}" for cell in cells)])
-        widths = [max(len(line[column]) for line in table) for column in range(len(header))]
-        alignments = ["<", *">" * (len(header) - 1)]
-        return "\n".join(
-            "  ".join(f"{cell:{side}{width}}" for cell, side, width in zip(line, alignments, widths, strict=True))
-            for line in table
-        )
+        return "\n".join(format_table(table))
 
 
 class RowChecks(Dataset):
@@ -133,16 +127,23 @@ class RowChecks(Dataset):
             tokens = count_tokens(self.processor, row) if self.processor else (0, 0)
         except RowError as error:
             return RowCheck(str(error))
-        except Exception as error:  # whatever a decoder or a chat template raises, training would stop with it
+        except Exception as error:  # any error of a decoder or a chat template would stop training
             return RowCheck(f"{place}: {type(error).__name__}: {error}")
         num_turns = sum(message["role"] == "user" for message in messages)
-        return RowCheck(None, has_image(messages), num_turns, len(text_of(messages)), *tokens)
+        return RowCheck(
+            num_images=int(has_image(messages)),
+            num_turns=num_turns,
+            num_characters=len(conversation_text(messages)),
+            num_text_tokens=tokens[0],
+            num_tokens=tokens[1],
+        )
 
 
 def check_rows(dataset: FusionDataset, num_workers: int = 0, processor: FusionProcessor | None = None) -> MixtureCheck:
     """
-    Reads every row and decodes every image. With a processor, tokens are counted too, and texts that hold its
-    placeholders are found.
+    Read every row and decode every image.
+
+    With a processor, tokens are counted too, and texts that hold its placeholders are found.
 
     Args:
         dataset (`FusionDataset`)
@@ -155,7 +156,7 @@ def check_rows(dataset: FusionDataset, num_workers: int = 0, processor: FusionPr
         batch_size=16,
         num_workers=num_workers,
         collate_fn=list,
-        generator=torch.Generator(),  # the global one is left alone, so that a check changes no training
+        generator=torch.Generator(),  # drawing from the global one would change what training draws next
     )
     rows = enumerate(tqdm(chain.from_iterable(loader), total=len(dataset), desc="Checking rows", unit=" rows"))
     for source in dataset.sources:
@@ -171,88 +172,32 @@ def check_rows(dataset: FusionDataset, num_workers: int = 0, processor: FusionPr
 
 def count_tokens(processor: FusionProcessor, row: dict) -> tuple[int, int]:
     """
-    Tokens of a row of `FusionDataset`, rendered, without and with its image and latent tokens.
+    Count the tokens of a row of `FusionDataset`, rendered, without and with its image and latent tokens.
 
     Raises:
-        RowError: for what the processor refuses, such as control tokens in a text.
+        RowError: for a row that the processor rejects, such as one with control tokens in a text.
     """
     try:
-        prompt = processor.apply_chat_template(row["messages"])
+        return processor.count_tokens(row["messages"])
     except ValueError as error:
         raise RowError(f"{row['source']}: {error}") from error
-    num_images, num_latents = prompt.count(processor.image_token), prompt.count(processor.latent_token)
-    bos = processor.tokenizer.bos_token
-    # As the processor does it: the template may have rendered the BOS.
-    ids = processor.tokenizer(prompt, add_special_tokens=not (bos and prompt.startswith(bos)), verbose=False).input_ids
-    num_text_tokens = len(ids) - num_images - num_latents
-    image_processor = processor.image_processor
-    num_placeholders = num_images * image_processor.image_grid_size**2
-    num_placeholders += num_latents * image_processor.latent_grid_size**2
-    return num_text_tokens, num_text_tokens + num_placeholders
 
 
 def write_broken(rows: list[BrokenRow], path: str | Path):
-    """Writes broken rows as JSON lines: `source`, `row` (number of the line or entry) and `error`."""
+    """Write broken rows as JSON lines: `source`, `row` (number of the line or entry) and `error`."""
     lines = [json.dumps({"source": row.source, "row": row.number, "error": row.error}) for row in rows]
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     Path(path).write_text("".join(line + "\n" for line in lines), encoding="utf-8")
 
 
-def prepare_dataset(
-    data: dict,
-    folder: Path,
-    seed: int,
-    report_path: str | Path,
-    num_workers: int = 0,
-    processor: FusionProcessor | None = None,
-) -> FusionDataset:
+def find_processor(given: str | None, recipe: Recipe) -> FusionProcessor | None:
     """
-    The data set of a recipe as training uses it. With `on_error: skip` all rows are checked now and the broken ones
-    left out, so that the length is known, and a resumed training sees the same rows.
-
-    Args:
-        data, folder, seed: see `load_mixture`.
-        report_path (`str` or `Path`): where the broken rows are written, as JSON lines; only with `on_error: skip`.
-        num_workers (`int`): processes to check with; 0 works in this one.
-        processor (`FusionProcessor`, *optional*): with it, rows that it refuses are broken too.
-
-    Raises:
-        RowError: if more rows are broken than `max_errors`.
-        ValueError, FileNotFoundError: as `load_mixture`.
-    """
-    dataset = load_mixture(data, folder, seed)
-    if data.get("on_error", "stop") == "stop":
-        return dataset
-    broken = check_rows(dataset, num_workers, processor).broken
-    write_broken(broken, report_path)
-    if len(broken) > max_errors(data):
-        raise RowError(
-            f"{len(broken)} of {len(dataset)} rows are broken, expected at most {max_errors(data)} (`max_errors`). All"
-            f" are in {report_path}, the first is: {broken[0].error}"
-        )
-    logger.warning(f"{len(broken)} of {len(dataset)} rows are broken and left out; they are in {report_path}.")
-    return dataset.without(row.index for row in broken)
-
-
-def max_errors(data: dict) -> int:
-    """How many broken rows a section `data` allows."""
-    return data.get("max_errors", 0) if data.get("on_error") == "skip" else 0
-
-
-def mixture_seed(recipe: dict) -> int:
-    """The seed of a recipe's data: `training.data_seed` or, as in transformers, `training.seed`, which is 42."""
-    training = recipe.get("training") or {}
-    return training["data_seed"] if training.get("data_seed") is not None else training.get("seed", 42)
-
-
-def find_processor(given: str | None, recipe: dict) -> FusionProcessor | None:
-    """
-    The processor to count tokens with: the given one, else that of the recipe's `model.path`, else none.
+    Return the processor to count tokens with: the given one, else that of the recipe's `model.path`, else None.
 
     Raises:
         OSError, ValueError: if the given one cannot be loaded.
     """
-    path = given or (recipe.get("model") or {}).get("path")
+    path = given or recipe.model.path
     try:
         if path is None:
             raise ValueError("the recipe has no `model.path`")
@@ -261,11 +206,12 @@ def find_processor(given: str | None, recipe: dict) -> FusionProcessor | None:
         if given:
             raise
         print(f"no processor: tokens not counted ({str(error).splitlines()[0]})")
+        return None
 
 
-def print_check(name: str, data: dict, report: MixtureCheck) -> bool:
-    """Prints what was found of a section; returns whether it may be trained on."""
-    num_broken, limit = len(report.broken), max_errors(data)
+def print_check(name: str, data: DataSection, report: MixtureCheck) -> bool:
+    """Print what was found in a section, and return whether it may be trained on."""
+    num_broken, limit = len(report.broken), data.num_allowed_errors
     print(f"\n{name}\n{report}\n{num_broken} broken rows, {limit} allowed")
     for row in report.broken[:NUM_SHOWN]:
         print(f"  {row.error}")
@@ -274,27 +220,23 @@ def print_check(name: str, data: dict, report: MixtureCheck) -> bool:
     return num_broken <= limit
 
 
-def check_recipe(
-    path: Path, overrides: list[str], processor: str | None, num_workers: int, report_path: str | None
-) -> bool:
+def check_recipe(recipe: Recipe, processor: str | None, num_workers: int, report_path: str | None) -> bool:
     """
     Check the data of a recipe, print what was found, and return whether it may be trained on.
 
     Args:
-        path (`Path`): of the recipe.
-        overrides (`list[str]`): see `load_recipe`.
+        recipe (`Recipe`): only the sections with rows have to be there.
         processor (`str`, *optional*): folder or Hub id to count tokens with. Defaults to the recipe's model.
         num_workers (`int`): processes; 0 works in this one.
         report_path (`str`, *optional*): where all broken rows are written, as JSON lines.
 
     Raises:
-        ValueError, OSError: if the recipe or its files cannot be read.
+        ValueError, OSError: if the files cannot be read.
     """
-    recipe = read_recipe(path, overrides)
-    if recipe.get("data") is None:
-        raise ValueError(f"{path} has no section `data`.")
-    sections = {name: recipe[name] for name in ("data", "eval_data") if recipe.get(name) is not None}
-    mixtures = {name: load_mixture(data, path.parent, mixture_seed(recipe)) for name, data in sections.items()}
+    if recipe.data is None:
+        raise ValueError(f"{recipe.path} has no section `data`.")
+    sections = recipe.data_sections
+    mixtures = {name: load_mixture(data, recipe.folder, recipe.data_seed) for name, data in sections.items()}
     found = find_processor(processor, recipe)
     reports = {name: check_rows(dataset, num_workers, found) for name, dataset in mixtures.items()}
     if report_path:

@@ -1,4 +1,4 @@
-"""From rows of training data to the batches that `FusionForConditionalGeneration` learns from."""
+"""Makes the batches that `FusionForConditionalGeneration` learns from out of rows of training data."""
 
 import random
 from collections.abc import Sequence
@@ -8,29 +8,31 @@ import torch
 from transformers import BatchFeature
 
 from fusion_vlm.configuration_fusion import NUM_CROPS_PER_SIDE, FusionConfig
+from fusion_vlm.rows.forms import RowError, message_text
+from fusion_vlm.rows.messages import to_messages
 from fusion_vlm.training.epoch import EpochCounter
-from fusion_vlm.training.messages import RowError, to_messages
 
 
 class FusionDataCollator:
     """
-    Makes batches of rows of any form that `training.messages` knows, with and without images.
+    Makes batches of rows of any form that `rows.messages` reads, with and without images.
 
-    Labels are the answers and the end-of-turn token after each (what the chat template marks as generation); all else
-    is -100. The side of the latent grid is drawn for each batch (paper section 3.2). The draw depends on the seed, the
-    epoch and the texts of the batch alone, so it is the same on any number of workers, however they are started, and
-    after a resumed training. `Trainer` and accelerate have the epoch; in a loop over a plain `DataLoader`, call
-    `set_epoch` before each epoch for the same.
+    Labels are the answers and the end-of-turn token after each (what the chat template marks as generation). All other
+    labels are -100.
+
+    The side of the latent grid is drawn for each batch (paper section 3.2). The draw depends only on the seed, the
+    epoch and the texts of the batch. So it is the same on any number of workers, however they are started, and after
+    a resume. `Trainer` and accelerate know the epoch; a loop over a plain `DataLoader` has to call `set_epoch`.
 
     Args:
         processor (`FusionProcessor`):
             Its chat template has to mark what the assistant generates.
         max_length (`int`, *optional*):
-            Longest prompt with answers, in tokens, image and latent tokens included. Of a longer conversation the last
-            turns are left out that do not fit whole; the answer at the end may be cut.
+            Longest prompt with answers, in tokens, image and latent tokens included. A longer conversation loses the
+            last turns whose questions do not fit; the answer at the end may be cut.
         latent_grid_sizes (`Sequence[int]`, *optional*):
-            Sides to draw from. Defaults to those of the released models, without those that are too large for the
-            context map; pass those of the model's config if they differ.
+            Sides to draw from. Defaults to the sides of the released models that are not too large for the context
+            map. Pass `latent_grid_sizes` of the model's config if they differ.
         seed (`int`)
         image_folder (`str` or `Path`, *optional*):
             Where relative image paths begin.
@@ -69,16 +71,18 @@ class FusionDataCollator:
 
     def __call__(self, rows: list[dict]) -> BatchFeature:
         """
+        Make a batch.
+
         Returns:
             `BatchFeature` with what the processor returns, padded on the right, and `labels` `(batch, sequence)`.
         """
-        names = [name_of(row, index) for index, row in enumerate(rows)]
+        names = [describe_row(row, index) for index, row in enumerate(rows)]
         conversations = [self._read(row, name) for row, name in zip(rows, names, strict=True)]
         grid_size = self._draw_latent_grid_size(conversations)
         inputs = self._process(conversations, names, grid_size)
         if self.max_length is not None and inputs["input_ids"].shape[1] > self.max_length:
             conversations = [
-                self._leave_out_turns(conversation, ids[mask.bool()], name)
+                self._drop_turns(conversation, ids[mask.bool()], name)
                 for conversation, ids, mask, name in zip(
                     conversations, inputs["input_ids"], inputs["attention_mask"], names, strict=True
                 )
@@ -103,9 +107,7 @@ class FusionDataCollator:
 
     def _draw_latent_grid_size(self, conversations: list[list[dict]]) -> int:
         epoch = self._epoch.count()
-        texts = [
-            part["text"] for turns in conversations for turn in turns for part in turn["content"] if "text" in part
-        ]
+        texts = [message_text(turn) for turns in conversations for turn in turns]
         return random.Random(f"{self.seed} {epoch} {texts}").choice(self.latent_grid_sizes)
 
     def _process(self, conversations: list[list[dict]], names: list[str], latent_grid_size: int) -> BatchFeature:
@@ -129,8 +131,8 @@ class FusionDataCollator:
         inputs["labels"] = inputs["input_ids"].masked_fill(~is_answer, -100)
         return inputs
 
-    def _leave_out_turns(self, conversation: list[dict], ids: torch.LongTensor, name: str) -> list[dict]:
-        """The turns of a conversation whose question ends, and whose answer begins, within `max_length`."""
+    def _drop_turns(self, conversation: list[dict], ids: torch.LongTensor, name: str) -> list[dict]:
+        """Return the turns whose question ends, and whose answer begins, within `max_length`."""
         end = torch.tensor(self.processor.question_end_token_ids)
         is_end = (ids.unfold(0, len(end), 1) == end).all(dim=1)
         latents = (ids == self.processor.latent_token_id).nonzero()
@@ -141,7 +143,7 @@ class FusionDataCollator:
         if num_turns == 0:
             raise RowError(
                 f"Row {name}: its first answer begins after {starts[0] if starts else len(ids)} tokens, expected it"
-                f" within a `max_length` of {self.max_length}. Raise it, or leave the row out."
+                f" within a `max_length` of {self.max_length}. Raise it, or drop the row."
             )
         kept, num_answers = [], 0
         for message in conversation:
@@ -163,8 +165,8 @@ class FusionDataCollator:
         return dict(inputs)
 
 
-def name_of(row: dict, index: int) -> str:
-    """What an error calls a row: its source or id, or else how it begins."""
+def describe_row(row: dict, index: int) -> str:
+    """Return the name of a row in errors: its source or id, or else its beginning."""
     name = row.get("source") or row.get("id")
     beginning = str(row.get("messages") or row.get("conversations"))[:100]
     return f"{index} of the batch ({beginning})" if name is None else str(name)

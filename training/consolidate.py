@@ -9,7 +9,6 @@ trained; DeepSpeed: float32). A checkpoint of one process or of DDP is a Hub fol
 
 import os
 import sys
-import tempfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -22,6 +21,8 @@ from transformers import GenerationConfig
 from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME
 
 from fusion_vlm.configuration_fusion import FusionConfig
+from fusion_vlm.hub.output_folder import check_output_folder, partial_folder
+from fusion_vlm.hub.tensors import compare_tensors
 from fusion_vlm.modeling_fusion import FusionForConditionalGeneration
 from fusion_vlm.processing_fusion import FusionProcessor
 
@@ -34,10 +35,10 @@ DEEPSPEED_FILE = "latest"
 
 def find_reader(checkpoint: Path) -> Callable[[], dict[str, torch.Tensor]]:
     """
-    What reads the whole tensors of a checkpoint, to the CPU, by parameter name.
+    Return a function that loads the whole state dict of a checkpoint on the CPU.
 
     Raises:
-        ValueError: if there are no weights in it.
+        ValueError: if the checkpoint has no weights.
     """
     if (checkpoint / FSDP_FOLDER).is_dir():
         return partial(read_fsdp, checkpoint / FSDP_FOLDER)
@@ -52,18 +53,19 @@ def find_reader(checkpoint: Path) -> Callable[[], dict[str, torch.Tensor]]:
 
 
 def read_safetensors(paths: list[Path]) -> dict[str, torch.Tensor]:
+    """Return the tensors of all files."""
     return {name: tensor for path in paths for name, tensor in load_file(path).items()}
 
 
 def read_fsdp(folder: Path) -> dict[str, torch.Tensor]:
     """
-    The tensors of a distributed checkpoint (DCP) that accelerate has written.
+    Return the tensors of a distributed checkpoint (DCP) that accelerate has written.
 
     Raises:
-        ValueError: if it is incomplete.
+        ValueError: if the checkpoint is incomplete.
     """
     if not (folder / FSDP_METADATA).is_file():
-        # It is written last.
+        # The metadata is written last.
         raise ValueError(f"{folder} has no {FSDP_METADATA}: it is incomplete. Take an earlier checkpoint.")
     reader = dcp.FileSystemReader(folder)
     saved = reader.read_metadata().state_dict_metadata
@@ -78,7 +80,7 @@ def read_fsdp(folder: Path) -> dict[str, torch.Tensor]:
 
 def read_deepspeed(checkpoint: Path) -> dict[str, torch.Tensor]:
     """
-    The float32 weights that a ZeRO optimizer works on.
+    Return the float32 weights of a ZeRO optimizer.
 
     Raises:
         ValueError: if DeepSpeed is not installed.
@@ -92,10 +94,10 @@ def read_deepspeed(checkpoint: Path) -> dict[str, torch.Tensor]:
 
 def find_base(checkpoint: Path) -> Path:
     """
-    Where config and processor are: in the checkpoint, or in the folder it lies in, which is that of the training.
+    Return the folder with config and processor: the checkpoint, or the folder of the training around it.
 
     Raises:
-        ValueError: if they are in neither.
+        ValueError: if neither has them.
     """
     for folder in (checkpoint, checkpoint.absolute().parent):
         if (folder / CONFIG_NAME).is_file():
@@ -116,21 +118,22 @@ def write_folder(
     max_shard_size: int | str = "5GB",
 ):
     """
-    Writes what `from_pretrained` loads: weights, configs, processor and code.
+    Write what `from_pretrained` loads: weights, configs, processor and code.
 
     Args:
-        weights (`dict[str, torch.Tensor]`): by parameter name; written in their dtype.
+        weights (`dict[str, torch.Tensor]`): by parameter name; they are written in their dtype.
 
     Raises:
-        ValueError: if names or shapes are not those of the config.
+        ValueError: if names or shapes do not fit the config.
     """
     with torch.device("meta"):
         model = FusionForConditionalGeneration(config)
     expected = model.state_dict()
+    found = compare_tensors(expected, weights)
     problems = {
-        "lacks": expected.keys() - weights.keys() - model.all_tied_weights_keys.keys(),
-        "has unknown": weights.keys() - expected.keys(),
-        "has misshapen": {name for name in expected.keys() & weights if expected[name].shape != weights[name].shape},
+        "lacks": found.missing - model.all_tied_weights_keys.keys(),
+        "has unknown": found.unexpected,
+        "has misshapen": found.misshapen,
     }
     for problem, names in problems.items():
         if names:
@@ -154,8 +157,7 @@ def consolidate(
     max_shard_size: int | str = "5GB",
 ) -> Path:
     """
-    Writes the weights of a checkpoint as safetensors, with config, processor and code, so that the folder loads with
-    `trust_remote_code=True`.
+    Write a folder that loads with `trust_remote_code=True`, with the weights of a checkpoint as safetensors.
 
     Args:
         checkpoint (`str` or `os.PathLike`):
@@ -173,9 +175,7 @@ def consolidate(
     Raises:
         ValueError: if the checkpoint cannot be used, or `output_dir` is not empty. Nothing is left behind.
     """
-    checkpoint, output_dir = Path(checkpoint), Path(output_dir)
-    if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
-        raise ValueError(f"The output folder {output_dir} exists and is not empty. Remove it or name another one.")
+    checkpoint, output_dir = Path(checkpoint), check_output_folder(output_dir)
     if not checkpoint.is_dir():
         raise ValueError(f"There is no checkpoint folder {checkpoint}.")
     read = find_reader(checkpoint)
@@ -187,15 +187,9 @@ def consolidate(
         raise ValueError(f"{base} has no complete config and processor: {error}") from error
     has_generation_config = (base / GENERATION_CONFIG_NAME).is_file()
     generation_config = GenerationConfig.from_pretrained(base) if has_generation_config else None
-
-    output_dir.parent.mkdir(parents=True, exist_ok=True)
-    prefix = f".{output_dir.name}."
-    with tempfile.TemporaryDirectory(dir=output_dir.parent, prefix=prefix, suffix=".partial") as scratch:
-        folder = Path(scratch) / output_dir.name
-        write_folder(
-            read(), config, processor, folder, generation_config=generation_config, max_shard_size=max_shard_size
-        )
-        folder.replace(output_dir)
+    options = {"generation_config": generation_config, "max_shard_size": max_shard_size}
+    with partial_folder(output_dir) as folder:
+        write_folder(read(), config, processor, folder, **options)
     return output_dir
 
 

@@ -1,4 +1,4 @@
-"""Finds out what epoch a batch belongs to, where it is made: in the process that trains or in a worker process."""
+"""Finds the epoch of a batch where the batch is made: in the process that trains or in a worker process."""
 
 import sys
 import weakref
@@ -14,11 +14,11 @@ FETCH_MODULE = "torch.utils.data._utils.fetch"
 
 class EpochCounter:
     """
-    Counts epochs for a collator, to which no library passes them.
+    Counts epochs for a collator, since no library passes the epoch to collators.
 
     `Trainer` iterates over a loader of accelerate, which has the epoch. A worker process starts with a copy of it:
     `fork` copies the loader, and pickling for `spawn` and `forkserver` adds the epoch. A persistent worker counts on
-    from there. A plain `DataLoader` has no epoch, so a loop of one's own has to call `set`.
+    from there. A plain `DataLoader` has no epoch, so a loop over it has to call `set`.
     """
 
     def __init__(self):

@@ -1,8 +1,8 @@
 """
 GRPO and RLOO of TRL, with images.
 
-TRL computes log probabilities from the inputs of the models that it knows, and drops all others. FUSION needs the
-crops and the question as well. SFT and DPO of TRL pass on whatever the processor returns, so they work as they are.
+TRL computes log probabilities from a fixed list of inputs and drops all others, but FUSION needs the crops and the
+question as well. SFT and DPO of TRL pass on whatever the processor returns, so they work unchanged.
 """
 
 from collections.abc import Callable

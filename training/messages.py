@@ -1,149 +1,15 @@
-"""
-What a row of training data may look like, and the one form that it is brought to: chat messages with the image inside.
+"""The former place of `fusion_vlm.rows.messages`; goes with the next release."""
 
-Rows are dicts with either
-    `messages`       chat messages, `{"role", "content"}`, as `FusionProcessor` takes them
-    `conversations`  LLaVA's turns, `{"from": "human" | "gpt" | "system", "value"}`
-and, unless the image is inside of `messages`, an `image` column (or `images` with one). `<image>` in a user's text
-says where the image of a column belongs. An image is whatever `fusion_vlm.processing_fusion.read_image` reads, except
-for addresses.
-"""
+import warnings
 
-import os
-from pathlib import Path
-from typing import Any
-
-from PIL import Image
-
-from fusion_vlm.processing_fusion import normalize_messages, read_image, shorten
+from fusion_vlm.rows.forms import RowError
+from fusion_vlm.rows.messages import load_image, to_messages
 
 
-LLAVA_ROLES = {"system": "system", "human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"}
-IMAGE_MARK = "<image>"
+__all__ = ["RowError", "load_image", "to_messages"]
 
-
-class RowError(ValueError):
-    """A row of training data that cannot be used; says which part of it, what was expected and, if known, where."""
-
-
-def to_messages(row: dict, image_folder: str | Path | None = None, load_images: bool = True) -> list[dict]:
-    """
-    Return the chat messages of a row, with the image opened and inside of the first user turn.
-
-    Args:
-        row (`dict`): see above; other keys are left alone.
-        image_folder (`str` or `Path`, *optional*): where relative image paths begin.
-        load_images (`bool`): whether to open the image; if not, it stays what the row says.
-
-    Returns:
-        `list[dict]`: messages in the form of `normalize_messages`.
-
-    Raises:
-        RowError: if the row has neither form, has no answer, has an image too many or too few, or if its image cannot
-            be read.
-    """
-    messages = _read_turns(row)
-    images = _image_columns(row)
-    if images or row.get("messages") is None:
-        messages = [_replace_marks(message, index) for index, message in enumerate(messages)]
-    try:
-        messages = normalize_messages(messages)
-    except ValueError as error:
-        raise RowError(str(error)) from error
-    roles = [message["role"] for message in messages]
-    if "user" not in roles or roles[-1] != "assistant":
-        raise RowError(f"The messages are of the roles {roles}, expected a question and an answer at the end.")
-    parts = _insert_image(messages, images)
-    for part in parts if load_images else ():
-        part["image"] = load_image(part["image"], image_folder)
-    return messages
-
-
-def load_image(source: Any, folder: str | Path | None = None) -> Image.Image:
-    """
-    Return the 8-bit RGB image that a row gives.
-
-    Raises:
-        RowError: if it cannot be read, or is an address: training reads files.
-    """
-    if isinstance(source, dict) and source.get("bytes") is None:
-        source = source.get("path")
-    name = None
-    if isinstance(source, (str, Path)):
-        if str(source)[:8].lower().startswith(("http://", "https://")):
-            raise RowError(f"The image is an address, {shorten(source)}. Download it first: training reads files.")
-        path = Path(folder or "", source)
-        if isinstance(source, Path) or os.path.exists(path):  # else it may be base64
-            name, source = repr(str(source)), path
-    try:
-        return read_image(source, name=name)
-    except ValueError as error:
-        raise RowError(str(error)) from error
-
-
-def _read_turns(row: dict) -> list:
-    """Return the messages of a row as they are, LLaVA's turns as messages."""
-    name = "messages" if row.get("messages") is not None else "conversations"
-    turns = row.get(name)
-    if turns is None:
-        raise RowError(f"The row has the keys {sorted(row)}, expected `messages` or LLaVA's `conversations`.")
-    if not isinstance(turns, (list, tuple)) or not turns:
-        raise RowError(f"`{name}` is {shorten(turns)}, expected a list of turns.")
-    if name == "messages":
-        return list(turns)
-    return [_read_llava_turn(turn, index) for index, turn in enumerate(turns)]
-
-
-def _read_llava_turn(turn: dict, index: int) -> dict:
-    role = LLAVA_ROLES.get(str(turn.get("from"))) if isinstance(turn, dict) else None
-    if role is None:
-        raise RowError(f"Turn {index} is {shorten(turn)}, expected a dict with `from` (human or gpt) and `value`.")
-    if not isinstance(turn.get("value"), str):
-        raise RowError(f"Turn {index} has the value {shorten(turn.get('value'))}, expected a text.")
-    return {"role": role, "content": turn["value"].strip()}
-
-
-def _replace_marks(message: dict, index: int) -> dict:
-    """Return a message in which each `<image>` of a text is an image part."""
-    content = message.get("content") if isinstance(message, dict) else None
-    parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
-    if not isinstance(parts, (list, tuple)) or IMAGE_MARK not in str(parts):
-        return message
-    if message.get("role") != "user":
-        raise RowError(f"Message {index} ({message.get('role')}) holds {IMAGE_MARK}, expected it in a question.")
-    replaced = []
-    for part in parts:
-        text = part.get("text") if isinstance(part, dict) else None
-        if not isinstance(text, str):
-            replaced.append(part)
-            continue
-        pieces = [{"type": "text", "text": piece.strip()} for piece in text.split(IMAGE_MARK)]
-        for number, piece in enumerate(pieces):
-            replaced += [{"type": "image"}, piece] if number else [piece]
-    return {**message, "content": [part for part in replaced if part != {"type": "text", "text": ""}]}
-
-
-def _image_columns(row: dict) -> list:
-    images = []
-    for name in ("image", "images"):
-        value = row.get(name)
-        images += value if isinstance(value, (list, tuple)) else [value]
-    # LLaVA's text-only rows have no image, or an empty name.
-    return [image for image in images if image is not None and not (isinstance(image, str) and not image)]
-
-
-def _insert_image(messages: list[dict], images: list) -> list[dict]:
-    """Put the image of a column where its part is, or else before the first question; return the image parts."""
-    first_user = next(message for message in messages if message["role"] == "user")
-    parts = [part for part in first_user["content"] if part["type"] == "image"]
-    if len(images) > 1:
-        raise RowError(f"The row has {len(images)} images, expected at most 1: FUSION reads one.")
-    if parts and "image" in parts[0]:
-        if images:
-            raise RowError("The row has one image inside of `messages` and one in a column, expected at most 1.")
-    elif parts and not images:
-        raise RowError("The text has a place for an image, but the row has none: expected an `image` column.")
-    elif images:
-        parts = [{"type": "image", "image": images[0]}]
-        first_user["content"] = [*parts, first_user["content"][-1]]
-    return parts
+warnings.warn(
+    "`fusion_vlm.training.messages` has moved to `fusion_vlm.rows.messages`; `to_messages` is in `fusion_vlm` itself.",
+    FutureWarning,
+    stacklevel=2,
+)

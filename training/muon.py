@@ -11,6 +11,8 @@ from torch import nn
 
 class MuonWithAdamW(torch.optim.Optimizer):
     """
+    Muon and AdamW behind the interface of one optimizer.
+
     Args:
         groups (`list[dict]`):
             Parameter groups with `params`, `lr` and `weight_decay`; those with `use_muon` hold matrices only.
@@ -18,18 +20,18 @@ class MuonWithAdamW(torch.optim.Optimizer):
     """
 
     def __init__(self, groups: list[dict], betas: tuple[float, float], eps: float):
-        of_muon = [group for group in groups if group["use_muon"]]
-        of_adamw = [group for group in groups if not group["use_muon"]]
+        muon_groups = [group for group in groups if group["use_muon"]]
+        adamw_groups = [group for group in groups if not group["use_muon"]]
         self._parts = []
-        if of_muon:
-            self._parts.append(torch.optim.Muon(of_muon, adjust_lr_fn="match_rms_adamw"))
-        if of_adamw:
-            self._parts.append(torch.optim.AdamW(of_adamw, betas=betas, eps=eps, fused=True))
+        if muon_groups:
+            self._parts.append(torch.optim.Muon(muon_groups, adjust_lr_fn="match_rms_adamw"))
+        if adamw_groups:
+            self._parts.append(torch.optim.AdamW(adamw_groups, betas=betas, eps=eps, fused=True))
         super().__init__([group for part in self._parts for group in part.param_groups], {})
         self._share()
 
     def _share(self):
-        """Parts work on groups and state of this optimizer, so that schedulers and checkpoints see them."""
+        """Share groups and state with the parts, so that schedulers and checkpoints see what the parts see."""
         start = 0
         for part in self._parts:
             end = start + len(part.param_groups)
@@ -53,8 +55,9 @@ class MuonWithAdamW(torch.optim.Optimizer):
 
 def split_for_muon(groups: list[dict], model: nn.Module) -> list[dict]:
     """
-    Divides each parameter group into the matrices of hidden layers, which Muon is for, and all else: embeddings (the
-    tied head with them), norms, biases, convolutions, and an output head.
+    Divide each parameter group into the matrices of hidden layers, for Muon, and all other parameters.
+
+    The others are embeddings (a tied head with them), norms, biases, convolutions, and an output head.
     """
     outer = [module for module in model.modules() if isinstance(module, nn.Embedding)]
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None

@@ -1,8 +1,9 @@
 """
-`Trainer` with what the paper's recipe needs beyond it: a learning rate of its own for the vision tower, batches
-grouped by modality and length, the parts of the loss in the logs, and evaluation by generating answers.
+Extends `Trainer` by what the paper's recipe needs.
 
-None of it is needed to train: plain `Trainer` with a `FusionDataCollator` works.
+That is a separate learning rate for the vision tower, batches grouped by modality and length, the parts of the loss in
+the logs, and evaluation by generating answers. To train without these, plain `Trainer` with a `FusionDataCollator`
+works.
 """
 
 import copy
@@ -30,19 +31,21 @@ VISION_TOWER = "vision_tower"
 @dataclass
 class FusionTrainingArguments(TrainingArguments):
     """
+    Training arguments of `FusionTrainer`: those of `Trainer`, and some more.
+
     Args:
         vision_learning_rate (`float`, *optional*):
-            Of the vision tower. Defaults to `learning_rate`.
+            Learning rate of the vision tower. Defaults to `learning_rate`.
         use_muon (`bool`):
             Whether Muon trains the weight matrices of hidden layers, with the learning rates of AdamW, which trains
-            all else. For parts that start from random weights (docs/small_model.md has what it brought there).
+            the other parameters. Meant for random initial weights (docs/small_model.md has the gain there).
         group_by_modality_length (`bool`):
             Whether a batch (over all processes and accumulation steps) holds rows with an image only or without one
             only, of similar length. The dataset needs `lengths` and `has_images`, a value for each row.
         predict_with_generate (`bool`):
             Whether evaluation generates the last answer of each row, greedily; `compute_metrics` then gets token ids.
         generation_max_new_tokens (`int`):
-            Of such an answer.
+            Longest generated answer, in tokens.
     """
 
     remove_unused_columns: bool = field(default=False)
@@ -57,7 +60,7 @@ class ModalityLengthSampler(Sampler):
     """
     Shuffles a dataset so that each batch is of one modality and of similar lengths.
 
-    What is left over of either modality at the end makes batches of both.
+    Rows of either modality that fill no batch make mixed batches at the end.
 
     Args:
         lengths (`list[int]`), has_images (`list[bool]`): of the rows.
@@ -73,6 +76,7 @@ class ModalityLengthSampler(Sampler):
         self.epoch = 0
 
     def set_epoch(self, epoch: int):
+        """Set the epoch, which the order depends on."""
         self.epoch = epoch
 
     def __len__(self) -> int:
@@ -98,8 +102,8 @@ class LossParts(TrainerCallback):
     """
     Sums the parts of the loss over the steps since the last log.
 
-    A training that begins drops what an earlier one left: `train()` may be called twice, and `auto_find_batch_size`
-    begins anew after an out-of-memory error.
+    The sums are cleared when a training begins, since `train()` may be called twice, and `auto_find_batch_size` starts
+    again after an out-of-memory error.
     """
 
     def __init__(self):
@@ -110,25 +114,27 @@ class LossParts(TrainerCallback):
         self.reset(state.global_step)
 
     def add(self, name: str, value: torch.Tensor):
+        """Add a part of the loss of one micro-batch."""
         self.sums[name] = self.sums.get(name, 0.0) + value
 
     def reset(self, step: int):
+        """Clear the sums after the log of a step."""
         self.sums, self.last_step = {}, step
 
 
 class FusionTrainer(Trainer):
     """
-    See the module's docstring. Takes what `Trainer` takes, with `FusionTrainingArguments` and a `FusionDataCollator`.
+    Trains a FUSION. The arguments are those of `Trainer`, with `FusionTrainingArguments` and a `FusionDataCollator`.
 
-    For evaluation the latent grid is that of the processor, the one of inference, instead of a drawn one.
-    `label_smoothing_factor` smooths the language loss; the mapping loss stays as it is.
+    Evaluation uses the latent grid of the processor, as inference does, instead of a drawn one.
+    `label_smoothing_factor` smooths the language loss, not the mapping loss.
     """
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         self._loss_parts = LossParts()
         self.add_callback(self._loss_parts)
-        # The model smooths. `Trainer` would take the labels away from it, and compare each token with itself.
+        # The model smooths the labels. `Trainer` would not pass them on, and would compare each token with itself.
         self.label_smoother = None
         if self.compute_loss_func is not None:
             raise ValueError(
@@ -160,8 +166,9 @@ class FusionTrainer(Trainer):
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """
-        As `Trainer` does it; the tower's parameters then move to groups with their own learning rate, and with
-        `use_muon` an optimizer of both kinds takes over the groups.
+        Create the optimizer like `Trainer`, with groups of their own for the vision tower.
+
+        With `use_muon`, an optimizer of Muon and AdamW takes over all groups.
         """
         is_made_already = self.optimizer is not None
         optimizer = super().create_optimizer(model)
@@ -194,11 +201,11 @@ class FusionTrainer(Trainer):
 
     def _move_tower(self, optimizer: torch.optim.Optimizer, model: nn.Module):
         named_parameters = model.named_parameters()
-        of_tower = {id(parameter) for name, parameter in named_parameters if VISION_TOWER in name.split(".")}
+        tower_ids = {id(parameter) for name, parameter in named_parameters if VISION_TOWER in name.split(".")}
         for group in list(optimizer.param_groups):
-            tower = [parameter for parameter in group["params"] if id(parameter) in of_tower]
+            tower = [parameter for parameter in group["params"] if id(parameter) in tower_ids]
             if tower:
-                group["params"] = [parameter for parameter in group["params"] if id(parameter) not in of_tower]
+                group["params"] = [parameter for parameter in group["params"] if id(parameter) not in tower_ids]
                 optimizer.add_param_group({**group, "params": tower, "lr": self.args.vision_learning_rate})
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
@@ -238,18 +245,18 @@ class FusionTrainer(Trainer):
             inputs = {**inputs, "label_smoothing": self.args.label_smoothing_factor}
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
         if model.training:
-            # Without a count of labels, each micro-batch is a mean of its own.
+            # Without a count of labels, the loss is a mean over the micro-batch, and not a share of the step's mean.
             num_means = 1 if num_items_in_batch is not None else self.current_gradient_accumulation_steps
             for name in LOSS_PARTS:
                 self._loss_parts.add(name, outputs[name].detach().float() / num_means)
         return (loss, outputs) if return_outputs else loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds the parts of the loss, means over the steps since the last log, where the loss itself is logged."""
+        """Add the parts of the loss, means over the steps since the last log, to logs that have the loss."""
         num_steps = self.state.global_step - self._loss_parts.last_step
         if "loss" in logs and num_steps > 0 and self._loss_parts.sums:
             parts = torch.stack([part.to(self.args.device) for part in self._loss_parts.sums.values()])
-            # The model has divided by the labels of all processes, so their shares add up.
+            # The model divided by the number of labels of all processes, so the shares of the processes add up.
             reduction = "sum" if self.args.average_tokens_across_devices else "mean"
             parts = self.accelerator.reduce(parts, reduction) / num_steps
             logs.update(zip(self._loss_parts.sums, parts.tolist(), strict=True))
@@ -258,8 +265,10 @@ class FusionTrainer(Trainer):
 
     def prediction_step(self, model, inputs, prediction_loss_only: bool, ignore_keys: list[str] | None = None):
         """
-        As `Trainer` does it; with `predict_with_generate` the predictions are the generated token ids
-        `(batch, new tokens)` and the labels the last answer `(batch, tokens)`, both padded with -100 at the end.
+        Evaluate a batch like `Trainer`, or with `predict_with_generate` by generating answers.
+
+        Then the predictions are the generated token ids `(batch, new tokens)`, and the labels are the last answers
+        `(batch, tokens)`. Both are padded with -100 at the end.
         """
         prompts = inputs.pop("generation_inputs", None)
         if prompts is None:
@@ -274,7 +283,7 @@ class FusionTrainer(Trainer):
 
 
 def last_answers(labels: torch.LongTensor) -> torch.LongTensor:
-    """The last run of labels in each row of `(batch, sequence)`, moved to the beginning: `(batch, tokens)`."""
+    """Return the last run of labels of each row `(batch, sequence)`, moved to the beginning: `(batch, tokens)`."""
     rows = []
     for row in labels:
         positions = (row != -100).nonzero().squeeze(1)

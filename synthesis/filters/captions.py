@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
+from fusion_vlm.rows.readers import stream_parquet
 from fusion_vlm.synthesis.filters.text import normalize, out_of_bounds
 from fusion_vlm.synthesis.sample import Sample, stable_hash
 
@@ -99,16 +100,8 @@ def _read_jsonl(path: str, column: str) -> Iterator[str | None]:
 
 
 def _read_parquet(path: str, column: str) -> Iterator[str | None]:
-    try:
-        import pyarrow.parquet
-    except ImportError as error:
-        raise ImportError("Reading captions from parquet needs `pip install fusion-vlm[synthesis]`.") from error
-
-    with pyarrow.parquet.ParquetFile(path) as file:
-        if column not in file.schema_arrow.names:
-            raise ValueError(f"{path} has the columns {file.schema_arrow.names}, expected {column!r} to be one.")
-        for batch in file.iter_batches(columns=[column]):
-            yield from batch.column(0).to_pylist()
+    for row in stream_parquet(path, [column], required=[column]):
+        yield row[column]
 
 
 def _read_dataset(name: str, column: str, split: str) -> Iterator[str | None]:

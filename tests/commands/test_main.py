@@ -27,7 +27,7 @@ from fusion_vlm.commands.main import COMMANDS, build_parser, main
 from fusion_vlm.commands.options import DTYPES
 from fusion_vlm.hub.card import write_card
 from fusion_vlm.hub.loading import load
-from fusion_vlm.training import cost as training_cost
+from fusion_vlm.training.cost import memory as training_cost
 
 from ..helpers import GOLDEN_DIR, LLAMA, ROOT, SMALL_MODEL, make_messages, needs_sanitizing, process
 from ..tiny import random_image

@@ -18,7 +18,7 @@ ROWS = [("a.png", "Which shape?", "star"), ("b.png", "Which color, please?", "li
 
 @pytest.fixture
 def folder(tmp_path):
-    """With two images, in a path that has a space."""
+    """Return a folder with two images, in a path that has a space."""
     folder = tmp_path / "my table"
     (folder / "sub dir").mkdir(parents=True)
     for index, name in enumerate(("a.png", "b.png", "sub dir/c.png")):
@@ -46,7 +46,7 @@ def simplify(row: dict) -> tuple:
     return name, question["content"][-1]["text"], answer["content"][0]["text"]
 
 
-def problem_of(path, **options) -> str:
+def find_problem(path, **options) -> str:
     rows, problems, _ = read_rows(path, **options)
     assert len(problems) == 1, problems
     return str(problems[0])
@@ -269,7 +269,7 @@ def test_images_may_be_base64(folder):
 
 def test_image_mark_in_a_question_is_where_the_image_stands(folder):
     assert read(write(folder, "image,question,answer\na.png,<image> Which?,x\n")) == [("a.png", "Which?", "x")]
-    assert "has a place for an image" in problem_of(write(folder, "image,question,answer\n,<image> Which?,x\n"))
+    assert "has a place for an image" in find_problem(write(folder, "image,question,answer\n,<image> Which?,x\n"))
 
 
 def test_chat_rows_are_taken_as_they_are(folder):
@@ -302,14 +302,14 @@ def test_chat_rows_are_taken_as_they_are(folder):
     ],
 )
 def test_bad_rows_of_csv_say_where_and_why(row, message, folder):
-    assert message in problem_of(write(folder, f"image,question,answer\n{row}\n"))
+    assert message in find_problem(write(folder, f"image,question,answer\n{row}\n"))
 
 
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("{'image': 1}", "line 2: it is not valid JSON: Expecting property name"),
-        ('["a.png", "Which?"]', "line 2: it is \"['a.png', 'Which?']\", expected an object with keys"),
+        ("{'image': 1}", "line 2: not valid JSON: Expecting property name"),
+        ('["a.png", "Which?"]', "line 2: the row is \"['a.png', 'Which?']\", expected an object with keys"),
         ('{"question": "Which?", "answer": ["a", "b"]}', "the answer is \"['a', 'b']\", expected a text or a number"),
         ('{"question": {"a": 1}, "answer": "b"}', "line 2: the question is"),
         ('{"question": "Which?"}', "line 2: the answer is empty"),
@@ -320,7 +320,7 @@ def test_bad_rows_of_csv_say_where_and_why(row, message, folder):
 )  # fmt: skip
 def test_bad_rows_of_json_say_where_and_why(line, message, folder):
     path = write(folder, '{"question": "Which?", "answer": "x"}\n' + line + "\n", "table.jsonl")
-    assert message in problem_of(path)
+    assert message in find_problem(path)
 
 
 def test_broken_images_are_found_and_equal_ones_recognized(folder):

@@ -12,12 +12,13 @@ from PIL import Image
 from trl.data_utils import prepare_multimodal_messages
 
 from fusion_vlm.audit.audit import audit, read_rows
+from fusion_vlm.rows.forms import conversation_text
+from fusion_vlm.rows.messages import to_messages
 from fusion_vlm.synthesis import output
 from fusion_vlm.synthesis.kinds.table import KINDS
 from fusion_vlm.synthesis.output import write_output
 from fusion_vlm.synthesis.sample import Sample, Turn
-from fusion_vlm.training.data import load_mixture, text_of
-from fusion_vlm.training.messages import to_messages
+from fusion_vlm.training.data import load_mixture
 
 
 OPTIONS = Turn("What colour is it?", "B", "multiple_choice", ["red", "gr\u00fcn"])
@@ -59,7 +60,7 @@ def check_messages(messages: list[dict], sample: Sample):
     """Check that the sample's image is before the first question, and that all texts follow in order."""
     kinds = [[part["type"] for part in message["content"]] for message in messages]
     assert kinds == [["image", "text"], ["text"], ["text"], ["text"]]
-    assert [text_of([message]) for message in messages] == expected_texts(sample)
+    assert [conversation_text([message]) for message in messages] == expected_texts(sample)
     index = int(sample.id[1:])
     assert messages[0]["content"][0]["image"].convert("RGB").getpixel((3, 3)) == (index, 2 * index, 9)
 
@@ -217,7 +218,7 @@ def test_text_that_would_break_a_reader_is_cleaned(tmp_path):
     write_output([sample], tmp_path)
     for row in (json.loads((tmp_path / "train.json").read_text())[0], *datasets.load_dataset(str(tmp_path))["train"]):
         messages = to_messages({**row, "image": None, "images": [Image.new("RGB", (2, 2))]})
-        assert text_of(messages) == "What is in ?A dog ?."
+        assert conversation_text(messages) == "What is in ?A dog ?."
 
 
 @pytest.mark.parametrize(

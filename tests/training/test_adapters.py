@@ -1,6 +1,7 @@
 """
-Fine-tuning with other libraries: LoRA and QLoRA (PEFT, bitsandbytes), SFT, DPO, GRPO and RLOO (TRL), gradient
-checkpointing, and frozen parts.
+Fine-tuning with other libraries.
+
+LoRA and QLoRA (PEFT, bitsandbytes), SFT, DPO, GRPO and RLOO (TRL), gradient checkpointing, and frozen parts.
 """
 
 import json
@@ -45,7 +46,7 @@ CONNECTORS = set(PARTS[2:6])
 
 @pytest.fixture
 def rows() -> list[dict]:
-    """A batch of two, of which one has an image."""
+    """Return a batch of two rows, one of them with an image."""
     return [
         {"messages": make_messages(["What is it?", "A square.", "Which one?", "The red one."], random_image(0))},
         {"messages": make_messages(["Hello!", "Good morning to you."])},
@@ -67,7 +68,7 @@ def losses(trainer: Trainer) -> list[float]:
     return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
 
 
-def part_of(name: str) -> str:
+def find_part(name: str) -> str:
     return next(part for part in PARTS if f".{part}." in f".{name}")
 
 
@@ -76,7 +77,7 @@ def parameters(model) -> dict[str, torch.Tensor]:
 
 
 def gradients(model, inputs) -> dict[str, torch.Tensor]:
-    """Of what is trainable, in training mode; the loss is among them."""
+    """Return the gradients of trainable parameters, in training mode, and the loss."""
     model.train()
     model.zero_grad()
     loss = model(**inputs).loss
@@ -115,7 +116,7 @@ def test_lora_is_trained_saved_loaded_and_merged(decoder, options, trained, proc
     trainer = make_trainer(model, processor, rows, tmp_path)
     trainer.train()
     after = parameters(model)
-    assert {part_of(name) for name in after if not torch.equal(after[name], before[name])} == trained
+    assert {find_part(name) for name in after if not torch.equal(after[name], before[name])} == trained
     expected = last_logits(model.eval(), inputs)
     assert not torch.allclose(expected, untrained, atol=1e-2)
 
@@ -146,7 +147,7 @@ def test_interaction_layers_act_in_an_adapted_decoder(processor, conversations):
 
 
 def test_adapter_folder_names_nothing_of_this_machine(converted, tmp_path):
-    """With a model of remote code, whose module is a path in this machine's cache."""
+    """The module of a model of remote code is a path in this machine's cache."""
 
     def load():
         return AutoModelForImageTextToText.from_pretrained(converted[LLAMA], trust_remote_code=True)
@@ -175,7 +176,7 @@ def load_in_4_bits(folder, double_quant: bool = True, **values) -> FusionForCond
 
 
 def load_qlora(folder, double_quant: bool = True) -> PeftModel:
-    """In evaluation mode; its adapter is random."""
+    """Load a model in 4 bits with a random adapter, in evaluation mode."""
     model = prepare_model_for_kbit_training(load_in_4_bits(folder, double_quant))
     torch.manual_seed(0)
     return get_peft_model(model, lora_config(model, r=4, init_lora_weights=False)).eval()
@@ -208,7 +209,7 @@ def test_qlora_learns_after_evaluation(double_quant, wide_folder, processor, row
 
 
 def test_qlora_is_trained_saved_and_loaded(wide_folder, processor, rows, conversations, tmp_path):
-    """With an evaluation after each step, or without one."""
+    """An evaluation after each step changes nothing."""
     inputs = process(processor, conversations)
     runs = []
     for options in ({}, {"eval_strategy": "steps", "eval_steps": 1}):
@@ -223,14 +224,14 @@ def test_qlora_is_trained_saved_and_loaded(wide_folder, processor, rows, convers
     torch.testing.assert_close(last_logits(loaded, inputs), last_logits(model.eval(), inputs), rtol=1e-2, atol=1e-2)
 
 
-def test_connectors_trained_in_full_are_not_quantised(wide_folder, processor, rows):
-    with pytest.raises(ValueError, match="`interaction_layers.0` is quantised.*llm_int8_skip_modules"):
+def test_connectors_trained_in_full_are_not_quantized(wide_folder, processor, rows):
+    with pytest.raises(ValueError, match="`interaction_layers.0` is quantized.*llm_int8_skip_modules"):
         lora_config(load_in_4_bits(wide_folder), connectors=True)
     skipped = [*SKIPPED_IN_4BIT, "model.interaction_layers"]
     model = prepare_model_for_kbit_training(load_in_4_bits(wide_folder, llm_int8_skip_modules=skipped))
     model = get_peft_model(model, lora_config(model, connectors=True))
     trained = gradients(model, FusionDataCollator(processor, latent_grid_sizes=[2])(rows))
-    assert {part_of(name) for name in trained if name != "loss"} == {"language_model"} | CONNECTORS
+    assert {find_part(name) for name in trained if name != "loss"} == {"language_model"} | CONNECTORS
 
 
 # Gradient checkpointing ---------------------------------------------------------------------------------------------
@@ -247,7 +248,7 @@ def test_checkpointing_of_a_mixed_batch(adapted, use_reentrant, processor, rows)
     calls = Counter()
     for name, module in base.named_modules():
         if name.endswith(("self_attn", "proj_in")):
-            part = part_of(name)
+            part = find_part(name)
             module.register_forward_pre_hook(lambda module, args, part=part: calls.update([part]))
     expected, first_calls = gradients(model, inputs), calls.copy()
     assert first_calls.keys() == {"vision_tower", "language_model", "interaction_layers.0", "interaction_layers.1"}
@@ -259,7 +260,7 @@ def test_checkpointing_of_a_mixed_batch(adapted, use_reentrant, processor, rows)
 
 
 def test_checkpointing_in_trainer(processor, rows, tmp_path):
-    """A step of it takes the weights to the same place."""
+    """A step with checkpointing changes the weights in the same way."""
     runs = []
     for use_reentrant in (None, False, True):
         options = {
@@ -285,14 +286,14 @@ class Gradients(TrainerCallback):
         self.parts = set()
 
     def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
-        self.parts |= {part_of(name) for name, parameter in model.named_parameters() if parameter.grad is not None}
+        self.parts |= {find_part(name) for name, parameter in model.named_parameters() if parameter.grad is not None}
 
 
 @pytest.mark.parametrize("frozen", [{"vision_tower"}, {"vision_tower", "language_model", "lm_head"}, CONNECTORS])
 def test_frozen_parts_take_no_gradient_and_no_optimizer_state(frozen, processor, rows, tmp_path):
     model = tiny_model(processor)
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(part_of(name) not in frozen)
+        parameter.requires_grad_(find_part(name) not in frozen)
     before = parameters(model)
     seen = Gradients()
     trainer = make_trainer(model, processor, rows, tmp_path)
@@ -301,9 +302,9 @@ def test_frozen_parts_take_no_gradient_and_no_optimizer_state(frozen, processor,
     rest = set(PARTS) - frozen
     assert seen.parts == rest
     state = trainer.optimizer.state
-    assert {part_of(name) for name, parameter in model.named_parameters() if parameter in state} == rest
+    assert {find_part(name) for name, parameter in model.named_parameters() if parameter in state} == rest
     after = parameters(model)
-    assert {part_of(name) for name in after if not torch.equal(after[name], before[name])} == rest
+    assert {find_part(name) for name in after if not torch.equal(after[name], before[name])} == rest
 
 
 # TRL ----------------------------------------------------------------------------------------------------------------
@@ -329,7 +330,7 @@ def make_sft_trainer(model, processor, rows, folder, trainer_class=SFTTrainer, p
 
 @pytest.fixture
 def chats() -> list[dict]:
-    """Rows as TRL takes them: the images in a column, which is empty in a row of text only."""
+    """Return rows as TRL expects them: images in a column, which is empty in a row of text only."""
     dialogs = [["What is it?", "A square.", "Which?", "The red one."], ["Hello!", "Good morning."], ["How?", "So."]]
     images = [[random_image(0)], [], [random_image(1)]]
     roles = ["user", "assistant"]
@@ -341,7 +342,7 @@ def chats() -> list[dict]:
 
 @pytest.mark.parametrize("kind", ["mixed", "text"])
 def test_sft_trainer_trains_as_trainer_does(kind, processor, chats, tmp_path):
-    """On the language loss alone: TRL computes it itself, from the hidden states."""
+    """Only the language loss is compared: TRL computes it itself, from the hidden states."""
     if kind == "text":
         chats = [{"messages": chat["messages"]} for chat in chats]
     model, other = (tiny_model(processor, mapping_loss_coef=0.0) for _ in range(2))
@@ -397,7 +398,7 @@ def test_sft_trainer_with_lora(processor, chats, conversations, tmp_path):
 
 
 def completion_log_probs(model, processor, prompt: str, completion: str, image) -> float:
-    """The log probability of a completion, by one forward over the whole conversation."""
+    """Compute the log probability of a completion with one forward over the whole conversation."""
     messages = make_messages([prompt, completion], image)
     start = process(processor, messages[:1])["input_ids"].shape[1]
     inputs = process(processor, messages, add_generation_prompt=False)
@@ -415,7 +416,7 @@ class NotesBatches:
 
 
 def test_dpo_trainer_compares_right_log_probabilities(processor, tmp_path):
-    """With and without images in one batch, and prompts of different lengths; unmodified."""
+    """TRL's trainer is unmodified; rows with and without images and prompts of different lengths mix."""
     prompts = ["What is it?", "And what is this thing here?", "Hello!"]
     images = [[random_image(0)], [random_image(1)], []]
     rows = [
@@ -469,7 +470,7 @@ def make_sampling_trainer(trainer_class, model, processor, folder, images, **opt
 @pytest.mark.parametrize("with_images", [True, False], ids=["images", "text"])
 @pytest.mark.parametrize("trainer_class", [NotingGRPOTrainer, NotingRLOOTrainer])
 def test_sampling_trainers_compute_right_log_probabilities(trainer_class, with_images, processor, tmp_path):
-    """Of 8 samples, in two chunks and two steps, for prompts of different lengths."""
+    """8 samples in two chunks and two steps are compared, for prompts of different lengths."""
     base = tiny_model(processor)
     model = get_peft_model(base, lora_config(base, r=4))
     images = [{"image": random_image(index)} if with_images else {} for index in range(2)]

@@ -8,8 +8,9 @@ import torch
 from accelerate import Accelerator, skip_first_batches
 from torch.utils.data import DataLoader, IterableDataset
 
+from fusion_vlm.rows.forms import RowError
+from fusion_vlm.rows.messages import to_messages
 from fusion_vlm.training.collator import FusionDataCollator
-from fusion_vlm.training.messages import RowError, to_messages
 
 from ..helpers import VARIANTS, make_messages
 from ..test_parity import CASES, training_inputs
@@ -34,7 +35,7 @@ def llava_row(image, *turns):
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_labels_are_the_goldens(variant, case, goldens, processors):
-    """From LLaVA's form, with the conversation that the reference was given."""
+    """Rows are in LLaVA's form, with the conversation of the reference."""
     golden = goldens[variant]
     row = {"conversations": golden.cases[case]["train_conversation"], "image": golden.image(case)}
     batch = FusionDataCollator(processors[variant], **GRID)([row])
@@ -173,7 +174,7 @@ def test_latent_grids_do_not_depend_on_the_workers(kind, processor, expected_gri
 
 @pytest.mark.parametrize("kind", ["new", "persistent", "spawned and persistent"])
 def test_latent_grids_after_a_resume(kind, processor, expected_grids):
-    """In the middle of the second epoch, as `Trainer` does it: the rest of that epoch is a loader of its own."""
+    """`Trainer` resumes in the middle of an epoch with a separate loader for the rest of it."""
     loader = DataLoader(one_batch_rows(), collate_fn=FusionDataCollator(processor), **WORKERS[kind])
     loader = Accelerator(cpu=True).prepare(loader)
     rest = skip_first_batches(loader, 5)
@@ -196,8 +197,8 @@ def test_latent_grids_of_a_stream(processor, expected_grids):
 
 
 @pytest.mark.parametrize("kind", ["none", "new", "persistent"])
-def test_latent_grids_in_a_loop_of_ones_own(kind, processor, expected_grids):
-    """Of a plain `DataLoader`: they change with the epoch, and with `set_epoch` they are those of `Trainer`."""
+def test_latent_grids_in_a_custom_loop(kind, processor, expected_grids):
+    """With a plain `DataLoader` they change with the epoch, and with `set_epoch` they equal those of `Trainer`."""
     collator = FusionDataCollator(processor)
     loader = DataLoader(one_batch_rows(), collate_fn=collator, **WORKERS.get(kind, {}))
     grids = grids_by_epoch(loader, processor)

@@ -1,4 +1,4 @@
-"""Of training/cost.py: what it counts on tensors without data is what real models have, do and take."""
+"""What training/cost/ counts on tensors without data is what real models have, do and take."""
 
 import copy
 import json
@@ -14,29 +14,21 @@ import torch
 from accelerate.utils import convert_outputs_to_fp32
 from torch.distributed._tools.mem_tracker import MemTracker
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
-from transformers import LlamaConfig, Phi3Config, SiglipVisionConfig
+from transformers import LlamaConfig, Phi3Config, SiglipVisionConfig, TrainingArguments
 
 from fusion_vlm.commands.main import main
 from fusion_vlm.configuration_fusion import FusionConfig
 from fusion_vlm.convert_checkpoints import map_names
 from fusion_vlm.modeling_fusion import FusionForConditionalGeneration
-from fusion_vlm.training import cost as cost_module
 from fusion_vlm.training.build import build_config, load_recipe
 from fusion_vlm.training.collator import FusionDataCollator
-from fusion_vlm.training.cost import (
-    SHARDINGS,
-    Batch,
-    Memory,
-    Trace,
-    build_without_data,
-    count_gathered,
-    count_parameters,
-    estimate,
-    get_memory,
-    make_inputs,
-    plan_rows,
-    trace_step,
-)
+from fusion_vlm.training.cost import memory as memory_module
+from fusion_vlm.training.cost import report as report_module
+from fusion_vlm.training.cost.memory import SHARDINGS, Memory, count_gathered, count_parameters, estimate, get_memory
+from fusion_vlm.training.cost.report import plan_rows
+from fusion_vlm.training.cost.trace import Batch, Trace, build_without_data, make_inputs, trace_step
+from fusion_vlm.training.data import load_mixture, sample
+from fusion_vlm.training.recipe import SEED
 
 from ..helpers import FIXTURES, PEAK_MEMORY, ROOT, make_messages
 from ..tiny import VISION_CONFIG, random_image, tiny_config, tiny_model
@@ -106,7 +98,7 @@ print(json.dumps([without - before, with_checkpointing - before]))
 
 
 def count_flops(model, inputs) -> tuple[int, int]:
-    """Of a real pass, forward and backward, by torch's own counter."""
+    """Count the FLOPs of a real pass, forward and backward, with torch's own counter."""
     with FlopCounterMode(display=False, custom_mapping=ATTENTION) as counter:
         loss = model(**inputs, use_cache=False).loss
         forward = counter.get_total_flops()
@@ -115,7 +107,7 @@ def count_flops(model, inputs) -> tuple[int, int]:
 
 
 def describe(inputs, processor) -> Batch:
-    """The shape of a collated batch of one conversation, repeated."""
+    """Return the shape of a collated batch of one conversation, repeated."""
     ids = inputs["input_ids"][0]
     num_latents = (ids == processor.latent_token_id).sum().item()
     num_image_tokens = (ids == processor.image_token_id).sum().item()
@@ -191,7 +183,7 @@ def small_config() -> FusionConfig:
 
 
 def test_memory_is_what_a_process_takes(small_config, tmp_path):
-    """Weights, gradients, AdamW's states and activations in float32, within 12 %."""
+    """The estimate of weights, gradients, states and activations in float32 is right within 12 %."""
     batch = Batch(6, 100, 64)
     torch.save(make_inputs(small_config, batch), tmp_path / "inputs.pt")
     # Freed tensors go back to the system at once; threads would have memory of their own.
@@ -233,39 +225,39 @@ def test_activations_are_those_of_a_real_step_in_bfloat16(small_config, dtype, c
     assert trace.activations == pytest.approx(measured, rel=0.05)
 
 
-def memory_of(sharding: str, gpus: int, **values) -> Memory:
-    """Of 1000 parameters, 100 of which FSDP gathers, and 5 bytes of activations."""
+def measure_memory(sharding: str, gpus: int, **values) -> Memory:
+    """Return the memory for 1000 parameters, 100 of which FSDP gathers, and 5 bytes of activations."""
     values = {"itemsize": 4, "bf16": True, "optim": "adamw_torch_fused", **values}
     return get_memory(1000, 100, 5, sharding=sharding, gpus=gpus, **values)
 
 
 def test_memory_of_ddp():
     """Sixteen bytes for a parameter in float32, and DDP's second copy of the gradients."""
-    assert memory_of("ddp", 1) == Memory(4000, 4000, 8000, 0, 5, 0)
-    assert memory_of("ddp", 8) == Memory(4000, 4000, 8000, 4000, 5, 0)
-    assert memory_of("ddp", 8, itemsize=2) == Memory(2000, 2000, 4000, 2000, 5, 0)
+    assert measure_memory("ddp", 1) == Memory(4000, 4000, 8000, 0, 5, 0)
+    assert measure_memory("ddp", 8) == Memory(4000, 4000, 8000, 4000, 5, 0)
+    assert measure_memory("ddp", 8, itemsize=2) == Memory(2000, 2000, 4000, 2000, 5, 0)
 
 
 @pytest.mark.parametrize("gpus", [1, 4, 8])
 def test_memory_of_zero2_is_that_of_deepspeeds_estimator(gpus):
     """`estimate_zero2_model_states_mem_needs`: 2 bytes for a parameter, and 18 that are split."""
-    memory = memory_of("zero2", gpus)
+    memory = measure_memory("zero2", gpus)
     assert memory.weights + memory.gradients + memory.optimizer + memory.optimizer_step == 2000 + 18000 // gpus
 
 
 def test_full_sharding_splits_all_but_the_buffers():
     for sharding in ("zero3", "fsdp"):
-        one, four = memory_of(sharding, 1), memory_of(sharding, 4)
+        one, four = measure_memory(sharding, 1), measure_memory(sharding, 4)
         assert (four.weights, four.gradients, four.optimizer) == tuple(
             value // 4 for value in (one.weights, one.gradients, one.optimizer)
         )
         assert four.buffers == one.buffers > 0
     # Weights and gradients of what is gathered.
-    assert memory_of("fsdp", 4).buffers == 100 * (2 + 2)
+    assert measure_memory("fsdp", 4).buffers == 100 * (2 + 2)
 
 
 def test_peak_is_in_the_passes_or_in_the_optimizer():
-    memory = memory_of("ddp", 1, optim="adamw_torch")
+    memory = measure_memory("ddp", 1, optim="adamw_torch")
     assert memory.total == 16000 + 4000
     assert replace(memory, activations=9000).total == 16000 + 9000
 
@@ -308,7 +300,7 @@ def test_unknown_names(small_config):
 
 @pytest.fixture
 def arguments(tmp_path) -> list[str]:
-    """Of the command: the recipe of stage 1 with parts and data of small size."""
+    """Return arguments of the command: the recipe of stage 1 with small parts and data."""
     SiglipVisionConfig(**{**VISION_CONFIG, "num_hidden_layers": 3}).save_pretrained(tmp_path / "tower")
     decoder = LlamaConfig(
         vocab_size=500, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4
@@ -330,7 +322,7 @@ def arguments(tmp_path) -> list[str]:
 
 
 def figure(output: str, name: str, column: int = 0) -> float:
-    """A number of the line of the table that begins with `name`."""
+    """Return a number of the line of the table that begins with `name`."""
     line = next(line for line in output.splitlines() if line.strip().startswith(name))
     return float(re.findall(r"[\d.,]+(?:e\+\d+)?", line.strip().removeprefix(name))[column].replace(",", ""))
 
@@ -342,8 +334,9 @@ def test_command_prints_what_a_recipe_costs(arguments, capsys, monkeypatch):
         calls.append((batch, options))
         return Trace(5000, 10**15, 2 * 10**15) if batch.has_image else Trace(5000, 10**14, 2 * 10**14)
 
-    monkeypatch.setattr(cost_module, "trace_step", stand_in)
-    monkeypatch.setattr(cost_module, "GB", 1)
+    for module in (memory_module, report_module):
+        monkeypatch.setattr(module, "trace_step", stand_in)
+    monkeypatch.setattr(report_module, "GB", 1)
     main(["cost", *arguments, "--gpus", "4", "--peak-tflops", "100", "--utilization", "0.5"])
     output = capsys.readouterr().out
 
@@ -379,17 +372,38 @@ def test_command_without_the_data(arguments, capsys):
     assert main(["cost", *arguments, "--gpus", "1"]) == 1
     assert "pass --rows" in capsys.readouterr().err
     options = ["--gpus", "1", "--rows", "160", "--tokens-per-row", "50", "--sharding", "zero2"]
-    main(["cost", *arguments, *options, "training.max_steps=7"])
-    output = capsys.readouterr().out
+    main(["cost", *arguments, *options, "training.max_steps=7", "--utilisation", "0.5"])
+    output, warning = capsys.readouterr()
+    assert "warning: --utilisation is now --utilization" in warning and "Time at 50%" in output
     assert "zero3" not in output
     assert figure(output, "steps") == 7
     assert "160 rows" in output
     assert "50 text tokens and 1 x 9 latent tokens" in output
 
 
+def test_rows_are_those_that_training_draws(arguments, monkeypatch):
+    """`data_seed` draws them, else `seed`, and without both `Trainer`'s default."""
+    mixtures = []
+    load = report_module.load_mixture
+    monkeypatch.setattr(report_module, "load_mixture", lambda *args: mixtures.append(load(*args)) or mixtures[-1])
+    source = next(argument for argument in arguments if argument.startswith("data.datasets"))
+    source = source.replace("}]", ", sampling_strategy: 'random:7'}]")
+    for training, seed in [([], SEED), (["training.seed=3"], 3), (["training.seed=3", "training.data_seed=4"], 4)]:
+        recipe = load_recipe(arguments[0], [*arguments[1:], source, *training])
+        plan_rows(recipe, build_config(recipe), num_rows=None, text_tokens=None)
+        assert recipe.data_seed == seed
+        trained = load_mixture(recipe.data, recipe.folder, recipe.data_seed)
+        drawn = [mixture.sources[0].indices.tolist() for mixture in (mixtures[-1], trained)]
+        assert drawn[0] == drawn[1] == sample("random:7", 40, [seed, 0]).tolist()
+
+
+def test_the_default_seed_is_that_of_transformers():
+    assert TrainingArguments(output_dir="out").seed == SEED
+
+
 def test_rows_of_unknown_length_are_as_long_as_they_may_be(arguments):
     recipe = load_recipe(arguments[0], [*arguments[1:], "data.datasets=[{json_path: missing.json}]"])
-    rows = plan_rows(recipe, RECIPE.parent, build_config(recipe), num_rows=160, text_tokens=None)
+    rows = plan_rows(recipe, build_config(recipe), num_rows=160, text_tokens=None)
     assert rows.num_rows == 160
     # Of 100 tokens, 36 are of the image and 9 latent ones.
     assert rows.kinds == [(1.0, Batch(1, 100 - 36 - 9, 9))]

@@ -15,9 +15,10 @@ import torch
 import yaml
 
 from fusion_vlm.commands.main import main
-from fusion_vlm.training.check import check_rows, prepare_dataset
-from fusion_vlm.training.data import load_mixture, sample, text_of
-from fusion_vlm.training.messages import RowError
+from fusion_vlm.rows.forms import RowError, conversation_text
+from fusion_vlm.training.check import check_rows
+from fusion_vlm.training.data import load_mixture, sample
+from fusion_vlm.training.prepare import prepare_dataset
 
 from ..helpers import process
 from ..tiny import random_image
@@ -33,7 +34,7 @@ def cache(tmp_path, monkeypatch):
 
 @pytest.fixture
 def folder(tmp_path) -> Path:
-    """Of a recipe, with `images/0.png` to `images/3.png`."""
+    """Return the folder of a recipe, with `images/0.png` to `images/3.png`."""
     (tmp_path / "images").mkdir()
     for index in range(4):
         random_image(index).save(tmp_path / "images" / f"{index}.png")
@@ -50,7 +51,7 @@ def make_row(index: int, image: str | None = None, question: str = "Wie hei\u00d
 
 
 def make_rows(count: int) -> list[dict]:
-    """With an image in the first four."""
+    """Return rows, the first four with an image."""
     return [make_row(index, f"{index}.png" if index < 4 else None) for index in range(count)]
 
 
@@ -62,7 +63,7 @@ def write_rows(path: Path, rows: list) -> Path:
 
 
 def write_kind(folder: Path, kind: str, rows: list[dict]) -> dict:
-    """Writes rows as a file of this kind, images inside if it can hold them; returns the source for a recipe."""
+    """Write rows as a file of a kind, with the images if it can hold them; return the source for a recipe."""
     if kind in ("rows.json", "rows.jsonl"):
         write_rows(folder / kind, rows)
         return {"json_path": kind, "image_folder": "images"}
@@ -116,7 +117,7 @@ def test_random_rows_depend_on_seed_and_position_and_keep_their_order(amount):
 
 
 def test_random_rows_are_the_same_for_good():
-    """On any machine and with any version of NumPy: a run can be repeated."""
+    """A run can be repeated on any machine and with any version of NumPy."""
     assert sample("random:4", 1000, [42, 3]).tolist() == [13, 176, 497, 597]
 
 
@@ -170,7 +171,7 @@ def test_kinds_of_files(folder, kind):
         row = dataset[index]
         assert row["source"] == f"{name}, {unit} {index + 3}, id r{index + 2}"
         assert [message["role"] for message in row["messages"]] == ["user", "assistant"]
-        assert text_of(row["messages"]) == f"Wie hei\u00dft das?Answer {index + 2}."
+        assert conversation_text(row["messages"]) == f"Wie hei\u00dft das?Answer {index + 2}."
         part = row["messages"][0]["content"][0]
         assert part["type"] == ("image" if index < 2 else "text")
         if index < 2:
@@ -204,7 +205,7 @@ def test_images_inside_of_messages(folder):
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
 def test_json_lists_of_any_layout(folder, encoding):
-    """Entries are found by their bytes, so everything that moves bytes or looks like structure has to be survived."""
+    """Entries are found by their bytes, so nothing that moves bytes or looks like structure may matter."""
     texts = ["\u00fc \u20ac \U0001f600", '"],[{\\', "", "\x85 \xa0"]
     rows = [make_row(index, question=text) for index, text in enumerate(texts)]
     for indent, ascii_only in [(None, True), (None, False), (2, False)]:
@@ -253,7 +254,7 @@ def test_lists_named_jsonl_are_refused(folder, text):
 
 
 def test_rows_glued_into_one_line_are_placed(folder):
-    """As `cat a.jsonl b.jsonl` does it if the first file lacks the last line break."""
+    """`cat a.jsonl b.jsonl` does this if the first file lacks the last line break."""
     text = "\n".join(map(json.dumps, make_rows(2)))
     (folder / "rows.jsonl").write_text(text + text)
     dataset = load(folder, {"json_path": "rows.jsonl"})
@@ -287,7 +288,7 @@ def test_two_lists_of_sources_in_one_file(folder, text, message):
 
 
 def test_image_folders(folder):
-    """That of the source, else that of `data`, else the folder of the file; relative ones begin at the recipe's."""
+    """A source's folder comes first, then that of `data`, then the file's; relative ones begin at the recipe's."""
     write_rows(folder / "images" / "rows.jsonl", [make_row(0, "0.png")])
     write_rows(folder / "rows.jsonl", [make_row(0, "0.png")])
     assert load(folder, {"json_path": "images/rows.jsonl"})[0]
@@ -392,7 +393,7 @@ def test_without(folder):
 
 @pytest.mark.parametrize("kind", ["rows.json", "rows.jsonl", "rows"])
 def test_pickles_hold_places_and_not_rows(folder, kind):
-    """A loader's workers receive one each."""
+    """Each worker of a loader receives one."""
     source = write_kind(folder, kind, [make_row(index, question="long " * 2000) for index in range(20)])
     assert len(pickle.dumps(load(folder, source))) < 10_000
 
@@ -402,7 +403,7 @@ def test_pickles_hold_places_and_not_rows(folder, kind):
 
 @pytest.fixture
 def broken(folder) -> dict:
-    """A source of 8 rows, of which the fourth (by its image) and the sixth (by its syntax) are broken."""
+    """Return a source of 8 rows: the image of the fourth is broken, and the syntax of the sixth."""
     rows = make_rows(8)
     (folder / "images" / "3.png").write_bytes((folder / "images" / "3.png").read_bytes()[:-500])
     write_rows(folder / "rows.jsonl", [*rows[:5], "{", *rows[6:]])
@@ -460,7 +461,7 @@ def test_check_finds_texts_that_the_processor_refuses(folder, processor, text):
 
 
 def test_skipped_rows(folder, broken):
-    """They are left out before training and written down, so the length is known and the order does not move."""
+    """They are dropped before training and written down, so the length is known and the order does not change."""
     data = {"datasets": [broken], "on_error": "skip", "max_errors": 2}
     random_state = torch.get_rng_state()
     dataset = prepare_dataset(data, folder, 0, folder / "broken.jsonl")
@@ -481,7 +482,7 @@ def test_too_many_broken_rows_stop(folder, broken, limit):
 
 
 @pytest.mark.parametrize("on_error", [{}, {"on_error": "stop"}])
-def test_without_skip_nothing_is_left_out(folder, broken, on_error):
+def test_without_skip_nothing_is_dropped(folder, broken, on_error):
     dataset = prepare_dataset({"datasets": [broken], **on_error}, folder, 0, folder / "broken.jsonl")
     assert len(dataset) == 8 and not (folder / "broken.jsonl").exists()
     with pytest.raises(RowError, match="line 6"):

@@ -1,6 +1,7 @@
 """
-Training on two processes (CPU, gloo) gives what one process gives: DDP, FSDP2 and DeepSpeed, also where the processes
-hold different modalities; sharded checkpoints; the launch files.
+Training on two processes (CPU, gloo) gives the result of one process.
+
+DDP, FSDP2 and DeepSpeed, also where the processes hold different modalities; sharded checkpoints; the launch files.
 """
 
 import contextlib
@@ -80,7 +81,7 @@ class Rows(list):
 def make_trainer(
     folder: Path, output_dir: Path, has_images: list[bool], *, trainer_class=FusionTrainer, **values
 ) -> Trainer:
-    """Two steps of 8 rows from the model in `folder`; SGD, so that weights differ as much as their gradients do."""
+    """Build a trainer of two steps of 8 rows. SGD changes weights as much as their gradients differ."""
     options = {
         "max_steps": 2,
         "per_device_train_batch_size": 2,
@@ -106,7 +107,7 @@ def make_trainer(
     )
 
 
-def logs_of(trainer: Trainer) -> list[dict]:
+def read_logs(trainer: Trainer) -> list[dict]:
     return [entry for entry in trainer.state.log_history if "loss" in entry]
 
 
@@ -115,7 +116,7 @@ def train_ddp(rank: int, folder: Path, output_dir: Path):
         trainer = make_trainer(folder, output_dir / name, has_images, **options)
         trainer.train()
         if rank == 0:
-            torch.save((logs_of(trainer), trainer.model.state_dict()), output_dir / f"{name}.pt")
+            torch.save((read_logs(trainer), trainer.model.state_dict()), output_dir / f"{name}.pt")
 
 
 def launch_settings(name: str, section: str) -> dict:
@@ -123,14 +124,14 @@ def launch_settings(name: str, section: str) -> dict:
 
 
 def fsdp_plugin(**changes) -> FullyShardedDataParallelPlugin:
-    """As accelerate makes it of the environment that `accelerate launch` sets up from the launch file."""
+    """Return the plugin that accelerate makes of the environment of `accelerate launch` and the launch file."""
     for key, value in {**launch_settings("fsdp2", "fsdp_config"), **changes}.items():
         os.environ[key.upper()] = str(value)
     return FullyShardedDataParallelPlugin()
 
 
 def shard(model: FusionForConditionalGeneration, checkpointing: str | None, mixed_precision: str):
-    """What `Accelerator.prepare` does of FSDP2; it does it on accelerators only."""
+    """Apply FSDP2 like `Accelerator.prepare`, which applies it on accelerators only."""
     plugin = fsdp_plugin(fsdp_activation_checkpointing=checkpointing == "accelerate")
     if mixed_precision != "no":
         plugin.set_mixed_precision(mixed_precision)
@@ -144,7 +145,7 @@ def shard(model: FusionForConditionalGeneration, checkpointing: str | None, mixe
 
 
 def compute_gradients(model, batches: list[dict], scale: float = 1.0) -> torch.Tensor:
-    """The loss of these batches, which are a part of all that make a step; its gradients stay in the parameters."""
+    """Return the loss of batches, which are a part of a step; the gradients stay in the parameters."""
     loss = sum(model(**batch).loss for batch in batches)
     (scale * loss).backward()
     return loss.detach()
@@ -172,7 +173,7 @@ def compute_sharded_gradients(rank: int, folder: Path, checkpointing: str | None
 
 
 def train_sharded(rank: int, folder: Path, output_dir: Path):
-    """`FusionTrainer` on FSDP2, which accelerate is told to use although there is no accelerator; also resumed."""
+    """Train with FSDP2, which accelerate must be told to use without an accelerator; also resume."""
     for name, checkpoint in {"whole": None, "resumed": str(output_dir / "whole" / "checkpoint-1")}.items():
         trainer = make_trainer(
             folder, output_dir / name, TEXT_ON_RANK_1, activation_checkpointing=True, save_strategy="steps"
@@ -181,13 +182,13 @@ def train_sharded(rank: int, folder: Path, output_dir: Path):
         trainer.accelerator.state.fsdp_plugin = fsdp_plugin()
         trainer.is_fsdp_enabled = True
         trainer.train(resume_from_checkpoint=checkpoint)
-        save_model(trainer, trainer.model, FusionProcessor.from_pretrained(folder))
+        save_model(trainer, trainer.model)
         if rank == 0:
-            torch.save(logs_of(trainer), output_dir / f"{name}.pt")
+            torch.save(read_logs(trainer), output_dir / f"{name}.pt")
 
 
 def train_deepspeed(rank: int, folder: Path, output_dir: Path, stage: int):
-    """From the environment that `accelerate launch` sets up from the launch file."""
+    """Train in the environment that `accelerate launch` sets up from the launch file."""
     os.environ["ACCELERATE_USE_DEEPSPEED"] = "true"
     settings = launch_settings(f"zero{stage}", "deepspeed_config")
     os.environ["ACCELERATE_DEEPSPEED_ZERO_STAGE"] = str(settings["zero_stage"])
@@ -202,11 +203,11 @@ def train_deepspeed(rank: int, folder: Path, output_dir: Path, stage: int):
     plugin.deepspeed_config["zero_optimization"]["stage3_param_persistence_threshold"] = 0
     trainer.train()
     if rank == 0:
-        torch.save(logs_of(trainer), output_dir / "logs.pt")
+        torch.save(read_logs(trainer), output_dir / "logs.pt")
 
 
 def enter(rank: int, port: int, worker, args: tuple):
-    """The environment that torchrun sets up."""
+    """Set up the environment of torchrun and run the worker."""
     for name, value in {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": NUM_PROCESSES, "MASTER_PORT": port}.items():
         os.environ[name] = str(value)
     os.environ["LOCAL_WORLD_SIZE"], os.environ["MASTER_ADDR"] = str(NUM_PROCESSES), "localhost"
@@ -216,14 +217,14 @@ def enter(rank: int, port: int, worker, args: tuple):
 
 
 def launch(worker, *args):
-    """Runs `worker(rank, *args)` in two processes; fails if one of them fails or does not end."""
+    """Run `worker(rank, *args)` in two processes; fail if a process fails or does not end."""
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         port = probe.getsockname()[1]
-    # A server that has imported this module forks them off: it is imported once, in a process without threads.
+    # A server imports this module once, without threads, and forks the processes.
     torch.multiprocessing.get_context("forkserver").set_forkserver_preload([__name__])
     with pytest.MonkeyPatch.context() as patch:
-        # For the server, which starts at the first call.
+        # The server starts at the first call and keeps its environment.
         for name, value in {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}.items():
             patch.setenv(name, value)
         processes = torch.multiprocessing.start_processes(
@@ -242,7 +243,7 @@ def launch(worker, *args):
 
 @pytest.fixture(scope="module")
 def folder(model, processor, tmp_path_factory) -> Path:
-    """The tiny model, saved."""
+    """Return the folder of the tiny model."""
     folder = tmp_path_factory.mktemp("tiny")
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
@@ -266,7 +267,7 @@ def assert_same_logs(actual: list[dict], expected: list[dict]):
 
 @pytest.fixture(scope="module")
 def ddp_trainings(folder, tmp_path_factory) -> Path:
-    """Logs and weights of all cases; output folders."""
+    """Return the folder with logs, weights and outputs of all cases."""
     output_dir = tmp_path_factory.mktemp("ddp")
     launch(train_ddp, folder, output_dir)
     return output_dir
@@ -274,14 +275,14 @@ def ddp_trainings(folder, tmp_path_factory) -> Path:
 
 @pytest.mark.parametrize("case", DDP_CASES)
 def test_ddp_equals_one_process_with_twice_the_batch(case, ddp_trainings, folder, tmp_path):
-    """With uneven numbers of labels; also where one process has no image, or none has one."""
+    """Numbers of labels are uneven, and there are cases in which one process or both have no image."""
     has_images, options = DDP_CASES[case]
     trainer = make_trainer(
         folder, tmp_path, has_images, **{**options, "per_device_train_batch_size": 4, "save_strategy": "no"}
     )
     trainer.train()
     logs, weights = torch.load(ddp_trainings / f"{case}.pt")
-    assert_same_logs(logs, logs_of(trainer))
+    assert_same_logs(logs, read_logs(trainer))
     assert_same_tensors(weights, trainer.model.state_dict())
 
 
@@ -294,7 +295,7 @@ def test_ddp_checkpoint_is_a_hub_folder(ddp_trainings):
 
 @pytest.fixture(scope="module")
 def batches(processor, folder) -> dict[str, list[dict]]:
-    """Of each case those of rank 0 and of rank 1, which differ in modality, in number of rows and in length."""
+    """Return the batches of both ranks in each case. They differ in modality, number of rows and length."""
     collator = FusionDataCollator(processor, latent_grid_sizes=[2])
     images, texts = Rows([True] * 4), Rows([False] * 4)
     cases = {
@@ -314,7 +315,7 @@ def batches(processor, folder) -> dict[str, list[dict]]:
 
 @pytest.mark.parametrize("checkpointing", [None, "transformers", "accelerate"])
 def test_fsdp2_equals_one_process(checkpointing, batches, model, folder):
-    """Loss and all gradients."""
+    """The loss and all gradients are compared."""
     launch(compute_sharded_gradients, folder, checkpointing, "no")
     results = torch.load(folder / "gradients.pt")
     model = copy.deepcopy(model).train()
@@ -326,7 +327,7 @@ def test_fsdp2_equals_one_process(checkpointing, batches, model, folder):
 
 
 def test_fsdp2_in_mixed_precision(batches, model, folder):
-    """As it is launched."""
+    """The launch file asks for bfloat16."""
     assert yaml.safe_load(LAUNCH_FILES["fsdp2"].read_text())["mixed_precision"] == "bf16"
     launch(compute_sharded_gradients, folder, "transformers", "bf16")
     for case, (loss, _) in torch.load(folder / "gradients.pt").items():
@@ -336,7 +337,7 @@ def test_fsdp2_in_mixed_precision(batches, model, folder):
 
 @pytest.fixture(scope="module")
 def sharded_trainings(folder, tmp_path_factory) -> Path:
-    """Logs and output folders of `FusionTrainer` on FSDP2, that saved sharded weights after each of two steps."""
+    """Return logs and outputs of `FusionTrainer` on FSDP2, with sharded weights saved after each of two steps."""
     output_dir = tmp_path_factory.mktemp("sharded")
     launch(train_sharded, folder, output_dir)
     return output_dir
@@ -344,7 +345,7 @@ def sharded_trainings(folder, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def one_process(folder, tmp_path_factory) -> Trainer:
-    """The same on one process."""
+    """Return the trainer of the same training on one process."""
     trainer = make_trainer(
         folder,
         tmp_path_factory.mktemp("one"),
@@ -358,7 +359,7 @@ def one_process(folder, tmp_path_factory) -> Trainer:
 
 @pytest.mark.parametrize("name", ["whole", "resumed"])
 def test_fsdp2_trainer_equals_one_process(name, sharded_trainings, one_process, folder, tmp_path):
-    assert_same_logs(torch.load(sharded_trainings / f"{name}.pt"), logs_of(one_process))
+    assert_same_logs(torch.load(sharded_trainings / f"{name}.pt"), read_logs(one_process))
     consolidated = consolidate(sharded_trainings / name / "checkpoint-2", tmp_path / "out", base=folder)
     weights = FusionForConditionalGeneration.from_pretrained(consolidated).state_dict()
     assert_same_tensors(weights, one_process.model.state_dict())
@@ -434,7 +435,7 @@ def test_consolidate_refuses_another_models_config(sharded_trainings, model, pro
 def test_deepspeed_equals_one_process(stage, one_process, folder, tmp_path):
     pytest.importorskip("deepspeed")
     launch(train_deepspeed, folder, tmp_path, stage)
-    assert_same_logs(torch.load(tmp_path / "logs.pt"), logs_of(one_process))
+    assert_same_logs(torch.load(tmp_path / "logs.pt"), read_logs(one_process))
     checkpoint, expected = tmp_path / "checkpoint-2", one_process.model.state_dict()
     for path in (checkpoint, consolidate(checkpoint, tmp_path / "out")):
         assert_same_tensors(FusionForConditionalGeneration.from_pretrained(path).state_dict(), expected)

@@ -20,11 +20,14 @@ from fusion_vlm.configuration_fusion import FusionConfig
 from fusion_vlm.hub.loading import load
 from fusion_vlm.modeling_fusion import CHECKPOINTS_HOOKS, FusionForConditionalGeneration
 from fusion_vlm.rows.table import BadRowsError
-from fusion_vlm.training import finetune as module
-from fusion_vlm.training.answers import AnswerMetrics, most_frequent_share, normalize_answer
-from fusion_vlm.training.finetune import choose_epochs, choose_learning_rate, finetune
-from fusion_vlm.training.progress import ProgressLines
-from fusion_vlm.training.report import choose_examples, format_report
+from fusion_vlm.training.finetune import finetune
+from fusion_vlm.training.finetune import model as model_module
+from fusion_vlm.training.finetune import run as run_module
+from fusion_vlm.training.finetune import settings as settings_module
+from fusion_vlm.training.finetune.answers import AnswerMetrics, most_frequent_share, normalize_answer
+from fusion_vlm.training.finetune.progress import ProgressLines
+from fusion_vlm.training.finetune.report import choose_examples, format_report
+from fusion_vlm.training.finetune.settings import UNFINISHED, choose_epochs, choose_learning_rate
 from fusion_vlm.training.trainer import FusionTrainingArguments
 
 from ..helpers import SMALL_MODEL, make_messages, process, relative_error
@@ -38,7 +41,7 @@ ONCE = ("--epochs", "1", *OPTIONS[2:])
 
 @pytest.fixture(scope="module")
 def base(processor, tmp_path_factory) -> Path:
-    """A tiny model that is stored in bfloat16."""
+    """Return the folder of a tiny model that is stored in bfloat16."""
     folder = tmp_path_factory.mktemp("base")
     tiny_model(processor, latent_grid_sizes=[2]).to(torch.bfloat16).save_pretrained(folder)
     processor.save_pretrained(folder)
@@ -58,7 +61,7 @@ def table(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def merged(base, table, tmp_path_factory) -> tuple[Path, dict]:
-    """The folder of a run with LoRA, and its report."""
+    """Return the folder of a run with LoRA, and its report."""
     folder = tmp_path_factory.mktemp("runs") / "merged"
     return folder, finetune(base, table, folder, **QUICK)
 
@@ -80,7 +83,7 @@ def weights(folder) -> dict[str, torch.Tensor]:
     return load_file(Path(folder) / "model.safetensors")
 
 
-def logits_of(folder, inputs, dtype=torch.float32) -> torch.Tensor:
+def compute_logits(folder, inputs, dtype=torch.float32) -> torch.Tensor:
     return last_logits(FusionForConditionalGeneration.from_pretrained(folder, dtype=dtype), inputs)
 
 
@@ -97,7 +100,7 @@ def test_the_folder_loads_everywhere_and_is_merged(merged, base, inputs, tmp_pat
     names = {path.name for path in folder.iterdir()}
     assert names >= {"config.json", "generation_config.json", "model.safetensors", "chat_template.jinja"}
     assert names >= {"modeling_fusion.py", "processing_fusion.py", "configuration_fusion.py", "tokenizer.json"}
-    assert not {name for name in names if "adapter" in name or name == module.UNFINISHED}
+    assert not {name for name in names if "adapter" in name or name == UNFINISHED}
     stored, before = weights(folder), weights(base)
     assert stored.keys() == before.keys()
     assert {tensor.dtype for tensor in stored.values()} == {torch.bfloat16}, "as the base model is stored"
@@ -111,8 +114,8 @@ def test_the_folder_loads_everywhere_and_is_merged(merged, base, inputs, tmp_pat
     model = AutoModelForImageTextToText.from_pretrained(folder, trust_remote_code=True, dtype=torch.float32)
     processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
     again = process(processor, make_messages(["What is it?"], random_image(0)))
-    torch.testing.assert_close(last_logits(model, again), logits_of(folder, inputs))
-    assert not torch.allclose(logits_of(folder, inputs), logits_of(base, inputs), atol=1e-2)
+    torch.testing.assert_close(last_logits(model, again), compute_logits(folder, inputs))
+    assert not torch.allclose(compute_logits(folder, inputs), compute_logits(base, inputs), atol=1e-2)
     random_image(0).save(tmp_path / "image.png")
     assert main(["ask", str(folder), str(tmp_path / "image.png"), "What is it?", "--max-new-tokens", "4"]) == 0
 
@@ -155,8 +158,8 @@ def test_an_adapter_folder_is_small_and_loads_like_a_model(base, merged, table, 
     model, _ = load(folder, dtype="float32", device="cpu")
     assert not any("lora" in name for name, _ in model.named_parameters())
     # The merged folder is the same run, rounded.
-    assert relative_error(last_logits(model, inputs), logits_of(merged[0], inputs)) < 0.05
-    assert relative_error(logits_of(base, inputs), logits_of(merged[0], inputs)) > 0.2
+    assert relative_error(last_logits(model, inputs), compute_logits(merged[0], inputs)) < 0.05
+    assert relative_error(compute_logits(base, inputs), compute_logits(merged[0], inputs)) > 0.2
     random_image(0).save("image.png")
     assert main(["ask", str(folder), "image.png", "What is it?", "--max-new-tokens", "4"]) == 0
     expected = capsys.readouterr().out
@@ -220,7 +223,7 @@ def test_bitsandbytes_that_does_not_work_says_so(base, monkeypatch):
 
     monkeypatch.setattr(FusionForConditionalGeneration, "from_pretrained", fail)
     with pytest.raises(ValueError, match="cannot load the model in 4 bits here: no bitsandbytes. Leave --qlora out"):
-        module.load_model(base, "float32", "cpu", four_bit=True)
+        model_module.load_model(base, "float32", "cpu", four_bit=True)
 
 
 @pytest.mark.parametrize("method", ["lora", "full"])
@@ -228,8 +231,10 @@ def test_what_a_gpu_is_given_trains_and_answers(method, base, table, tmp_path, m
     """Weights in bfloat16 under the adapters, passes in bfloat16, checkpointing; here on the CPU."""
     checkpointing = "gradient_checkpointing" if CHECKPOINTS_HOOKS else "activation_checkpointing"
     options = {"bf16": True, checkpointing: True, f"{checkpointing}_kwargs": {"use_reentrant": False}}
-    monkeypatch.setattr(module, "FusionTrainingArguments", partial(FusionTrainingArguments, **options))
-    monkeypatch.setattr(module, "choose_dtype", lambda method, device: "bfloat16" if method == "lora" else "float32")
+    monkeypatch.setattr(run_module, "FusionTrainingArguments", partial(FusionTrainingArguments, **options))
+    monkeypatch.setattr(
+        settings_module, "choose_dtype", lambda method, device: "bfloat16" if method == "lora" else "float32"
+    )
     report = finetune(base, table, tmp_path / "out", method=method, learning_rate=2e-3, **QUICK)
     assert report["after"]["loss"] < report["before"]["loss"]
 
@@ -331,7 +336,7 @@ def test_an_interrupted_run_is_no_model_and_can_be_continued(base, merged, table
         interrupt_at(patch, 4)
         code, _, err = command(*arguments, capsys=capsys)
     assert code == 130 and "the same command with --resume continues it" in err
-    assert [path.name for path in folder.iterdir()] == [module.UNFINISHED]
+    assert [path.name for path in folder.iterdir()] == [UNFINISHED]
     assert main(["ask", str(folder), str(table.with_name("0.png")), "What?"]) == 1
     code, _, err = command(*arguments, capsys=capsys)
     assert code == 1 and "holds an unfinished run. Continue it with --resume, or remove the folder" in err
@@ -339,7 +344,7 @@ def test_an_interrupted_run_is_no_model_and_can_be_continued(base, merged, table
     assert code == 1 and "lora_rank was 16 and is 4. Give what it began with" in err
     code, _, err = command(base, rows_with(table, "1.png,b,c"), *arguments[2:], "--resume", capsys=capsys)
     assert code == 1 and "digest of the rows was" in err
-    (folder / module.UNFINISHED / "checkpoint-5").mkdir()  # cut off while it was written
+    (folder / UNFINISHED / "checkpoint-5").mkdir()  # cut off while it was written
     code, _, err = command(*arguments, "--resume", capsys=capsys)
     assert code == 0 and "Continuing from" in err and "checkpoint-3" in err
     expected, resumed = weights(merged[0]), weights(folder)
@@ -354,7 +359,7 @@ def test_a_run_killed_while_saving_is_no_model_and_can_be_continued(base, merged
         raise OSError("killed")
 
     with monkeypatch.context() as patch:
-        patch.setattr(module, "finish", fail)
+        patch.setattr(run_module, "finish", fail)
         with pytest.raises(OSError, match="killed"):
             finetune(base, table, tmp_path / "out", **QUICK)
     assert not (tmp_path / "out" / "config.json").exists()
@@ -385,7 +390,7 @@ def test_too_little_memory_says_what_to_lower(error, base, table, tmp_path, monk
     def fail(*args):
         raise error
 
-    monkeypatch.setattr(module, "load_model", fail)
+    monkeypatch.setattr(run_module, "load_model", fail)
     with pytest.raises(ValueError, match=r"too little memory. Try a smaller --batch-size \(now 4\), or --qlora"):
         finetune(base, table, tmp_path / "out", **QUICK)
     assert not (tmp_path / "out").exists()
@@ -420,7 +425,7 @@ def test_bad_rows_are_all_told_before_anything_is_trained(base, table, tmp_path,
     for number, (line, text) in enumerate(zip(lines[1:], starts, strict=False), 15):
         assert line.startswith(f"  line {number}: ") and text in line
     assert "expected at most 1024" in err, "the positions of the decoder"
-    assert lines[-1] == "Mend these rows, or leave them out with --skip-bad-rows."
+    assert lines[-1] == "Mend these rows, or skip them with --skip-bad-rows."
     assert not (tmp_path / "out").exists()
     code, _, err = command(base, path, "--output", tmp_path / "out", "--skip-bad-rows", *ONCE, capsys=capsys)
     assert code == 0 and "; 6 bad rows skipped" in err

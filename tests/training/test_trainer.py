@@ -2,6 +2,7 @@
 
 import copy
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -35,7 +36,7 @@ ANSWERS = ["Red.", "A blue cube.", "Three of them, left of the red ball.", "No."
 
 
 def make_rows(count: int) -> list[dict]:
-    """With answers of different lengths; every third row has no image."""
+    """Return rows with answers of different lengths; every third row has no image."""
     rows = []
     for index in range(count):
         turns = [f"What is number {index}?", ANSWERS[index % 4]] * (1 + index % 2)
@@ -196,7 +197,7 @@ def test_logged_parts_add_up_to_the_loss(num_batches, model, processor, tmp_path
 
 
 def parts_by_step(trainer) -> dict[int, float]:
-    """The loss that the logged parts add up to, beside the logged loss, for each log since the last `train()`."""
+    """Return the sum of the logged parts and the logged loss, for each log since the last `train()`."""
     coef = trainer.model.config.mapping_loss_coef
     entries = [entry for entry in trainer.state.log_history if "loss" in entry]
     assert entries and all(set(LOSS_PARTS) <= set(entry) for entry in entries)
@@ -269,7 +270,7 @@ def test_retry_after_out_of_memory_logs_right_parts(model, processor, tmp_path):
 
 
 def smoothed_losses(model, processor, rows, factor: float) -> dict[str, float]:
-    """Computed by hand in one batch: each position is compared with the token that follows it."""
+    """Compute the loss by hand in one batch: each position is compared with the token that follows it."""
     batch = FusionDataCollator(processor, latent_grid_sizes=[2])(rows)
     with torch.no_grad():
         output = model.eval()(**batch)
@@ -347,22 +348,24 @@ def test_16_bit_weights_trained_in_full_are_noticed(dtype, model, processor, tmp
     messages = []
     monkeypatch.setattr(training_trainer.logger, "warning", messages.append)
 
-    def warnings_of(trained, **values) -> list[str]:
+    def collect_warnings(trained, **values) -> list[str]:
         messages.clear()
         make_trainer(trained, processor, tmp_path, **values).create_optimizer()
         return list(messages)
 
     rounded = copy.deepcopy(model).to(dtype)
     name = str(dtype).removeprefix("torch.")
-    (message,) = warnings_of(rounded)
+    (message,) = collect_warnings(rounded)
     assert f"100% of the trained weights are in {name}" in message and "dtype=torch.float32" in message
-    assert not warnings_of(model)
-    assert not warnings_of(get_peft_model(copy.deepcopy(rounded), lora_config(rounded))), "adapters are in float32"
-    (message,) = warnings_of(get_peft_model(copy.deepcopy(rounded), lora_config(rounded, connectors=True)))
+    assert not collect_warnings(model)
+    assert not collect_warnings(get_peft_model(copy.deepcopy(rounded), lora_config(rounded))), (
+        "adapters are in float32"
+    )
+    (message,) = collect_warnings(get_peft_model(copy.deepcopy(rounded), lora_config(rounded, connectors=True)))
     assert "100%" not in message and name in message
     rounded.requires_grad_(False)
     rounded.lm_head.float().requires_grad_(True)
-    assert not warnings_of(rounded), "frozen weights are not rounded"
+    assert not collect_warnings(rounded), "frozen weights are not rounded"
 
 
 def test_tower_has_its_own_learning_rate(model, processor, tmp_path):
@@ -495,7 +498,7 @@ def test_grouping_needs_lengths(model, processor, tmp_path):
 def test_recipes_are_the_papers(stage, batch_size, rate, vision_rate, length):
     recipe = load_recipe(RECIPES / f"{stage}.yaml", ["training.bf16=false", "training.use_cpu=true"])
     training = build_arguments(recipe)
-    assert recipe["global_batch_size"] == batch_size and recipe["max_length"] == length
+    assert recipe.global_batch_size == batch_size and recipe.max_length == length
     assert training.per_device_train_batch_size * training.gradient_accumulation_steps == batch_size
     assert (training.learning_rate, training.vision_learning_rate) == (rate, vision_rate)
     assert (training.lr_scheduler_type, training.warmup_steps, training.weight_decay) == ("cosine", 0.03, 0.0)
@@ -523,7 +526,7 @@ def test_changes_of_a_recipe_are_checked(override, message):
 
 @pytest.fixture(scope="module")
 def parts(processor, tmp_path_factory) -> dict[str, str]:
-    """A pretrained SigLIP and a pretrained decoder with its tokenizer, as far as the tests go."""
+    """Return the folders of a SigLIP tower and of a decoder with its tokenizer, which stand for pretrained ones."""
     folder = tmp_path_factory.mktemp("parts")
     torch.manual_seed(0)
     SiglipVisionModel(SiglipVisionConfig(**{**VISION_CONFIG, "num_hidden_layers": 6})).save_pretrained(
@@ -575,7 +578,7 @@ def write_recipe(folder: Path, parts: dict[str, str]) -> Path:
 
 @needs_recipes
 def test_training_command(parts, tmp_path):
-    """From two pretrained parts to a folder that loads, and on from there; a second start goes on where it was."""
+    """Two pretrained parts become a folder that loads and can be trained on; a second start resumes the run."""
     recipe = write_recipe(tmp_path, parts)
     main(["train", str(recipe), "training.max_steps=2"])
     main(["train", str(recipe), "training.logging_steps=1"])
@@ -628,9 +631,8 @@ def test_recipe_starts_from_what_is_there(parts, tmp_path, converted):
     config = build_config(recipe)
     assert config.vision_config.num_hidden_layers == 5 and config.interaction_layer_indices == [0, 2]
     assert build_processor(recipe).image_processor.latent_grid_size == 2
-    recipe["model"]["path"] = parts["decoder"]
+    saved = replace(recipe.model, path=parts["decoder"])
     with pytest.raises(ValueError, match="is no FUSION model: the model type .* is 'llama'"):
-        build_config(recipe)
-    recipe["model"].update(path=None, vision=None)
+        build_config(replace(recipe, model=saved))
     with pytest.raises(ValueError, match="nothing to start from"):
-        build_config(recipe)
+        build_config(replace(recipe, model=replace(recipe.model, vision=None)))

@@ -1,10 +1,11 @@
-"""What a model answers to rows whose answers are known: loss, share of right answers, and the answers themselves."""
+"""Compares generated answers with the known answers of rows."""
 
 import re
 from collections import Counter
 from statistics import median
 
 from fusion_vlm.processing_fusion import FusionProcessor
+from fusion_vlm.rows.forms import message_text
 
 
 MAX_NEW_TOKENS = 256
@@ -19,13 +20,13 @@ def normalize_answer(text: str) -> str:
 
 def expected_answer(row: dict) -> str:
     """Return the last answer of a row with `messages`."""
-    return "".join(part["text"] for part in row["messages"][-1]["content"])
+    return message_text(row["messages"][-1])
 
 
-def question_of(row: dict) -> str:
+def find_question(row: dict) -> str:
     """Return the question before the last answer of a row with `messages`."""
     turns = [message for message in row["messages"] if message["role"] == "user"]
-    return "".join(part["text"] for part in turns[-1]["content"] if part["type"] == "text")
+    return message_text(turns[-1])
 
 
 def are_long(rows: list[dict]) -> bool:
@@ -34,7 +35,7 @@ def are_long(rows: list[dict]) -> bool:
 
 
 def count_new_tokens(processor: FusionProcessor, rows: list[dict]) -> int:
-    """Return how many tokens to generate: those of the longest answer, its end and a few more, within a limit."""
+    """Return how many tokens to generate: as many as the longest answer has, and a few more, within a limit."""
     ids = processor.tokenizer([expected_answer(row) for row in rows], add_special_tokens=False).input_ids
     return min(MAX_NEW_TOKENS, max(map(len, ids)) + 4)
 

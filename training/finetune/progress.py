@@ -1,4 +1,4 @@
-"""Shows how far a training is: a bar in a terminal, a few lines in a log, with the time that is left."""
+"""Shows the progress of a training: a bar in a terminal, a few lines in a log, with the remaining time."""
 
 import sys
 import time
