@@ -199,6 +199,7 @@ class _Handler(BaseHTTPRequestHandler):
                 self.stub.answered[key] += 1
             return self.send(200, data, self.stub.content_type)
         getattr(self, f"fault_{fault}", self.send_plain)(data)
+        return None
 
     def send_image(self, request: dict):
         self.stub.prompts.append(request["prompt"])

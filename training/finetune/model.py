@@ -6,10 +6,9 @@ from pathlib import Path
 
 import torch
 from peft import PeftModel, get_peft_model, prepare_model_for_kbit_training
-from transformers import BitsAndBytesConfig
 
 from fusion_vlm.configuration_fusion import FusionConfig
-from fusion_vlm.hub.loading import load_adapter
+from fusion_vlm.hub.loading import load_adapter, nf4_config
 from fusion_vlm.modeling_fusion import FusionForConditionalGeneration
 from fusion_vlm.processing_fusion import FusionProcessor
 from fusion_vlm.training.finetune.settings import Settings
@@ -26,12 +25,7 @@ def load_model(path: str | Path, dtype: str, device: str, four_bit: bool = False
     options = {"dtype": getattr(torch, dtype), "device_map": device}
     if not four_bit:
         return FusionForConditionalGeneration.from_pretrained(path, **options)
-    options["quantization_config"] = BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=getattr(torch, dtype),
-    )
+    options["quantization_config"] = nf4_config(options["dtype"])
     try:
         return FusionForConditionalGeneration.from_pretrained(path, **options)
     except (ImportError, RuntimeError, ValueError) as error:
