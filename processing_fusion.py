@@ -452,12 +452,12 @@ class FusionProcessor(ProcessorMixin):
                 f"The last message ({len(messages) - 1}) is of the role {turns[-1]['role']!r}, expected a question of"
                 " the role 'user'. To go on with an answer, pass `continue_final_message=True`."
             )
-        if is_prompt and not text_of(turns[-1]).strip():
+        if is_prompt and not read_text(turns[-1]).strip():
             raise ValueError(f"The last message ({len(messages) - 1}) holds no text, expected a question.")
         return turns
 
     def _refuse_control_tokens(self, messages: list[dict], is_prompt: bool, sanitize_control_tokens: bool):
-        texts = [text_of(message) for message in messages]
+        texts = [read_text(message) for message in messages]
         for token in self.find_control_tokens("\0".join(texts)):
             index = next(index for index, text in enumerate(texts) if token in text)
             advice = "Take it out."
@@ -948,7 +948,7 @@ def join_texts(parts: list[dict]) -> list[dict]:
     return [*images, {"type": "text", "text": text}]
 
 
-def text_of(message: dict) -> str:
+def read_text(message: dict) -> str:
     """Return all text of a message, of any form that `normalize_messages` takes."""
     return "\n".join(part["text"] for part in read_message(message, 0)[1] if part["type"] == "text")
 

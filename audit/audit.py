@@ -17,9 +17,9 @@ from fusion_vlm.audit.language_only import (
     MAX_QUESTIONS,
     NUM_FOLDS,
     Features,
-    features_of,
     find_associations,
     label_answers,
+    list_features,
     tail,
     try_language_only,
 )
@@ -53,7 +53,7 @@ def audit(rows: Iterable[dict], limits: Limits | None = None, seed: int = 0) -> 
     """
     questions, num_rows, num_skipped = [], 0, 0
     for num_rows, row in enumerate(rows, 1):  # noqa: B007
-        turns = turns_of(row)
+        turns = read_turns(row)
         num_skipped += not turns
         questions += [read_question(*turn, num_rows - 1, index) for index, turn in enumerate(turns)]
     if not questions:
@@ -62,7 +62,7 @@ def audit(rows: Iterable[dict], limits: Limits | None = None, seed: int = 0) -> 
         )
     unify_answers(questions)
     folds = np.random.RandomState(seed).permutation(num_rows) % NUM_FOLDS
-    features = Features.build(features_of(question) for question in questions)
+    features = Features.build(list_features(question) for question in questions)
     by_type, by_turn = _partition(questions)
     pairs, num_pairs = count_pairs(questions)
     report = AuditReport(
@@ -79,7 +79,7 @@ def audit(rows: Iterable[dict], limits: Limits | None = None, seed: int = 0) -> 
     return report
 
 
-def turns_of(row: dict) -> list[tuple[str, str, str | None]]:
+def read_turns(row: dict) -> list[tuple[str, str, str | None]]:
     """Return question, answer and declared type of each turn of a row; nothing for a row of another form."""
     said = [turn for turn in read_dialogue(row) if turn[0] != "system"]
     pairs = [

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fusion_vlm.audit.questions import LETTERS, STOP_WORDS, Question, words_of
+from fusion_vlm.audit.questions import LETTERS, STOP_WORDS, Question, split_into_words
 
 
 NUM_FOLDS = 5
@@ -131,12 +131,12 @@ class Features:
         return np.arange(len(shifts)) + shifts, lengths
 
 
-def features_of(question: Question) -> set[str]:
+def list_features(question: Question) -> set[str]:
     """Return words and pairs of words of a question, and words of its options with their letters."""
-    words = words_of(question.stem if question.options else question.text)
+    words = split_into_words(question.stem if question.options else question.text)
     features = set(words) | {f"{one} {two}" for one, two in zip(words, words[1:], strict=False)}
     for letter, option in zip(LETTERS, question.options, strict=False):
-        features |= {f"{letter}. {word}" for word in words_of(option)}
+        features |= {f"{letter}. {word}" for word in split_into_words(option)}
     return features
 
 
@@ -156,13 +156,13 @@ def try_language_only(
     texts = Features.build({question.text.lower()} for question in questions)
     majority = labels == 0
     looked_up, chosen = _look_up(texts, labels, folds, bayes), _choose_options(questions, folds)
-    right = _best_of(np.stack([majority, bayes == labels, looked_up == labels, chosen == labels]), folds)
+    right = _choose_best(np.stack([majority, bayes == labels, looked_up == labels, chosen == labels]), folds)
     won, lost = int((right & ~majority).sum()), int((majority & ~right).sum())
     chance = float(tail(won, won + lost, 0.5))
     return LanguageOnly(len(labels), float(right.mean()), float(majority.mean()), chance)
 
 
-def _best_of(right: np.ndarray, folds: np.ndarray) -> np.ndarray:
+def _choose_best(right: np.ndarray, folds: np.ndarray) -> np.ndarray:
     """
     Select the best of several models, given the right answers of each: bool (models, texts) -> bool (texts,).
 
@@ -237,8 +237,8 @@ def _option_features(question: Question, place: int) -> set[str]:
     """Return the features of an option: its words, its rank in length, and its words with those of the question."""
     option = question.options[place].lower()
     lengths = [len(other) for index, other in enumerate(question.options) if index != place]
-    stem = set(words_of(question.stem)) - STOP_WORDS
-    words = set(words_of(option))
+    stem = set(split_into_words(question.stem)) - STOP_WORDS
+    words = set(split_into_words(option))
     features = {f"={option}"} | words | {f"{word} -> {option}" for word in stem}
     features |= {">longest"} if len(option) > max(lengths) else set()
     features |= {">shortest"} if len(option) < min(lengths) else set()

@@ -131,7 +131,7 @@ class Question:
 
 
 @lru_cache(maxsize=10_000)
-def words_of(text: str) -> tuple[str, ...]:
+def split_into_words(text: str) -> tuple[str, ...]:
     """Split a text into words in lower case without punctuation; a text without words into its signs."""
     text = unicodedata.normalize("NFKC", text).lower().replace("\u2019", "'")
     return tuple(WORD.findall(text) or text.split())
@@ -181,9 +181,9 @@ def read_question(text: str, answer: str, declared: str | None = None, row: int 
 def last_question(text: str) -> str:
     """Return the words of the last question in a text, or of the whole text. Text after it is an instruction."""
     if "?" not in text:
-        return " ".join(words_of(text))
+        return " ".join(split_into_words(text))
     sentences = re.split(r"[.!?]\s|\n|question:", text[: text.rfind("?")], flags=re.IGNORECASE)
-    return " ".join(next((words for words in map(words_of, reversed(sentences)) if words), ()))
+    return " ".join(next((words for words in map(split_into_words, reversed(sentences)) if words), ()))
 
 
 def split_options(text: str) -> tuple[str, list[str]]:
@@ -214,8 +214,8 @@ def find_letter(answer: str, options: list[str]) -> str | None:
         match = pattern.fullmatch(answer)
         if match and match[1].upper() in LETTERS[: len(options)]:
             return match[1].upper()
-    words = [without_lead(words_of(option)) for option in options]
-    given = without_lead(words_of(answer))
+    words = [without_lead(split_into_words(option)) for option in options]
+    given = without_lead(split_into_words(answer))
     hits = [i for i, option in enumerate(words) if option == given]
     hits = hits or [i for i, option in enumerate(words) if f" {' '.join(option)} " in f" {' '.join(given)} "]
     return LETTERS[hits[0]] if len(hits) == 1 else None
@@ -223,7 +223,7 @@ def find_letter(answer: str, options: list[str]) -> str | None:
 
 def find_yes_no(asked: str, answer: str) -> str | None:
     """Find `yes` or `no` in an answer; None if the question asks for something else. `asked` is in lower case."""
-    words = words_of(answer)
+    words = split_into_words(answer)
     first = YES_NO.get(words[0]) if words else None
     if first and (len(words) == 1 or not WH.match(asked)):
         return first
@@ -235,10 +235,11 @@ def find_yes_no(asked: str, answer: str) -> str | None:
 def find_alternative(stem: str, answer: str) -> str | None:
     """Find the alternative that an answer names: `choice -2` or `choice -1` in "Is it red or blue?", else None."""
     asked = stem[: stem.rfind("?")] if "?" in stem else stem
-    given = without_lead(words_of(answer))
+    given = without_lead(split_into_words(answer))
     if not re.search(r"\bor\b", asked, re.IGNORECASE) or len(given) > MAX_SENTENCE_WORDS:
         return None
-    parts = [words_of(part) for part in re.split(r"[,;]|\bor\b", asked.rpartition(":")[2].lower()) if part.strip()]
+    alternatives = re.split(r"[,;]|\bor\b", asked.rpartition(":")[2].lower())
+    parts = [split_into_words(part) for part in alternatives if part.strip()]
     if len(parts) < 2:
         return None
     # Compare the words next to "or", at the end of one part and the beginning of the next. Then compare all words that
@@ -268,7 +269,7 @@ def infer_type(asked: str, answer: str) -> str:
 
 def infer_type_from_answer(answer: str) -> str | None:
     """Infer the type of a short answer: "Two." is a count, "dark red" a color."""
-    words = [SAME.get(word, word) for word in without_lead(words_of(answer))]
+    words = [SAME.get(word, word) for word in without_lead(split_into_words(answer))]
     if len(words) == 1 and words[0].isdecimal():
         return "count"
     if 1 <= len(words) <= 2:
@@ -278,7 +279,7 @@ def infer_type_from_answer(answer: str) -> str | None:
 
 def unify_answer(answer: str, kind: str, asked: str) -> str:
     """Write equal answers in one form: as a count, "There are two dogs." is `2`; as a color, "It is Red" is `red`."""
-    words = [SAME.get(word, word) for word in words_of(ANSWER_IS.sub("", answer))]
+    words = [SAME.get(word, word) for word in split_into_words(ANSWER_IS.sub("", answer))]
     kind = kind.partition(":")[0]
     vocabulary = VOCABULARIES.get(kind, frozenset())
     found = {word for word in words if (word.isdecimal() if kind == "count" else word in vocabulary)}
@@ -310,7 +311,7 @@ def unify_answers(questions: list[Question]):
         if not 3 < len(words) <= MAX_SENTENCE_WORDS:
             continue
         spans = [" ".join(words[start : start + size]) for size in (3, 2, 1) for start in range(len(words) - size + 1)]
-        asked = f" {' '.join(words_of(question.stem))} "
+        asked = f" {' '.join(split_into_words(question.stem))} "
         hits = []
         for span in spans:
             is_new = f" {span} " not in asked and not any(f" {span} " in f" {hit} " for hit in hits)
@@ -333,7 +334,7 @@ def find_attributes(question: Question) -> set[tuple[str, str]]:
     if len(meaning) > 2:
         pairs |= _pairs(question.said)
     elif meaning and meaning[-1] in ATTRIBUTES:
-        words = [word for word in words_of(question.stem) if word not in STOP_WORDS]
+        words = [word for word in split_into_words(question.stem) if word not in STOP_WORDS]
         noun = next((word for word in words if SAME.get(word, word) not in ATTRIBUTES), None)
         pairs |= {(meaning[-1], _singular(noun))} if noun else set()
     return pairs
@@ -345,7 +346,7 @@ def _pairs(text: str) -> set[tuple[str, str]]:
     for sentence in re.split(r"[.!?;:\n]", text.lower()):
         if not ANY_ATTRIBUTE.search(sentence) or NEGATION.search(sentence):
             continue
-        words = [SAME.get(word, word) for word in words_of(sentence)]
+        words = [SAME.get(word, word) for word in split_into_words(sentence)]
         for index, word in enumerate(words):
             if word in ATTRIBUTES:
                 after = next((other for other in words[index + 1 :] if other not in ATTRIBUTES), None)

@@ -76,6 +76,11 @@ class Chat:
                 print(f"(a new conversation, about an image of {width} x {height} pixels)", file=sys.stderr)
         elif command == "/reset":
             self.turns = []
+            if self.is_terminal:
+                print(
+                    "(a new conversation)" if self.image is None else "(a new conversation, same image)",
+                    file=sys.stderr,
+                )
         elif command == "/help":
             print(HELP, file=sys.stderr)
         elif is_image_name(line):

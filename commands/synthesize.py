@@ -100,6 +100,7 @@ def run(args: argparse.Namespace):
     if args.captions and not args.captions.endswith((".txt", ".jsonl", ".parquet")):
         args.captions = resolve(args.captions)  # a folder, or a data set of the Hub
     # Late: they need extras and import numpy, and help texts have to answer at once.
+    from fusion_vlm.audit.card import audit_for_card
     from fusion_vlm.synthesis.engine import RunFolder
     from fusion_vlm.synthesis.generate import Connections, count_all_tokens, generate
     from fusion_vlm.synthesis.models.renderers import FLUX
@@ -128,7 +129,7 @@ def run(args: argparse.Namespace):
     if args.dry_run:
         return
     try:
-        summary = generate(options, folder, connections, args.num_workers)
+        summary = generate(options, folder, connections, args.num_workers, audit_for_card)
     except KeyboardInterrupt:
         print("\nInterrupted. The same command continues from here.", file=sys.stderr)
         raise

@@ -18,6 +18,7 @@ from fusion_vlm.hub.released import RELEASED_ID, RELEASED_MODEL_TYPES
 
 
 MODEL_TYPE = "fusion_vl"  # of configuration_fusion.py, whose import takes seconds; tests/hub/test_names.py compares
+UNFINISHED = "unfinished"  # the subfolder of a run of `finetune` that has not ended, with settings and checkpoints
 ADAPTER_CONFIG = "adapter_config.json"  # of PEFT
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 # Folders that training and conversion write to in the examples of this package; no owner on the Hub has these names.
@@ -171,6 +172,11 @@ def read_config(folder: str) -> dict | None:
     if not os.path.isfile(path):
         if os.path.isfile(os.path.join(folder, ADAPTER_CONFIG)):
             return None
+        if os.path.isdir(os.path.join(folder, UNFINISHED)):
+            raise ModelNameError(
+                f"{folder} holds an unfinished run of `fusion-vlm finetune`. The same command with --resume continues"
+                " the run."
+            )
         raise ModelNameError(f"There is no model in {folder}: no config.json.")
     try:
         with open(path, encoding="utf-8") as file:

@@ -34,9 +34,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from fusion_vlm.audit.audit import turns_of
-from fusion_vlm.audit.language_only import NUM_FOLDS, Features, features_of, label_answers, try_language_only
-from fusion_vlm.audit.questions import Question, read_question, unify_answers, words_of
+from fusion_vlm.audit.audit import read_turns
+from fusion_vlm.audit.language_only import NUM_FOLDS, Features, label_answers, list_features, try_language_only
+from fusion_vlm.audit.questions import Question, read_question, split_into_words, unify_answers
 from fusion_vlm.hub.loading import nf4_config
 from fusion_vlm.modeling_fusion import FusionForConditionalGeneration
 from fusion_vlm.processing_fusion import FusionProcessor
@@ -248,7 +248,7 @@ def read_facts(caption: str) -> set[str]:
     They are pairs of a color and a shape (`red circle`), numbers above one (`3 red circle`), relations (`red circle
     above blue star`), and words in capitals.
     """
-    words = [SINGULAR.get(word, word) for word in words_of(caption)]
+    words = [SINGULAR.get(word, word) for word in split_into_words(caption)]
     pairs = {f"{one} {two}" for one, two in zip(words, words[1:], strict=False) if one in COLOURS and two in SHAPES}
     numbers = {
         f"{NUMBERS.index(number)} {one} {two}"
@@ -266,7 +266,7 @@ def read_facts(caption: str) -> set[str]:
 
 def measure_captions(model: Model, rows: list[dict]) -> dict[str, float]:
     """Return the F1 of the facts of captions. The baseline is the caption that agrees best with all others."""
-    turns = [turns_of(row)[0] for row in rows]
+    turns = [read_turns(row)[0] for row in rows]
     truths = [read_facts(answer) for _, answer, _ in turns]
     kept = [index for index, truth in enumerate(truths) if truth]
     truths = [truths[index] for index in kept]
@@ -287,7 +287,7 @@ def measure_instructions(model: Model, rows: list[dict]) -> dict[str, float]:
     read, asked = [], []
     for index, row in enumerate(rows):
         said = []
-        for turn, (question, answer, declared) in enumerate(turns_of(row)):
+        for turn, (question, answer, declared) in enumerate(read_turns(row)):
             if declared != "caption":
                 read.append(read_question(question, answer, declared, index, turn))
                 asked.append((row["image"], [*said, question]))
@@ -340,7 +340,7 @@ def try_words(questions: list[Question], by_type: dict[str, Counter]) -> float:
     for kind in by_type:
         chosen = [question for question in questions if question.type == kind]
         labels, _ = label_answers([question.answer for question in chosen])
-        features = Features.build(features_of(question) for question in chosen)
+        features = Features.build(list_features(question) for question in chosen)
         result = try_language_only(chosen, features, folds[[question.row for question in chosen]], labels)
         right += max(result.accuracy, result.majority) * len(chosen)
     return right / len(questions)

@@ -25,7 +25,7 @@ from fusion_vlm.synthesis.scenes.scene import (
     Scene,
     SceneObject,
     capitalize,
-    direction_of,
+    find_direction,
     with_article,
 )
 
@@ -313,7 +313,7 @@ def find_pairs(rng: random.Random, scene: Scene) -> list[tuple[SceneObject, Scen
     """Pair each object with a random one in a clear direction from it, if there is one."""
     pairs = []
     for first in sort_objects(scene, "shape"):
-        others = [thing for thing in scene.objects if thing is not first and direction_of(thing, first)]
+        others = [thing for thing in scene.objects if thing is not first and find_direction(thing, first)]
         pairs += [(first, rng.choice(others))] if others else []
     return pairs
 
@@ -321,7 +321,7 @@ def find_pairs(rng: random.Random, scene: Scene) -> list[tuple[SceneObject, Scen
 def tell_directions(rng: random.Random, scene: Scene) -> list[tuple[str, str]]:
     """Name both objects before their direction: a model cannot tell a direction before it knows both."""
     parts = [
-        f"from the {second.colour} object the {first.shape} is {direction_of(first, second)}"
+        f"from the {second.colour} object the {first.shape} is {find_direction(first, second)}"
         for first, second in find_pairs(rng, scene)
     ]
     return [("How do the objects lie to each other?", join_parts(parts))] if parts else []

@@ -18,7 +18,7 @@ from fusion_vlm.synthesis.models.call_cache import CallCache, count_tokens
 from fusion_vlm.synthesis.models.clip import ClipScorer
 from fusion_vlm.synthesis.models.load_prompts import load_prompts
 from fusion_vlm.synthesis.models.renderers import EndpointRenderer, FluxRenderer
-from fusion_vlm.synthesis.output import write_output
+from fusion_vlm.synthesis.output import Audit, write_output
 from fusion_vlm.synthesis.pipeline import (
     CaptionSource,
     Clients,
@@ -57,6 +57,7 @@ def generate(
     folder: RunFolder,
     connections: Connections = Connections(),
     num_workers: int = 0,
+    audit: Audit | None = None,
 ) -> dict | None:
     """
     Run a task, or resume it, and write the output if it was the last.
@@ -66,6 +67,7 @@ def generate(
         folder (`RunFolder`): folder of the run, and the task.
         connections (`Connections`)
         num_workers (`int`): processes that draw; with 0, this process draws.
+        audit (`Callable`, *optional*): audits the output, see `write_output`.
 
     Returns:
         `dict`, *optional*: the result of `summarize`, or `None` while other tasks are not finished.
@@ -76,7 +78,7 @@ def generate(
     with folder.opened(options.config()):
         if folder.missing_parts():
             asyncio.run(_run(options, folder, connections, num_workers))
-        return finish(folder, functools.partial(_write_output, options, folder))
+        return finish(folder, functools.partial(_write_output, options, folder, audit))
 
 
 async def _run(options: Options, folder: RunFolder, connections: Connections, num_workers: int):
@@ -132,7 +134,7 @@ def load_renderer(options: Options, connections: Connections) -> Renderer | None
     return None
 
 
-def _write_output(options: Options, folder: RunFolder) -> dict:
+def _write_output(options: Options, folder: RunFolder, audit: Audit | None) -> dict:
     stages = [step.stage.name for step in build_steps(options, folder, Clients())]
     if options.captions:
         stages.insert(0, "deduplicate")
@@ -141,7 +143,7 @@ def _write_output(options: Options, folder: RunFolder) -> dict:
     if not options.is_exact:
         info["language_models"] = count_all_tokens(folder)
         _copy_prompts(folder)
-    write_output(folder.read_samples(), folder.path, audit=True, info=info)
+    write_output(folder.read_samples(), folder.path, audit=audit, info=info)
     return summary
 
 

@@ -12,16 +12,14 @@ import json
 import os
 import shutil
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import DatasetCardData
 
-from fusion_vlm.audit.audit import audit as audit_rows
-from fusion_vlm.audit.audit import read_rows
-from fusion_vlm.audit.report import AuditReport, import_extra, plot
+from fusion_vlm.rows.readers import import_table_library
 from fusion_vlm.synthesis.sample import IMAGE_DIR, Sample
 
 
@@ -30,6 +28,9 @@ SHARD_BYTES = 500_000_000
 MAX_LISTED = 20  # different values of an entry of `Sample.source` in the card; more are only counted
 # Size categories of the Hub, each with the number of samples that it ends below.
 SIZES = {"n<1K": 10**3, "1K<n<10K": 10**4, "10K<n<100K": 10**5, "100K<n<1M": 10**6, "1M<n<10M": 10**7}
+
+
+Audit = Callable[[Path], list[str]]
 
 
 @dataclass
@@ -72,7 +73,7 @@ class Counts:
 
 
 def write_output(
-    samples: Iterable[Sample], folder: str | Path, *, audit: bool = True, info: dict[str, Any] | None = None
+    samples: Iterable[Sample], folder: str | Path, *, audit: Audit | None = None, info: dict[str, Any] | None = None
 ) -> Counts:
     """
     Write the files above, in place of those of an earlier call.
@@ -83,7 +84,8 @@ def write_output(
     Args:
         samples (`Iterable[Sample]`): accepted and rejected samples; read once.
         folder (`str` or `Path`): the output folder, with the images of accepted samples in `images/`.
-        audit (`bool`): whether to audit the texts for bias.
+        audit (`Callable[[Path], list[str]]`, *optional*): audits the `train.json` of a folder, may write files beside
+            it, and returns lines for the card; `fusion_vlm.audit.card.audit_for_card` is one.
         info (`dict`, *optional*): entries for the card: `license` (an identifier of the Hub, default `other`),
             `pretty_name` and `language` (default `en`). Other entries are written out.
 
@@ -96,12 +98,8 @@ def write_output(
     shutil.rmtree(temporary, ignore_errors=True)
     (temporary / "data").mkdir(parents=True)
     counts = _write_samples(samples, folder / IMAGE_DIR, temporary)
-    report = None
-    if audit and counts.num_samples:
-        report = audit_rows(read_rows(temporary / "train.json"))
-        (temporary / "audit.json").write_text(json.dumps(report.to_dict(), indent=1) + "\n", encoding="utf-8")
-        plot(report, temporary / "audit.png")
-    (temporary / "README.md").write_text(make_card(counts, report, info or {}), encoding="utf-8")
+    audit_lines = audit(temporary) if audit and counts.num_samples else []
+    (temporary / "README.md").write_text(make_card(counts, audit_lines, info or {}), encoding="utf-8")
     _replace(temporary, folder)
     return counts
 
@@ -180,8 +178,9 @@ class ParquetShards:
     """
 
     def __init__(self, folder: Path):
-        datasets = import_extra("datasets")
-        self._parquet, self._table_class = import_extra("pyarrow.parquet"), import_extra("pyarrow").Table
+        datasets = import_table_library("datasets")
+        self._parquet = import_table_library("pyarrow.parquet")
+        self._table_class = import_table_library("pyarrow").Table
         text = datasets.Value("string")
         features = datasets.Features(
             {
@@ -242,7 +241,7 @@ def _replace(temporary: Path, folder: Path):
     shutil.rmtree(temporary)
 
 
-def make_card(counts: Counts, report: AuditReport | None, info: dict[str, Any]) -> str:
+def make_card(counts: Counts, audit_lines: list[str], info: dict[str, Any]) -> str:
     """Write the card of the data set: front matter of the Hub, contents, sources, rejects and audit."""
     info = dict(info)
     name = info.pop("pretty_name", "Visual questions made from language")
@@ -275,7 +274,7 @@ def make_card(counts: Counts, report: AuditReport | None, info: dict[str, Any]) 
         "## Rejected",
         "",
         *(_count_table("reason", "samples", counts.reasons) or ["None.", ""]),
-        *_audit_lines(report),
+        *audit_lines,
     ]
     return f"---\n{data.to_yaml()}\n---\n\n" + "\n".join(lines).rstrip() + "\n"
 
@@ -308,22 +307,3 @@ def _info_lines(info: dict[str, Any]) -> list[str]:
         text = value if isinstance(value, str) else json.dumps(value, indent=2, sort_keys=True, default=str)
         lines += [f"## {name.replace('_', ' ').capitalize()}", "", "```", text, "```", ""]
     return lines
-
-
-def _audit_lines(report: AuditReport | None) -> list[str]:
-    if report is None:
-        return []
-    return [
-        "## Audit",
-        "",
-        "Of the text alone: `fusion-vlm audit` says what the columns and thresholds mean.",
-        "",
-        report.table(),
-        "",
-        "```",
-        report.verdicts(),
-        "```",
-        "",
-        "![Distributions of the answers](audit.png)",
-        "",
-    ]

@@ -14,10 +14,10 @@ from fusion_vlm.synthesis.scenes.scene import (
     build_sign_scene,
     capitalize,
     counted,
-    direction_of,
     draw_count,
     draw_direction,
     draw_plain,
+    find_direction,
     join,
     list_looks,
     sign_positions,
@@ -73,7 +73,7 @@ def _caption_relation(sample: Sample, scenes: list[Scene], rng: random.Random) -
         "Caption this image, with the positions of the objects.",
     )
     first, second = scenes[0].others()
-    relation = DIRECTIONS[direction_of(first, second)]
+    relation = DIRECTIONS[find_direction(first, second)]
     relation = f"{with_article(first.name)} is {relation} {with_article(second.name)}"
     answers = (f"{capitalize(relation)}.", f"In the picture, {relation}.")
     return _caption_turn(rng, questions, rng.choice(answers))

@@ -22,7 +22,7 @@ from fusion_vlm.synthesis.scenes.scene import (
     SceneObject,
     capitalize,
     counted,
-    direction_of,
+    find_direction,
     group_name,
     join,
     plural,
@@ -201,7 +201,7 @@ def ask_direction(rng: random.Random, scene: Scene, truth: bool | None) -> Fact:
     """Ask for the direction between the two objects, named as in the questions for color and shape."""
     first, second = scene.others()[:2]
     subject, reference = f"the {first.shape}", f"the {second.colour} object"
-    direction = direction_of(first, second)
+    direction = find_direction(first, second)
     size = "it is the same size" if first.size == second.size else "it is a different size"
     sentence = f"{subject} is {DIRECTIONS[direction]} {reference}, and {size}."
     if truth is None:

@@ -152,7 +152,7 @@ class Scene:
         return cls(data["background"], objects, [Sign(**sign) for sign in data["signs"]], data["groups"])
 
 
-def direction_of(first: SceneObject, second: SceneObject) -> str | None:
+def find_direction(first: SceneObject, second: SceneObject) -> str | None:
     """Return which of `DIRECTIONS` `first` is in, seen from `second`; None if it is not clearly in one of them."""
     across, down = first.x - second.x, first.y - second.y
     if max(abs(across), abs(down)) < 0.2 or 2 * min(abs(across), abs(down)) > max(abs(across), abs(down)):

@@ -187,7 +187,7 @@ def test_bad_images_and_commands_cost_one_line_each(chat, folder, server):
         assert re.fullmatch(r"error: [^\n]*", answer.strip()), line
         assert words in answer, line
     second = chat.enter("What is it?")
-    chat.enter("/reset")
+    assert "(a new conversation, same image)" in chat.enter("/reset")
     assert chat.enter("What is it?") == first  # the image is still there
     assert second.strip() and second != first  # and so were the turns before
 

@@ -23,7 +23,7 @@ from fusion_vlm.synthesis.scenes.scene import (
     SHAPES,
     Scene,
     SceneObject,
-    direction_of,
+    find_direction,
     plural,
 )
 
@@ -115,7 +115,7 @@ def check_part(part: str, things: dict[str, SceneObject]) -> str:
     found = re.fullmatch(r"from the (\w+ object) the (\w+) is (\w+)", part)
     if found is not None:
         reference, subject, said = found.groups()
-        assert direction_of(things[subject], things[reference]) == said
+        assert find_direction(things[subject], things[reference]) == said
         return "direction"
     found = re.fullmatch(r"the (\w+) is (\w+)", part)
     if found is not None:
@@ -140,7 +140,7 @@ def check_answer(question: str, answer: str, things: dict[str, SceneObject]) -> 
     named = [name for name in things if re.search(rf"\bthe {name}\b", question)]
     if "left, right" in question:
         first, second = sorted(named, key=lambda name: name.endswith("object"))
-        assert direction_of(things[first], things[second]) == answer
+        assert find_direction(things[first], things[second]) == answer
         return "direction"
     (thing,) = [things[name] for name in named]
     if question.startswith("Where"):

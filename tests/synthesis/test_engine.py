@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from fusion_vlm.audit.card import audit_for_card
 from fusion_vlm.commands.main import main
 from fusion_vlm.commands.synthesize import parse_bound
 from fusion_vlm.synthesis import generate as command
@@ -208,7 +209,7 @@ def run(
     """Run in this process; with `url`, the address of an endpoint, with a language model."""
     options = Options(num, model="stub" if url else None, **{"seed": 7, **options})
     connections = command.Connections(llm=url, images=url)
-    return command.generate(options, RunFolder(output, num, task, num_tasks), connections, num_workers)
+    return command.generate(options, RunFolder(output, num, task, num_tasks), connections, num_workers, audit_for_card)
 
 
 def test_a_seed_decides_every_file(tmp_path):

@@ -12,6 +12,7 @@ from PIL import Image
 from trl.data_utils import prepare_multimodal_messages
 
 from fusion_vlm.audit.audit import audit, read_rows
+from fusion_vlm.audit.card import audit_for_card
 from fusion_vlm.rows.forms import conversation_text
 from fusion_vlm.rows.messages import to_messages
 from fusion_vlm.synthesis import output
@@ -19,6 +20,11 @@ from fusion_vlm.synthesis.kinds.table import KINDS
 from fusion_vlm.synthesis.output import write_output
 from fusion_vlm.synthesis.sample import Sample, Turn
 from fusion_vlm.training.data import load_mixture
+
+
+def write(samples, folder: Path, **options):
+    """Write the output as `fusion-vlm synthesize` does, audit included."""
+    return write_output(samples, folder, audit=audit_for_card, **options)
 
 
 OPTIONS = Turn("What colour is it?", "B", "multiple_choice", ["red", "gr\u00fcn"])
@@ -67,7 +73,7 @@ def check_messages(messages: list[dict], sample: Sample):
 
 def test_llava_json_and_images_hold_the_accepted_samples_in_order(tmp_path):
     samples = make_samples(tmp_path)
-    write_output(iter(samples), tmp_path)
+    write(iter(samples), tmp_path)
     rows = json.loads((tmp_path / "train.json").read_text(encoding="utf-8"))
     assert [row["id"] for row in rows] == [sample.id for sample in accepted(samples)]
     for row, sample in zip(rows, accepted(samples), strict=True):
@@ -79,7 +85,7 @@ def test_llava_json_and_images_hold_the_accepted_samples_in_order(tmp_path):
 
 def test_training_reads_llava_json(tmp_path):
     samples = make_samples(tmp_path)
-    write_output(samples, tmp_path)
+    write(samples, tmp_path)
     data = {"datasets": [{"json_path": "train.json", "image_folder": "images"}]}
     mixture = load_mixture(data, tmp_path, seed=0)
     assert len(mixture) == len(accepted(samples))
@@ -89,7 +95,7 @@ def test_training_reads_llava_json(tmp_path):
 
 def test_datasets_reads_the_folder_and_training_and_trl_its_rows(tmp_path):
     samples = make_samples(tmp_path)
-    write_output(samples, tmp_path)
+    write(samples, tmp_path)
     assert list(datasets.load_dataset(str(tmp_path))) == ["train"]
     table = datasets.load_dataset(str(tmp_path), split="train")
     assert table.column_names == ["id", "messages", "images", "kind", "question_types"]
@@ -103,7 +109,7 @@ def test_datasets_reads_the_folder_and_training_and_trl_its_rows(tmp_path):
 @pytest.mark.parametrize("source", ["folder", "file"])
 def test_training_reads_the_parquet_form(source, tmp_path):
     samples = make_samples(tmp_path)
-    write_output(samples, tmp_path)
+    write(samples, tmp_path)
     entry = {"hub": str(tmp_path)} if source == "folder" else {"json_path": "data/train-00000-of-00001.parquet"}
     mixture = load_mixture({"datasets": [entry]}, tmp_path, seed=0)
     for index, sample in enumerate(accepted(samples)):
@@ -112,7 +118,7 @@ def test_training_reads_the_parquet_form(source, tmp_path):
 
 def test_images_are_embedded_byte_for_byte(tmp_path):
     samples = make_samples(tmp_path)
-    write_output(samples, tmp_path)
+    write(samples, tmp_path)
     rows = pyarrow.parquet.read_table(tmp_path / "data").to_pylist()
     for row in rows:
         (image,) = row["images"]
@@ -126,9 +132,9 @@ def test_equal_samples_give_equal_bytes_and_leave_nothing_of_an_earlier_run(tmp_
         if name == "two":  # another run was there before, of more shards
             monkeypatch.setattr(output, "ROW_GROUP_ROWS", 2)
             monkeypatch.setattr(output, "SHARD_BYTES", 1)
-            write_output(make_samples(folder, 20), folder)
+            write(make_samples(folder, 20), folder)
             monkeypatch.undo()
-        write_output(make_samples(folder), folder)
+        write(make_samples(folder), folder)
         contents.append({path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()})
         assert sorted(path.name for path in folder.iterdir()) == FILES
     left = set(contents[1]) - set(contents[0])
@@ -142,7 +148,7 @@ def test_rows_are_written_in_groups_and_shards(tmp_path, monkeypatch):
     size = (tmp_path / "images" / samples[0].image).stat().st_size
     monkeypatch.setattr(output, "ROW_GROUP_BYTES", 2 * size)
     monkeypatch.setattr(output, "SHARD_BYTES", 4 * size)
-    write_output(samples, tmp_path)
+    write(samples, tmp_path)
     files = sorted((tmp_path / "data").iterdir())
     assert [file.name for file in files] == [f"train-{index:05}-of-00003.parquet" for index in range(3)]
     metadata = [pyarrow.parquet.ParquetFile(file).metadata for file in files]
@@ -154,7 +160,7 @@ def test_rows_are_written_in_groups_and_shards(tmp_path, monkeypatch):
 
 def test_rejects_are_whole_and_their_reasons_counted(tmp_path):
     samples = make_samples(tmp_path)
-    counts = write_output(samples, tmp_path)
+    counts = write(samples, tmp_path)
     rejects = [Sample.from_dict(json.loads(line)) for line in (tmp_path / "rejects.jsonl").read_text().splitlines()]
     assert rejects == [sample for sample in samples if sample.reason is not None]
     assert counts.reasons == {"image/ssim_a": 2, "judge/wrong_answer": 1}
@@ -163,7 +169,7 @@ def test_rejects_are_whole_and_their_reasons_counted(tmp_path):
 
 
 def test_card_is_one_of_the_hub(tmp_path):
-    write_output(make_samples(tmp_path), tmp_path, info={"license": "cc-by-4.0", "command": "generate --seed 7"})
+    write(make_samples(tmp_path), tmp_path, info={"license": "cc-by-4.0", "command": "generate --seed 7"})
     card = DatasetCard.load(tmp_path / "README.md")
     data = card.data.to_dict()
     assert data["license"] == "cc-by-4.0"
@@ -188,17 +194,17 @@ def test_card_is_one_of_the_hub(tmp_path):
 
 
 def test_card_counts_what_it_does_not_list(tmp_path):
-    write_output((make_sample(index, tmp_path) for index in range(30)), tmp_path)
+    write((make_sample(index, tmp_path) for index in range(30)), tmp_path)
     assert "- row: 30 different" in (tmp_path / "README.md").read_text()
 
 
 def test_audit_is_of_what_was_written_and_can_be_left_out(tmp_path):
     samples = make_samples(tmp_path)
-    write_output(samples, tmp_path)
+    write(samples, tmp_path)
     reports = [audit(read_rows(path)).to_dict() for path in (tmp_path, tmp_path / "train.json")]
     assert reports[0] == reports[1] == json.loads((tmp_path / "audit.json").read_text())
     assert reports[0]["num_rows"] == 9
-    write_output(samples, tmp_path, audit=False)
+    write_output(samples, tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir() if path.name != "cache") == [
         name for name in FILES if not name.startswith("audit")
     ]
@@ -215,7 +221,7 @@ def test_options_are_shown_once_with_their_letters():
 def test_text_that_would_break_a_reader_is_cleaned(tmp_path):
     sample = make_sample(1, tmp_path)
     sample.turns = [Turn("What is in <image>?", "A dog \ud83d.", "other")]
-    write_output([sample], tmp_path)
+    write([sample], tmp_path)
     for row in (json.loads((tmp_path / "train.json").read_text())[0], *datasets.load_dataset(str(tmp_path))["train"]):
         messages = to_messages({**row, "image": None, "images": [Image.new("RGB", (2, 2))]})
         assert conversation_text(messages) == "What is in ?A dog ?."
@@ -232,18 +238,18 @@ def test_text_that_would_break_a_reader_is_cleaned(tmp_path):
 )
 def test_broken_samples_stop_before_anything_is_replaced(change, error, message, tmp_path):
     samples = [make_sample(2, tmp_path), make_sample(1, tmp_path)]
-    write_output(samples, tmp_path)
+    write(samples, tmp_path)
     before = {path: path.read_bytes() for path in tmp_path.glob("[a-zR]*.*")}
     for name, value in change.items():
         setattr(samples[1], name, value)
     with pytest.raises(error, match=message):
-        write_output(samples, tmp_path)
+        write(samples, tmp_path)
     assert {path: path.read_bytes() for path in tmp_path.glob("[a-zR]*.*")} == before
     assert datasets.load_dataset(str(tmp_path), split="train")["id"][:] == ["s002", "s001"]
 
 
 def test_no_accepted_sample_leaves_empty_sets(tmp_path):
-    write_output([make_sample(0, tmp_path, "image/ssim_a: 0")], tmp_path)
+    write([make_sample(0, tmp_path, "image/ssim_a: 0")], tmp_path)
     assert json.loads((tmp_path / "train.json").read_text()) == []
     assert pyarrow.parquet.read_table(tmp_path / "data").num_rows == 0
     assert "0 samples" in (tmp_path / "README.md").read_text()

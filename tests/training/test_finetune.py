@@ -338,6 +338,9 @@ def test_an_interrupted_run_is_no_model_and_can_be_continued(base, merged, table
     assert code == 130 and "the same command with --resume continues it" in err
     assert [path.name for path in folder.iterdir()] == [UNFINISHED]
     assert main(["ask", str(folder), str(table.with_name("0.png")), "What?"]) == 1
+    assert (
+        "holds an unfinished run of `fusion-vlm finetune`. The same command with --resume" in capsys.readouterr().err
+    )
     code, _, err = command(*arguments, capsys=capsys)
     assert code == 1 and "holds an unfinished run. Continue it with --resume, or remove the folder" in err
     code, _, err = command(*arguments, "--resume", "--lora-rank", "4", capsys=capsys)

@@ -16,6 +16,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from fusion_vlm.configuration_fusion import FusionConfig
 from fusion_vlm.hub.loading import load_processor
+from fusion_vlm.hub.names import UNFINISHED
 from fusion_vlm.modeling_fusion import CHECKPOINTS_HOOKS, FusionForConditionalGeneration
 from fusion_vlm.processing_fusion import FusionProcessor
 from fusion_vlm.rows.table import BY_NAME, Columns
@@ -35,7 +36,6 @@ from fusion_vlm.training.finetune.rows import Data, load_data
 from fusion_vlm.training.finetune.settings import (
     REPORT_NAME,
     SETTINGS_NAME,
-    UNFINISHED,
     Settings,
     check_output,
     check_same_run,

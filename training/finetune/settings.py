@@ -10,11 +10,11 @@ import torch
 from transformers.trainer import TRAINER_STATE_NAME
 
 from fusion_vlm.configuration_fusion import FusionConfig
+from fusion_vlm.hub.names import UNFINISHED
 from fusion_vlm.training.finetune.rows import Data
 
 
 METHODS = ("lora", "qlora", "full")
-UNFINISHED = "unfinished"  # the subfolder of a run that is not finished: settings, checkpoints, what is being saved
 SETTINGS_NAME = "settings.json"
 REPORT_NAME = "finetune.json"
 MIN_STEPS, MIN_EPOCHS, MAX_EPOCHS = 150, 3, 30

@@ -1,0 +1,33 @@
+"""The audit's part of the card of a data set."""
+
+import json
+from pathlib import Path
+
+from fusion_vlm.audit.audit import audit, read_rows
+from fusion_vlm.audit.report import plot
+
+
+def audit_for_card(folder: Path) -> list[str]:
+    """
+    Audit the `train.json` of a folder, and write `audit.json` and `audit.png` beside it.
+
+    Returns:
+        `list[str]`: lines for the card, in Markdown.
+    """
+    report = audit(read_rows(folder / "train.json"))
+    (folder / "audit.json").write_text(json.dumps(report.to_dict(), indent=1) + "\n", encoding="utf-8")
+    plot(report, folder / "audit.png")
+    return [
+        "## Audit",
+        "",
+        "Of the text alone: `fusion-vlm audit` says what the columns and thresholds mean.",
+        "",
+        report.table(),
+        "",
+        "```",
+        report.verdicts(),
+        "```",
+        "",
+        "![Distributions of the answers](audit.png)",
+        "",
+    ]
