@@ -13,7 +13,7 @@ CORE_TESTS = tests/commands tests/serving tests/training/test_collator.py tests/
 	tests/small_model/test_model.py tests/test_*.py
 PYTEST = HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(1)/bin/python -m pytest --numprocesses 2 --dist loadfile
 
-.PHONY: demo demo-convert demo-page test lint format test-demo test-slow test-transformers test-versions test-newest
+.PHONY: demo demo-convert demo-page test lint format test-demo test-slow test-gpu test-transformers test-versions test-newest
 
 demo: .venv/.ready
 	.venv/bin/python examples/quickstart.py
@@ -60,10 +60,13 @@ format: .venv/.ready
 
 # The page in a browser: needs Debian's chromium and chromium-driver.
 test-demo: .venv-demo/.ready
-	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 .venv-demo/bin/python -m pytest tests/examples
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 .venv-demo/bin/python -m pytest tests/examples -m browser
 
 test-slow: .venv/.ready
-	HF_HUB_OFFLINE=1 .venv/bin/python -m pytest tests -m slow -s
+	HF_HUB_OFFLINE=1 .venv/bin/python -m pytest tests -m "slow or network" -s
+
+test-gpu: .venv/.ready
+	HF_HUB_OFFLINE=1 .venv/bin/python -m pytest tests -m gpu
 
 # The sdist of transformers is fetched from PyPI, once.
 test-transformers: .venv/.ready

@@ -189,7 +189,7 @@ class AuditReport:
         lines += ["", self.table(), "", "Words that go with an answer:"]
         words = [f"    {group.name}: {word}" for group in self.types for word in group.words[:3]]
         lines += words or ["    none"]
-        lines.append("Attributes that go with an object (normalised mutual information):")
+        lines.append("Attributes that go with an object (normalized mutual information):")
         pairs = [f"    {pair.attribute} {pair.object}: {pair.npmi:.2f}, {pair.num} rows" for pair in self.pairs]
         return "\n".join([*lines, *(pairs or ["    none"]), "", self.verdicts()])
 

@@ -324,7 +324,7 @@ def draw_objects(objects: list[tuple[SceneObject, str]]) -> Image.Image:
     for thing, pattern in objects:
         if PATTERNS[pattern] is not None:
             places = (((rows // 2 + 0.5) / CROP_SIZE, thing.y), ((columns // 2 + 0.5) / CROP_SIZE, thing.x))
-            inside = np.logical_and.reduce([abs(place - centre) < REACH for place, centre in places])
+            inside = np.logical_and.reduce([abs(place - center) < REACH for place, center in places])
             ink[inside] = (2 * ink * PATTERNS[pattern](rows, columns)[..., None])[inside]
     drawn = 255 - ink
     return Image.fromarray(drawn.astype(np.uint8))

@@ -116,7 +116,7 @@ def label_scene(scene: Scene, side: int) -> np.ndarray:
     labels = np.zeros((side, side, len(CLASSES)), dtype=np.int64)
     centres = (np.arange(side) + 0.5) / side
     for thing in scene.objects:
-        # A patch shows an object that covers its centre. An object smaller than a patch counts for its own patch.
+        # A patch shows an object that covers its center. An object smaller than a patch counts for its own patch.
         reach = max(SIZES[thing.size], 0.5 / side)
         rows, columns = (np.abs(centres - place) <= reach for place in (thing.y, thing.x))
         names = (thing.shape, thing.colour)

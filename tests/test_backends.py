@@ -116,7 +116,7 @@ def test_decode_step_compiles_without_graph_breaks(model, inputs):
     assert torch.equal(output, model.generate(**inputs, **GREEDY))
 
 
-# Quantisation -------------------------------------------------------------------------------------------------------
+# Quantization -------------------------------------------------------------------------------------------------------
 
 
 def quantized_parts(model) -> set[str]:
@@ -146,7 +146,7 @@ def test_4_bits_skip_what_they_would_harm(wide_folder):
 
 
 @pytest.mark.parametrize("bits", [4, 8])
-def test_quantised_model_answers_and_is_the_same_when_saved_and_loaded(bits, wide_folder, inputs, tmp_path):
+def test_quantized_model_answers_and_is_the_same_when_saved_and_loaded(bits, wide_folder, inputs, tmp_path):
     load = FusionForConditionalGeneration.from_pretrained
     expected = last_logits(load(wide_folder), inputs)
     config = nf4() if bits == 4 else BitsAndBytesConfig(load_in_8bit=True)
@@ -155,7 +155,7 @@ def test_quantised_model_answers_and_is_the_same_when_saved_and_loaded(bits, wid
     logits = last_logits(quantized, inputs)
     # Random weights take quantization worse than trained ones.
     assert relative_error(logits, expected) < (0.3 if bits == 4 else 0.05)
-    assert relative_error(logits, expected) > 1e-4, "quantised, not loaded as it was"
+    assert relative_error(logits, expected) > 1e-4, "quantized, not loaded as it was"
     loaded = load(tmp_path)
     assert quantized_parts(loaded) == quantized_parts(quantized)
     torch.testing.assert_close(last_logits(loaded, inputs), logits)
@@ -174,7 +174,7 @@ def test_converter_writes_a_4_bit_folder(tmp_path, converted, models, processors
 
 
 @pytest.mark.slow  # optimum-quanto compiles its kernels first, for a minute
-def test_quantised_cache(model, inputs):
+def test_quantized_cache(model, inputs):
     """The prompt's own token is exact, later ones read 4-bit keys and values; those within the residual are exact."""
     options = {**GREEDY, "max_new_tokens": 2, "return_dict_in_generate": True, "output_scores": True}
     expected = model.generate(**inputs, **options).scores

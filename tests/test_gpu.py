@@ -1,7 +1,7 @@
 """
 What only a GPU can show. Skipped without one; not run so far where this was developed.
 
-    make test-slow
+    make test-gpu
 """
 
 import copy
@@ -18,7 +18,7 @@ from .tiny import last_logits
 
 
 pytestmark = [
-    pytest.mark.slow,
+    pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
 ]
 GREEDY = {"do_sample": False, "max_new_tokens": 6, "eos_token_id": -1}
@@ -81,7 +81,7 @@ def test_parts_on_gpu_and_cpu(folder, model, inputs):
 
 
 @pytest.mark.parametrize("bits", [4, 8])
-def test_quantised(bits, folder, model, inputs):
+def test_quantized(bits, folder, model, inputs):
     config = BitsAndBytesConfig(load_in_4bit=bits == 4, load_in_8bit=bits == 8, bnb_4bit_quant_type="nf4")
     other = FusionForConditionalGeneration.from_pretrained(folder, quantization_config=config, device_map="cuda")
     error = relative_error(last_logits(other, inputs.to("cuda")).cpu(), last_logits(model, inputs.to("cpu")))

@@ -112,7 +112,7 @@ def test_padding_of_a_question_changes_nothing(tower):
 
 
 def test_token_id_zero_is_no_key_but_counts_in_the_early_mean(model):
-    """Released behaviour (golden case `exclaim`): not the same as leaving the token out."""
+    """Released behavior (golden case `exclaim`): not the same as leaving the token out."""
     core = copy.deepcopy(model.model)
     core.set_attn_implementation("eager")
     with torch.no_grad():

@@ -301,7 +301,7 @@ def test_file_that_is_no_image(processor, image, tmp_path):
         process(processor, make_messages(["What?"], str(tmp_path / "missing.png")))
 
 
-def test_nan_and_normalised_arrays(processor):
+def test_nan_and_normalized_arrays(processor):
     with pytest.raises(ValueError, match="NaN"):
         processor.image_processor(np.full((5, 5, 3), np.nan, dtype=np.float32))
     with pytest.raises(ValueError, match="values from -1.0 to 1.0, expected 0 to 255"):

@@ -33,6 +33,7 @@ webdriver = pytest.importorskip("selenium.webdriver", reason=reason)
 if shutil.which("chromium") is None or shutil.which("chromedriver") is None:
     pytest.skip("needs a browser: apt-get install chromium chromium-driver", allow_module_level=True)
 
+pytestmark = pytest.mark.browser
 EXAMPLES_DIR = ROOT / "examples"
 MODEL = EXAMPLES_DIR.parent / "small_model" / "model"
 STARS, BEACH = EXAMPLES_DIR / "images" / "stars.png", EXAMPLES_DIR / "images" / "beach.png"

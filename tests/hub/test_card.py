@@ -621,7 +621,7 @@ console.log(JSON.stringify({
 """
 
 
-@pytest.mark.slow
+@pytest.mark.network
 @pytest.mark.skipif(not shutil.which("npm"), reason="needs node and npm")
 def test_metadata_against_the_hubs_own_package(make_folder, tmp_path):
     """`@huggingface/tasks` is what the Hub's pages are made with: its lists, its snippet, and its types by `tsc`."""

@@ -300,7 +300,7 @@ def deduplicated(captions: list[str]) -> list[str | None]:
     return [rule_of(deduplicate(make_sample(caption, id=str(index)))) for index, caption in enumerate(captions)]
 
 
-def test_the_same_text_and_the_same_normalised_text_are_duplicates():
+def test_the_same_text_and_the_same_normalized_text_are_duplicates():
     captions = [
         "A red ball.",
         "A red ball.",
