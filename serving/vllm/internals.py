@@ -5,8 +5,8 @@ All names of vLLM that are no documented extension point, with what breaks if a 
   FUSION with chunked prefill and prefix caching, which are both wrong without an error.
 * `RENDERER_REGISTRY`, `HfRenderer`, `TokenizerRegistry`: requests are read as everywhere in this package, and checked.
   Without them, text-only prompts keep one latent token for each question, and a prompt without a question end reaches
-  the model, where it ends the engine. vLLM chooses a renderer by the name of the tokenizer mode, so the plain tokenizer
-  is registered under the plugin's name too.
+  the model, where it ends the engine. vLLM chooses a renderer by the name of the tokenizer mode, so the plain
+  tokenizer is registered under the plugin's name too.
 * `direct_register_custom_op`, `get_forward_context`, `static_forward_context`: the operator of the interaction layers,
   and how it finds its model. torch.compile would trace a plain hook while there are no latents, and drop it.
 * `_attention_ops`: where compiled graphs split, see `add_splitting_op`.
