@@ -121,7 +121,8 @@ def run_command(argv: list[str]) -> int:
         overview.parse_args(argv)  # ends here, since the command is not at its place
     name, *rest = argv
     # Intermixed, so that options may stand between the questions of `ask` and the overrides of a recipe.
-    args = build_parser(name).parse_intermixed_args(rest)
+    parse = getattr(import_command(name), "parse_arguments", argparse.ArgumentParser.parse_intermixed_args)
+    args = parse(build_parser(name), rest)
     # Its warnings, of kernels that it does not find at its import, are no news to users of the command line.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     try:

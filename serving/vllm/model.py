@@ -189,22 +189,19 @@ class FusionForConditionalGeneration(nn.Module, SupportsMultiModal):
                 A row for each item, see `FusionProcessor`.
         """
         image_grids, latent_grids, numbers = zip(*grid_sizes.tolist(), strict=True)
-        if pixel_values is None:
-            features, maps = [None] * len(numbers), [self.encoder.blank_map] * len(numbers)
-        else:
-            features = self.encoder.encode_images(pixel_values, question_input_ids, image_grids)
-            maps = self.encoder.get_context_maps([bytes(key.tolist()) for key in image_key], high_res_pixel_values)
+        if pixel_values is None:  # latents begin as zeros, and their windows are those of a blank image
+            dim, like = self.config.text_config.hidden_size, self.encoder.blank_map
+            return [like.new_zeros(side**2 * number, dim) for side, number in zip(latent_grids, numbers, strict=True)]
+        features = self.encoder.encode_images(pixel_values, question_input_ids, image_grids)
+        maps = self.encoder.get_context_maps([bytes(key.tolist()) for key in image_key], high_res_pixel_values)
         return [self.make_rows(*values) for values in zip(features, maps, latent_grids, numbers, strict=True)]
 
     def make_rows(
-        self, features: torch.Tensor | None, context_map: torch.Tensor, latent_grid_size: int, num_questions: int
+        self, features: torch.Tensor, context_map: torch.Tensor, latent_grid_size: int, num_questions: int
     ) -> torch.Tensor:
-        """Return the rows of an item: its embeddings, with its windows beside them."""
+        """Return the rows of an item with an image: its embeddings, with its windows beside them."""
         latents = F.adaptive_max_pool2d(context_map, latent_grid_size)[0].flatten(1).T  # (latents, dim)
-        if features is None:
-            latents = torch.zeros_like(latents)
-        embeds = latents.repeat(num_questions, 1)
-        embeds = embeds if features is None else torch.cat([features, embeds])  # (rows, dim)
+        embeds = torch.cat([features, latents.repeat(num_questions, 1)])  # (rows, dim)
         windows = context_windows(context_map, latent_grid_size, self.config.window_size)[0]
         return pack_rows(embeds, windows)
 
@@ -246,7 +243,7 @@ class FusionForConditionalGeneration(nn.Module, SupportsMultiModal):
             end_mask &= shift_right((input_ids == token_id).unsqueeze(0), distance)[0]
         ends = end_mask.nonzero().squeeze(1)
         start_mask = find_group_starts(latent_mask.unsqueeze(0))[0]
-        groups = defaultdict(list)
+        groups, window_size = defaultdict(list), self.config.window_size
         places_of_items = is_multimodal.nonzero().squeeze(1).split([len(item) for item in items])
         limits = [int(places[0]) for places in places_of_items[1:]] + [len(input_ids)]
         for item, places, limit in zip(items, places_of_items, limits, strict=True):
@@ -256,7 +253,10 @@ class FusionForConditionalGeneration(nn.Module, SupportsMultiModal):
             if following[-1] == len(ends) or ends[following[-1]] >= limit:
                 raise ValueError(f"A prompt came in pieces. {ONE_PIECE}.")
             question_ends = ends[following]
-            windows = unpack_windows(item, dim, latents.shape[1] * self.config.window_size**2)
+            if item.shape[1] == dim:
+                windows = context_windows(self.encoder.blank_map, math.isqrt(latents.shape[1]), window_size)[0]
+            else:
+                windows = unpack_windows(item, dim, latents.shape[1] * window_size**2)
             groups[latents.shape[1]].append((windows, latents, question_ends))
         return [make_context(*zip(*group, strict=True)) for group in groups.values()]
 

@@ -1,13 +1,14 @@
 """Requests become prompts: messages and images are read as everywhere in this package, and every prompt is checked."""
 
 import asyncio
+import contextlib
 from collections.abc import Mapping
 
 import torch
 
 from fusion_vlm.modeling_fusion import locate_prompts
 from fusion_vlm.processing_fusion import read_image
-from fusion_vlm.serving.chat_request import as_system, decode_image
+from fusion_vlm.serving.chat_request import RequestError, as_system, check_num_images, decode_image
 from fusion_vlm.serving.vllm.internals import HfRenderer
 
 
@@ -35,13 +36,16 @@ class FusionRenderer(HfRenderer):
             ValueError: naming the message, as `FusionProcessor.check_messages`.
         """
         params = params.with_defaults(CHAT_DEFAULTS)
-        return super().render_messages(self.read_messages(messages, params), params)
+        messages = self.read_messages(messages, params)
+        with refuse_failed_fetches(messages):
+            return super().render_messages(messages, params)
 
     async def render_messages_async(self, messages, params):
         """Render a conversation; see `render_messages`."""
         params = params.with_defaults(CHAT_DEFAULTS)
         messages = await asyncio.to_thread(self.read_messages, messages, params)
-        return await super().render_messages_async(messages, params)
+        with refuse_failed_fetches(messages):
+            return await super().render_messages_async(messages, params)
 
     def read_messages(self, messages: list, params) -> list[dict]:
         """Return messages in the form of `normalize_messages`, with images of data URIs decoded."""
@@ -49,26 +53,31 @@ class FusionRenderer(HfRenderer):
         is_prompt = options["add_generation_prompt"] and not options.get("continue_final_message")
         try:
             messages = [copy_message(message) for message in messages]
+            check_num_images(sum(is_image(part) for message in messages for part in message["content"] or []))
             # Twice, because only the first call says what to do about control tokens here: vLLM cannot keep them as
             # text.
             self.processor.check_messages(messages, is_prompt=False)
             messages = self.processor.check_messages(messages, is_prompt=is_prompt)
+        except RequestError:
+            raise
         except ValueError as error:
             raise ValueError(f"messages: {error}") from error
         return [{**message, "content": [read_part(part) for part in message["content"]]} for message in messages]
 
-    def process_for_engine(self, prompt, arrival_time, **kwargs):
+    def process_for_engine(self, prompt, arrival_time, *, tok_params=None, **kwargs):
         """
         Expand the placeholders of a prompt.
 
         Raises:
             ValueError: as `FusionProcessor` and `locate_prompts`, and for a prompt that leaves no room for an answer.
         """
+        refuse_truncation(tok_params)
         engine_input = super().process_for_engine(self.add_images(prompt), arrival_time, **kwargs)
         return self.check(engine_input)
 
-    async def process_for_engine_async(self, prompt, arrival_time, **kwargs):
+    async def process_for_engine_async(self, prompt, arrival_time, *, tok_params=None, **kwargs):
         """Expand the placeholders of a prompt; see `process_for_engine`."""
+        refuse_truncation(tok_params)
         prompt = await asyncio.to_thread(self.add_images, prompt)
         return self.check(await super().process_for_engine_async(prompt, arrival_time, **kwargs))
 
@@ -88,7 +97,7 @@ class FusionRenderer(HfRenderer):
         return {**prompt, "multi_modal_data": data, "multi_modal_uuids": None}
 
     def check(self, engine_input):
-        """Refuse what the model could not process: the last check, after any truncation."""
+        """Refuse what the model could not process."""
         prompt_ids = engine_input["prompt_token_ids"]
         limit = self.model_config.max_model_len - 1
         if len(prompt_ids) > limit:
@@ -98,13 +107,40 @@ class FusionRenderer(HfRenderer):
         return engine_input
 
 
+def refuse_truncation(tok_params):
+    """Refuse a shorter prompt than the given one: the cut part would hold images, latents or the question's end."""
+    if tok_params is not None and tok_params.truncate_prompt_tokens is not None:
+        raise ValueError("truncate_prompt_tokens: a FUSION prompt is processed as a whole, so it cannot be truncated.")
+
+
+@contextlib.contextmanager
+def refuse_failed_fetches(messages: list[dict]):
+    """Turn any error of vLLM's fetching of an image into a ValueError; some would be the server's fault else."""
+    try:
+        yield
+    except ValueError:
+        raise
+    except Exception as error:
+        addresses = [
+            part["image_url"]["url"] for message in messages for part in message["content"] if "image_url" in part
+        ]
+        if not addresses:
+            raise
+        reason = str(error) or type(error).__name__
+        raise ValueError(f"messages: Cannot read an image from {addresses[0]!r}: {reason}") from error
+
+
 def copy_message(message) -> dict:
     """Return a message as a plain dict: vLLM validates parts of content while they are iterated, which works once."""
     message = dict(message)
     content = message.get("content")
-    if content is not None and not isinstance(content, str):
-        message["content"] = list(content)
-    return {**message, "role": as_system(message.get("role"))}
+    if content is not None and not isinstance(content, (str, dict)):
+        content = list(content)
+    return {**message, "content": content, "role": as_system(message.get("role"))}
+
+
+def is_image(part) -> bool:
+    return isinstance(part, dict) and part.get("type") in ("image", "image_url")
 
 
 def read_part(part: dict) -> dict:
