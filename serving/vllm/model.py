@@ -21,6 +21,8 @@ import torch.nn.functional as F
 from torch import nn
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from vllm.config import VllmConfig
+from vllm.distributed import get_tensor_model_parallel_world_size
+from vllm.model_executor.layers.linear import ColumnParallelLinear, RowParallelLinear
 from vllm.model_executor.models.interfaces import SupportsMultiModal
 from vllm.model_executor.models.utils import (
     AutoWeightsLoader,
@@ -67,7 +69,7 @@ class FusionEncoder(FusionModel):
         self.multi_modal_projector = FusionProjector(3 * vision_dim, dim, config.projector_hidden_act)
         self.text_to_vision_projector = FusionProjector(dim, vision_dim, config.projector_hidden_act)
         self.interaction_layers = nn.ModuleList(
-            FusionInteractionLayer(config) for _ in config.interaction_layer_indices
+            shard(FusionInteractionLayer(config)) for _ in config.interaction_layer_indices
         )
         self.embed_tokens = embed_tokens  # a method of the decoder, no module: its weights are loaded there
         self.num_context_maps, self.context_maps = num_context_maps, OrderedDict()
@@ -287,6 +289,30 @@ class FusionForConditionalGeneration(nn.Module, SupportsMultiModal):
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
         return AutoWeightsLoader(self).load_weights(weights, mapper=self.hf_to_vllm_mapper)
+
+
+def shard(layer: FusionInteractionLayer) -> FusionInteractionLayer:
+    """
+    Split an interaction layer over the processes of tensor parallelism: heads, and units of the output's projector.
+
+    What comes before the layer norms is whole in each process, since these need whole states. A number of heads that
+    the processes cannot share leaves the whole layer to each of them.
+    """
+    num_processes = get_tensor_model_parallel_world_size()
+    if num_processes == 1 or layer.num_heads % num_processes:
+        return layer
+
+    def split(kind, linear: nn.Linear):
+        dtype = linear.weight.dtype
+        return kind(linear.in_features, linear.out_features, bias=False, params_dtype=dtype, return_bias=False)
+
+    layer.num_heads //= num_processes
+    for name in ("q_proj", "k_proj", "v_proj"):
+        setattr(layer, name, split(ColumnParallelLinear, getattr(layer, name)))
+    layer.o_proj = split(RowParallelLinear, layer.o_proj)
+    layer.proj_out.linear_1 = split(ColumnParallelLinear, layer.proj_out.linear_1)
+    layer.proj_out.linear_2 = split(RowParallelLinear, layer.proj_out.linear_2)
+    return layer
 
 
 def pack_rows(embeds: torch.Tensor, windows: torch.Tensor) -> torch.Tensor:
