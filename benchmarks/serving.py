@@ -210,9 +210,13 @@ def make_conversations(number: int, seed: int, one_image: bool = False) -> list[
     ]
 
 
-def ask_engine(llm, processor: FusionProcessor, conversations: list, max_tokens: int):
+def generate(llm, prompts: list[dict], max_tokens: int) -> list:
     from vllm import SamplingParams
 
+    return llm.generate(prompts, SamplingParams(temperature=0, max_tokens=max_tokens, ignore_eos=True), use_tqdm=False)
+
+
+def ask_engine(llm, processor: FusionProcessor, conversations: list, max_tokens: int):
     prompts = [
         {
             "prompt": processor.apply_chat_template(messages, add_generation_prompt=True),
@@ -220,14 +224,14 @@ def ask_engine(llm, processor: FusionProcessor, conversations: list, max_tokens:
         }
         for messages in conversations
     ]
-    llm.generate(prompts, SamplingParams(temperature=0, max_tokens=max_tokens), use_tqdm=False)
+    generate(llm, prompts, max_tokens)
 
 
 @torch.no_grad()
 def ask_transformers(model, processor: FusionProcessor, conversations: list, max_tokens: int, batch: int):
     for begin in range(0, len(conversations), batch):
         inputs = process(processor, conversations[begin : begin + batch], {})
-        model.generate(**inputs, max_new_tokens=max_tokens, do_sample=False)
+        model.generate(**inputs, max_new_tokens=max_tokens, min_new_tokens=max_tokens, do_sample=False)
 
 
 def measure(run) -> tuple[float, float]:

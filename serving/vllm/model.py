@@ -84,18 +84,21 @@ class FusionEncoder(FusionModel):
         return self.get_context_map(blank_image.unsqueeze(1).expand(-1, 4, -1, -1, -1))
 
     def get_context_maps(self, image_keys: list[bytes], crops: Iterable[torch.Tensor]) -> list[torch.Tensor]:
-        """Return the context map of each image, `(1, dim, 2 * side, 2 * side)`, encoding each image once."""
-        new = {key: rows for key, rows in zip(image_keys, crops, strict=True) if key not in self.context_maps}
-        known = {key: self.context_maps[key] for key in image_keys if key in self.context_maps}
-        if new:
-            known.update(zip(new, self.get_context_map(torch.stack(list(new.values()))).split(1), strict=True))
-        for key in known:
-            # A copy, because a part of a batch would keep the whole batch in memory.
-            self.context_maps[key] = known[key].clone() if key in new else known[key]
+        """
+        Return the context map of each image, `(1, dim, 2 * side, 2 * side)`, encoding each image once.
+
+        Images are encoded one by one, four crops at a time. vLLM measures memory with equal images, which share a map,
+        so a batch of different ones could take more memory than there is.
+        """
+        maps = []
+        for key, rows in zip(image_keys, crops, strict=True):
+            if key not in self.context_maps:
+                self.context_maps[key] = self.get_context_map(rows.unsqueeze(0))
             self.context_maps.move_to_end(key)
-        while len(self.context_maps) > self.num_context_maps:
-            self.context_maps.popitem(last=False)
-        return [known[key] for key in image_keys]
+            maps.append(self.context_maps[key])
+            while len(self.context_maps) > max(self.num_context_maps, 1):
+                self.context_maps.popitem(last=False)
+        return maps
 
     def encode_images(
         self, pixel_values: Iterable[torch.Tensor], questions: Iterable[torch.Tensor], grid_sizes: list[int]
