@@ -82,7 +82,7 @@ def parse_arguments(parser: argparse.ArgumentParser, argv: list[str]) -> argpars
     return args
 
 
-def choose_vllm(args: argparse.Namespace) -> bool:
+def choose_vllm(model: str, args: argparse.Namespace) -> bool:
     """
     Return whether vLLM is to answer, and say why not if that was left open.
 
@@ -93,7 +93,7 @@ def choose_vllm(args: argparse.Namespace) -> bool:
 
     if args.engine == "transformers":
         return False
-    obstacle = find_obstacle(args.four_bit)
+    obstacle = find_obstacle(model, args.four_bit)
     if obstacle is None:
         return True
     if args.engine == "vllm" or args.vllm_options:
@@ -122,7 +122,7 @@ def run_vllm(model: str, args: argparse.Namespace):
 
 def run(args: argparse.Namespace):
     model = find_fusion(args.model)
-    if choose_vllm(args):
+    if choose_vllm(model, args):
         return run_vllm(model, args)
     from fusion_vlm.serving.server import serve
 

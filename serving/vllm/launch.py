@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 
+from fusion_vlm.hub.names import read_base
 from fusion_vlm.serving.vllm import TESTED_RELEASES
 
 
@@ -32,8 +33,8 @@ def find_vllm() -> tuple[str, str] | None:
     return None
 
 
-def find_obstacle(four_bit: bool) -> str | None:
-    """Return why vLLM cannot be used, None if it can."""
+def find_obstacle(model: str, four_bit: bool) -> str | None:
+    """Return why vLLM cannot serve a model, None if it can."""
     if find_vllm() is None or find_spec("vllm") is None:
         return (
             'vLLM is not installed. In an environment of its own: pip install "fusion-vlm[vllm]" where there is a GPU,'
@@ -41,6 +42,8 @@ def find_obstacle(four_bit: bool) -> str | None:
         )
     if four_bit:
         return "vLLM has no 4 bits of bitsandbytes; --quantization fp8 is what it has instead (not measured)"
+    if read_base(model) is not None:
+        return f"{model} is an adapter, which vLLM takes only merged into its base model"
     return None
 
 

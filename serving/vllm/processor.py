@@ -103,12 +103,15 @@ class FusionMultiModalProcessor(BaseMultiModalProcessor[FusionProcessingInfo]):
         if images:
             fields |= {name: outputs[name] for name in TENSOR_FIELDS}
             fields["image_key"] = hash_tensor(outputs["high_res_pixel_values"]).unsqueeze(0)
+        key = hash_item(fields)
+        for name in {"pixel_values", "high_res_pixel_values"} & fields.keys():
+            fields[name] = fields[name].to(self.info.ctx.model_config.dtype)  # half the bytes to send, in 16 bits
         is_embed = is_latent | (torch.tensor(prompt_ids) == config.image_token_id)
         length = int(is_latent.nonzero()[-1]) + 1
         return mm_input(
             prompt_ids,
             mm_kwargs=MultiModalKwargsItems.from_hf_inputs(BatchFeature(fields), FIELDS),
-            mm_hashes={"image": [hash_item(fields)]},
+            mm_hashes={"image": [key]},
             mm_placeholders={"image": [PlaceholderRange(offset=0, length=length, is_embed=is_embed[:length])]},
         )
 

@@ -34,13 +34,6 @@ def install():
     """Register FUSION with vLLM; a second call changes nothing."""
     if ARCHITECTURE in MODELS_CONFIG_MAP:
         return
-    lowest, newest = TESTED_RELEASES
-    if not Version(lowest).release <= Version(vllm.__version__).release[:2] <= Version(newest).release:
-        logger.warning(
-            "FUSION's plugin is tested with vLLM %s, and %s is installed. Compare some answers with `fusion-vlm ask`.",
-            describe_tested_releases(),
-            vllm.__version__,
-        )
     # The configuration comes from this package instead of the model's folder, so nobody has to trust remote code.
     AutoConfig.register(FusionConfig.model_type, FusionConfig, exist_ok=True)
     ModelRegistry.register_model(ARCHITECTURE, f"fusion_vlm.serving.vllm.model:{ARCHITECTURE}")
@@ -75,9 +68,21 @@ class FusionSettings(VerifyAndUpdateConfig):
         """
         for problem in find_problems(vllm_config):
             raise ValueError(f"FUSION cannot be served like this: {problem}.")
+        warn_of_other_releases()
         turn_off_defaults(vllm_config)
         fit_budgets(vllm_config)
         add_splitting_op(vllm_config.compilation_config, f"vllm::{OPERATOR}")
+
+
+def warn_of_other_releases():
+    """Say in one line that the installed vLLM is not one that the plugin was tested with."""
+    lowest, newest = TESTED_RELEASES
+    if not Version(lowest).release <= Version(vllm.__version__).release[:2] <= Version(newest).release:
+        logger.warning(
+            "FUSION's plugin is tested with vLLM %s, and %s is installed. Compare some answers with `fusion-vlm ask`.",
+            describe_tested_releases(),
+            vllm.__version__,
+        )
 
 
 def find_short_rope_limit(config: FusionConfig) -> int | None:
@@ -166,7 +171,8 @@ def turn_off_defaults(vllm_config):
     """
     Turn off chunked prefill and prefix caching, and say so.
 
-    Both are on by default, and vLLM has forgotten by now whether the user asked for them.
+    Both are on by default, and vLLM has forgotten by now whether the user asked for them. vLLM's cache of processed
+    images goes too: the plugin's processor does not use it, and the engine would only fill its memory.
     """
     scheduler, cache = vllm_config.scheduler_config, vllm_config.cache_config
     options = {"--enable-chunked-prefill": scheduler.enable_chunked_prefill}
@@ -175,6 +181,7 @@ def turn_off_defaults(vllm_config):
         names = " and ".join(name for name, is_on in options.items() if is_on)
         logger.info("FUSION: turned off %s (on by default in vLLM). %s.", names, ONE_PIECE)
     scheduler.enable_chunked_prefill = cache.enable_prefix_caching = False
+    vllm_config.model_config.multimodal_config.mm_processor_cache_gb = 0
 
 
 def fit_budgets(vllm_config):

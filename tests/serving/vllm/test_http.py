@@ -23,6 +23,7 @@ from PIL import Image
 from fusion_vlm.hub.loading import load
 from fusion_vlm.serving.chat_request import RequestError, parse_request
 from fusion_vlm.serving.server import ChatServer
+from fusion_vlm.serving.vllm.launch import find_obstacle
 
 from ...helpers import SMALL_MODEL, make_messages
 from .engines import Request, draw_image
@@ -397,3 +398,9 @@ def run_command(*options) -> tuple[int, str]:
 def test_what_the_command_refuses(options, words):
     code, stderr = run_command(*options)
     assert code in (1, 2) and words in stderr and "Traceback" not in stderr
+
+
+def test_an_adapter_is_refused(tmp_path):
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(SMALL_MODEL)}))
+    assert "is an adapter" in find_obstacle(str(tmp_path), four_bit=False)
+    assert find_obstacle(str(SMALL_MODEL), four_bit=False) is None
