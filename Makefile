@@ -13,7 +13,7 @@ CORE_TESTS = tests/commands tests/serving tests/training/test_collator.py tests/
 	tests/small_model/test_model.py tests/test_*.py
 PYTEST = HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(1)/bin/python -m pytest --numprocesses 2 --dist loadfile
 
-.PHONY: demo demo-convert demo-page test lint format test-demo test-slow test-gpu test-transformers test-versions test-newest
+.PHONY: demo demo-convert demo-page test lint format test-demo test-slow test-gpu test-transformers test-versions test-newest test-vllm
 
 demo: .venv/.ready
 	.venv/bin/python examples/quickstart.py
@@ -48,6 +48,11 @@ test-newest:
 	.venv-unpinned/bin/python -m pip install --quiet --editable ".[convert,test]"
 	.venv-unpinned/bin/python -m pip freeze --exclude-editable | grep -i '^\(transformers\|torch\|pillow\|peft\)=='
 	$(call PYTEST,.venv-unpinned) tests
+
+# The vLLM plugin, on vLLM for CPUs. Options of pytest: make test-vllm VLLM_TESTS="-k small"
+VLLM_TESTS ?=
+test-vllm: .venv-vllm/.ready
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 .venv-vllm/bin/python -m pytest tests/serving/vllm $(VLLM_TESTS)
 
 lint: .venv/.ready
 	.venv/bin/ruff check .
@@ -85,3 +90,12 @@ test-transformers: .venv/.ready
 # Its own environment, because Gradio needs an older Pillow than the suite has.
 .venv-demo/.ready: constraints-demo.txt setup.cfg pyproject.toml
 	@sh make_environment.sh .venv-demo constraints-demo.txt 11 "$(PYTHON)" ".[demo]" pytest selenium
+
+# Its own environment, because vLLM's requirements contradict FUSION's; constraints-vllm.txt says how.
+.venv-vllm/.ready: constraints-vllm.txt setup.cfg pyproject.toml
+	@echo "Setting up .venv-vllm (3 GB), which is done once; 3 to 10 minutes"
+	$(PYTHON) -m venv --clear .venv-vllm
+	.venv-vllm/bin/python -m pip install --quiet "$$(grep '^torch==' constraints-vllm.txt)"
+	.venv-vllm/bin/python -m pip install --quiet --no-deps --requirement constraints-vllm.txt
+	.venv-vllm/bin/python -m pip install --quiet --no-deps --editable .
+	touch $@

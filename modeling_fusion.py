@@ -678,7 +678,7 @@ class FusionInteractionLayer(GradientCheckpointingLayer):
     def __init__(self, config: FusionConfig):
         super().__init__()
         dim = config.text_config.hidden_size
-        self.num_heads = config.num_interaction_heads
+        self.num_heads, self.head_dim = config.num_interaction_heads, dim // config.num_interaction_heads
         self.proj_in = nn.Linear(2 * dim, dim, bias=False)
         self.proj_context = nn.Linear(dim, dim, bias=False)
         self.q_norm = nn.LayerNorm(dim)
@@ -710,20 +710,20 @@ class FusionInteractionLayer(GradientCheckpointingLayer):
         Returns:
             `torch.Tensor` of shape `(questions, latents, dim)`: the latent states that replace the given ones.
         """
-        num_questions, num_latents, dim = latent_states.shape
+        num_questions, num_latents, _ = latent_states.shape
         question_end_states = question_end_states.unsqueeze(1).expand_as(latent_states)
         query = self.proj_in(torch.cat([question_end_states, latent_states], dim=-1))  # (questions, latents, dim)
         context = self.proj_context(windows)  # (maps, latents * window, dim)
 
         q = self.q_proj(self.q_norm(query)).view(num_questions * num_latents, self.num_heads, 1, -1)
         # Keys and values belong to an image: the questions about it share them.
-        kv_shape = (num_questions * num_latents, -1, self.num_heads, dim // self.num_heads)
+        kv_shape = (num_questions * num_latents, -1, self.num_heads, self.head_dim)
         k = self.k_proj(self.k_norm(context))[map_indices].view(kv_shape).transpose(1, 2)
         v = self.v_proj(self.v_norm(context))[map_indices].view(kv_shape).transpose(1, 2)
         # Not by the attention interface: one query over the few cells of a window gains nothing from another backend.
         attn_output = F.scaled_dot_product_attention(q, k, v)  # (questions * latents, heads, 1, head_dim)
 
-        attn_output = self.o_proj(attn_output.reshape(num_questions, num_latents, dim))
+        attn_output = self.o_proj(attn_output.reshape(num_questions, num_latents, -1))
         return self.proj_out(self.norm(attn_output + query)) + latent_states
 
 

@@ -111,7 +111,8 @@ def run_command(argv: list[str]) -> int:
         overview.parse_args(argv)  # exits: with the help or the version, or because there is no command
     name, *rest = argv
     # Intermixed, so that options may stand between the questions of `ask` and the overrides of a recipe.
-    args = build_parser(name).parse_intermixed_args(rest)
+    parse = getattr(import_command(name), "parse_arguments", argparse.ArgumentParser.parse_intermixed_args)
+    args = parse(build_parser(name), rest)
     # At import it warns about kernels that it does not find, which tells users of the command line nothing.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     try:

@@ -201,14 +201,18 @@ def to_request_error(error: ValidationError) -> RequestError:
     return RequestError(f"{place or 'request body'}: {message}{found}", param=place or None)
 
 
-def read_messages(messages: list[Message]) -> list[dict]:
-    """Return messages for the processor, which checks them, with the image decoded."""
-    images = [part for message in messages for part in message.content if part.type == "image_url"]
-    if len(images) > 1:  # checked before any image is decoded
+def check_num_images(number: int):
+    """Refuse a second image, before any image is decoded."""
+    if number > 1:
         raise RequestError(
-            f"messages: {len(images)} images, expected at most 1: FUSION reads one image in a conversation",
+            f"messages: {number} images, expected at most 1: FUSION reads one image in a conversation",
             param="messages",
         )
+
+
+def read_messages(messages: list[Message]) -> list[dict]:
+    """Return messages for the processor, which checks them, with the image decoded."""
+    check_num_images(sum(part.type == "image_url" for message in messages for part in message.content))
     return [{"role": message.role, "content": [read_part(part) for part in message.content]} for message in messages]
 
 

@@ -2,6 +2,8 @@
 
 import asyncio
 import hmac
+import os
+import re
 import sys
 import time
 from urllib.parse import quote
@@ -15,6 +17,7 @@ from fusion_vlm.serving.metrics import Metrics
 
 
 CLIENT_LEFT = 499  # nginx' status for a client that closed the connection before it was answered
+API_KEY_VARIABLE = "FUSION_VLM_API_KEY"
 OPEN_PATH = "/health"  # load balancers and container runtimes have no key
 
 
@@ -112,3 +115,18 @@ async def run_while_connected(app: ASGIApp, scope: Scope, receive: Receive, send
     await asyncio.wait(tasks)
     if not work.cancelled():
         work.result()
+
+
+def read_api_key(option: str | None) -> str | None:
+    """
+    Return the API key of the command line or else of the environment; None if there is no key.
+
+    Raises:
+        ValueError: if clients cannot send the key. An empty key is one of these: it would leave the server open.
+    """
+    key = os.environ.get(API_KEY_VARIABLE) if option is None else option
+    if key is not None and not re.fullmatch("[!-~]+", key):
+        raise ValueError(
+            f"The API key (--api-key or {API_KEY_VARIABLE}) is empty, or has a space or a letter outside ASCII."
+        )
+    return key

@@ -12,8 +12,6 @@ import concurrent.futures
 import contextlib
 import copy
 import json
-import os
-import re
 import secrets
 import socket
 import sys
@@ -41,7 +39,7 @@ from fusion_vlm.hub.loading import check_grid_sizes, limit_new_tokens, load, pro
 from fusion_vlm.hub.names import expand
 from fusion_vlm.serving.chat_request import ChatCompletionRequest, RequestError, error_body, parse_request
 from fusion_vlm.serving.metrics import CONTENT_TYPE, Metrics
-from fusion_vlm.serving.middleware import Monitor, RequireKey
+from fusion_vlm.serving.middleware import Monitor, RequireKey, read_api_key
 
 
 MAX_BODY_BYTES = 32 * 2**20
@@ -50,7 +48,6 @@ MAX_CONNECTIONS = 256  # more are answered with status 503; each waiting request
 MIN_TEMPERATURE = 0.01
 CHAT_PATH = "/v1/chat/completions"
 MAX_EXIT_SECONDS = 10
-API_KEY_VARIABLE = "FUSION_VLM_API_KEY"
 
 
 class GenerationError(RuntimeError):
@@ -392,21 +389,6 @@ def listen(host: str, port: int) -> socket.socket:
         listener.close()
         raise ValueError(f"Cannot listen on {host} port {port}: {error}") from error
     return listener
-
-
-def read_api_key(option: str | None) -> str | None:
-    """
-    Return the API key of the command line or else of the environment; None if there is no key.
-
-    Raises:
-        ValueError: for a key that clients cannot send, and for an empty one, which would leave the server open.
-    """
-    key = os.environ.get(API_KEY_VARIABLE) if option is None else option
-    if key is not None and not re.fullmatch("[!-~]+", key):
-        raise ValueError(
-            f"The API key (--api-key or {API_KEY_VARIABLE}) is empty, or has a space or a letter outside ASCII."
-        )
-    return key
 
 
 def build_uvicorn(server: ChatServer, cors: list[str] | None = None, api_key: str | None = None) -> uvicorn.Server:
