@@ -21,7 +21,7 @@ from ...helpers import SMALL_MODEL
 
 @pytest.fixture(scope="session")
 def folders(converted, tmp_path_factory) -> dict:
-    """Return the small model, or a random one of the released layout, with heads as wide as vLLM's CPU kernels need."""
+    """Return the small model, or a random one of the released layout with heads that vLLM's CPU kernels take."""
     root = tmp_path_factory.mktemp("random")
     names = ("phi3", "llama", "qwen3")
     return {"small": SMALL_MODEL, **{name: write_random_model(root / name, name, converted) for name in names}}
