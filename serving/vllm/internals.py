@@ -11,8 +11,11 @@ All names of vLLM that are no documented extension point, with what breaks if a 
   and how it finds its model. torch.compile would trace a plain hook while there are no latents, and drop it.
 * `_attention_ops`: where compiled graphs split, see `add_splitting_op`.
 
-The rest of the plugin imports public interfaces only: `ModelRegistry`, `MULTIMODAL_REGISTRY`, `SupportsMultiModal`,
-`BaseMultiModalProcessor` and its companions, the weight loader's utilities and `vllm.inputs`.
+What else has an underscore or a fixed place, and fails loudly at the start: `_mark_language_model` and
+`_mark_tower_model`, which models of vLLM itself call; the hooks `_get_mm_fields_config` and `_get_prompt_updates`; the
+names of settings that settings.py reads; the two modules that launch.py starts. The rest of the plugin uses public
+interfaces only: `ModelRegistry`, `MULTIMODAL_REGISTRY`, `SupportsMultiModal`, `BaseMultiModalProcessor` and its
+companions, the linear layers, the weight loader's utilities and `vllm.inputs`.
 """
 
 from vllm.forward_context import get_forward_context
