@@ -23,6 +23,7 @@ from fusion_vlm.processing_fusion import FusionProcessor
 # Fields of an item. `grid_sizes` and `image_key` are read on the CPU, where a tensor on the GPU would be waited for.
 TENSOR_FIELDS = ("pixel_values", "high_res_pixel_values", "question_input_ids")
 CPU_FIELDS = ("grid_sizes", "image_key")
+GRID_SIZES = ("image_grid_size", "latent_grid_size")
 FIELDS = {
     **{name: MultiModalFieldConfig.batched("image") for name in TENSOR_FIELDS},
     **{name: MultiModalFieldConfig.batched("image", keep_on_cpu=True) for name in CPU_FIELDS},
@@ -85,35 +86,38 @@ class FusionMultiModalProcessor(BaseMultiModalProcessor[FusionProcessingInfo]):
         """
         config, processor = self.info.get_hf_config(), self.info.processor
         images = inputs.mm_data_items["image"].get_all() if "image" in inputs.mm_data_items else []
-        kwargs = self.info.ctx.get_merged_mm_kwargs(inputs.hf_processor_mm_kwargs)
-        grid_sizes = read_grid_sizes(config, kwargs)
+        grid_sizes = read_grid_sizes(config, self.info.ctx.get_merged_mm_kwargs(inputs.hf_processor_mm_kwargs))
         prompt_ids = drop_second_bos(inputs.prompt, processor.tokenizer.bos_token_id)
         text = processor.tokenizer.decode(prompt_ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
         outputs = processor(images=images or None, text=text, return_tensors="pt", **grid_sizes)
-        latent_grid_size = grid_sizes.get("latent_grid_size", processor.image_processor.latent_grid_size)
-        image_grid_size = grid_sizes.get("image_grid_size", processor.image_processor.image_grid_size) if images else 0
+        sizes = [grid_sizes.get(name, getattr(processor.image_processor, name)) for name in GRID_SIZES]
+        image_grid_size, latent_grid_size = sizes[0] if images else 0, sizes[1]
         counts = {config.image_token_id: image_grid_size**2, config.latent_token_id: latent_grid_size**2}
         # From the given ids and not from `outputs`: tokenizing a text twice need not give the same ids.
         prompt_ids = [token_id for token_id in prompt_ids for _ in range(counts.get(token_id, 1))]
-        is_latent = torch.tensor(prompt_ids) == config.latent_token_id
+        token_ids = torch.tensor(prompt_ids)
+        is_latent = token_ids == config.latent_token_id
         num_questions = int(find_group_starts(is_latent.unsqueeze(0)).sum())
         if not num_questions:
             return mm_input(prompt_ids, mm_kwargs=MultiModalKwargsItems({}), mm_hashes={}, mm_placeholders={})
         fields = {"grid_sizes": torch.tensor([[image_grid_size, latent_grid_size, num_questions]])}
         if images:
-            fields |= {name: outputs[name] for name in TENSOR_FIELDS}
-            fields["image_key"] = hash_tensor(outputs["high_res_pixel_values"]).unsqueeze(0)
-        key = hash_item(fields)
-        for name in {"pixel_values", "high_res_pixel_values"} & fields.keys():
-            fields[name] = fields[name].to(self.info.ctx.model_config.dtype)  # half the bytes to send, in 16 bits
-        is_embed = is_latent | (torch.tensor(prompt_ids) == config.image_token_id)
+            fields |= self.build_image_fields(outputs)
         length = int(is_latent.nonzero()[-1]) + 1
+        is_embed = (is_latent | (token_ids == config.image_token_id))[:length]
         return mm_input(
             prompt_ids,
             mm_kwargs=MultiModalKwargsItems.from_hf_inputs(BatchFeature(fields), FIELDS),
-            mm_hashes={"image": [key]},
-            mm_placeholders={"image": [PlaceholderRange(offset=0, length=length, is_embed=is_embed[:length])]},
+            mm_hashes={"image": [hash_item(fields["grid_sizes"], outputs)]},
+            mm_placeholders={"image": [PlaceholderRange(offset=0, length=length, is_embed=is_embed)]},
         )
+
+    def build_image_fields(self, outputs: BatchFeature) -> dict[str, torch.Tensor]:
+        """Return the fields of an item that its image and its questions make, pixels in the model's dtype."""
+        dtype = self.info.ctx.model_config.dtype
+        pixels = {name: outputs[name].to(dtype) for name in ("pixel_values", "high_res_pixel_values")}
+        image_key = hash_tensor(outputs["high_res_pixel_values"]).unsqueeze(0)
+        return {**pixels, "question_input_ids": outputs["question_input_ids"], "image_key": image_key}
 
 
 def read_grid_sizes(config, kwargs: Mapping[str, object]) -> dict[str, int]:
@@ -123,7 +127,7 @@ def read_grid_sizes(config, kwargs: Mapping[str, object]) -> dict[str, int]:
     Raises:
         ValueError: for any other option, and for a size that the model does not have.
     """
-    values = {"latent_grid_size": None, "image_grid_size": None}
+    values = dict.fromkeys(GRID_SIZES)
     for name, value in kwargs.items():
         if name not in values:
             raise ValueError(f"mm_processor_kwargs: {name!r} is no option of FUSION, expected {' or '.join(values)}.")
@@ -144,14 +148,13 @@ def hash_tensor(tensor: torch.Tensor) -> torch.Tensor:
     return torch.tensor(list(digest), dtype=torch.uint8)
 
 
-def hash_item(fields: dict[str, torch.Tensor]) -> str:
+def hash_item(grid_sizes: torch.Tensor, outputs: BatchFeature) -> str:
     """
     Return the key of an encoded item: image, questions and sizes.
 
     The image alone would not do, because the tower reads the questions too. A key that the client sends is not used.
     """
-    digest = hashlib.sha256()
-    for name in ("grid_sizes", "image_key", "pixel_values", "question_input_ids"):
-        if name in fields:
-            digest.update(name.encode() + fields[name].contiguous().numpy().tobytes())
+    digest = hashlib.sha256(grid_sizes.numpy())
+    for name in TENSOR_FIELDS if grid_sizes[0, 0] else ():  # without an image, these are zeros and padding
+        digest.update(outputs[name].contiguous().numpy())
     return digest.hexdigest()

@@ -135,7 +135,9 @@ def test_prompts_in_pieces_end_the_engine_instead_of_being_wrong(monkeypatch, be
 
 
 def test_an_image_has_to_be_keyed_with_its_question(monkeypatch, beginnings, references):
-    monkeypatch.setattr(plugin_processor, "hash_item", lambda fields: str(fields.get("image_key")))
+    hash_item = plugin_processor.hash_item
+    hash_image = lambda sizes, outputs: hash_item(sizes, {**outputs, "question_input_ids": outputs["pixel_values"]})  # noqa: E731
+    monkeypatch.setattr(plugin_processor, "hash_item", hash_image)
     assert serve_without(monkeypatch, "find_problems", beginnings[5:], references) > WRONG
 
 
