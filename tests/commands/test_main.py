@@ -255,7 +255,8 @@ def test_interrupt_ends_a_command_that_a_shell_started_in_the_background(tmp_pat
             time.sleep(0.1)
         process.kill()
         assert process.stderr.read() == b""
-    assert process.returncode == 130
+    # A further signal may hit Python while it ends, when it has given up its handler.
+    assert process.returncode in (130, -signal.SIGINT)
 
 
 @pytest.mark.parametrize(
