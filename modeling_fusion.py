@@ -1325,13 +1325,8 @@ class FusionForConditionalGeneration(FusionPreTrainedModel, GenerationMixin):
         parts: dict[str, torch.Tensor] = {}
         if labels is not None:
             loss, parts = self._compute_loss(logits, labels, outputs, **kwargs)
-        elif kwargs.get("num_items_in_batch") is not None:
-            raise ValueError(
-                "Got `num_items_in_batch` without `labels`: `Trainer` took the labels away, to compute a loss of its"
-                " own. That loss lacks the mapping loss, and with `label_smoothing_factor` it compares each token with"
-                " itself. Use `FusionTrainer` for label smoothing. Assign another language loss to"
-                " `model.loss_function`, in place of `compute_loss_func`."
-            )
+        else:
+            self._check_labels_were_kept(**kwargs)
         return FusionCausalLMOutputWithPast(
             loss=loss,
             logits=logits,
@@ -1342,6 +1337,16 @@ class FusionForConditionalGeneration(FusionPreTrainedModel, GenerationMixin):
             **parts,
             **{CACHE_NAME: outputs.get(CACHE_NAME)},
         )
+
+    def _check_labels_were_kept(self, num_items_in_batch: torch.Tensor | int | None = None, **kwargs):
+        """Refuse the call of a `Trainer` that computes a loss of its own, without the labels."""
+        if num_items_in_batch is not None:
+            raise ValueError(
+                "Got `num_items_in_batch` without `labels`: `Trainer` took the labels away, to compute a loss of its"
+                " own. That loss lacks the mapping loss, and with `label_smoothing_factor` it compares each token with"
+                " itself. Use `FusionTrainer` for label smoothing. Assign another language loss to"
+                " `model.loss_function`, in place of `compute_loss_func`."
+            )
 
     def _compute_loss(
         self,

@@ -139,7 +139,7 @@ class Architecture:
 
     @property
     def is_llama(self) -> bool:
-        """Whether the weights come under the license of Llama 3.1, which asks for a notice."""
+        """Return whether the weights come under the license of Llama 3.1, which asks for a notice."""
         return self.decoder.license_id == "llama3.1"
 
 

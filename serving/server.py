@@ -81,7 +81,7 @@ class SeededModel:
 
     @property
     def has_ended(self) -> bool:
-        """Whether the last token is one that ends an answer."""
+        """Return whether the last token is one that ends an answer."""
         end = self.model.generation_config.eos_token_id
         return self.last_token.token_id in (end if isinstance(end, list) else [end])
 

@@ -35,12 +35,12 @@ class Turn:
 
     @property
     def listed_options(self) -> str:
-        """The options with their letters, one a line."""
+        """Return the options with their letters, one a line."""
         return "\n".join(f"{letter}. {option}" for letter, option in self.options_by_letter.items())
 
     @property
     def question_with_options(self) -> str:
-        """The question as it is asked: with lettered options, if it has any and does not show them already."""
+        """Return the question as it is asked: with lettered options, if it has any and does not show them already."""
         if self.listed_options in self.question:
             return self.question
         return f"{self.question}\n{self.listed_options}\n{LETTER_HINT}"
@@ -100,7 +100,7 @@ class Sample:
 
     @property
     def rejected_by(self) -> tuple[str, str]:
-        """The stage and the rule in `reason`. Only for rejected samples."""
+        """Return the stage and the rule in `reason`. Only for rejected samples."""
         stage, _, rule = self.reason.partition(":")[0].partition("/")
         return stage, rule
 

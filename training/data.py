@@ -59,7 +59,7 @@ class Source:
 
     @property
     def name(self) -> str:
-        """What errors call the file."""
+        """Return what errors call the file."""
         return self.rows.name
 
     def place(self, index: int, row: dict) -> str:
@@ -125,12 +125,12 @@ class FusionDataset(Dataset):
 
     @property
     def lengths(self) -> list[int]:
-        """The approximate number of text tokens of each row. Broken rows raise a `RowError`."""
+        """Return the approximate number of text tokens of each row. Broken rows raise a `RowError`."""
         return self._outlines[0]
 
     @property
     def has_images(self) -> list[bool]:
-        """Whether each row has an image; opens no image. Broken rows raise a `RowError`."""
+        """Return whether each row has an image; opens no image. Broken rows raise a `RowError`."""
         return self._outlines[1]
 
     @cached_property

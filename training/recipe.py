@@ -87,12 +87,12 @@ class DataSection:
 
     @property
     def skips_errors(self) -> bool:
-        """Whether broken rows are skipped."""
+        """Return whether broken rows are skipped."""
         return self.on_error == "skip"
 
     @property
     def num_allowed_errors(self) -> int:
-        """The number of broken rows with which training may start."""
+        """Return the number of broken rows with which training may start."""
         return self.max_errors if self.skips_errors else 0
 
 
@@ -121,23 +121,23 @@ class Recipe:
 
     @property
     def folder(self) -> Path:
-        """The folder where relative paths of the data begin."""
+        """Return the folder where relative paths of the data begin."""
         return self.path.parent
 
     @property
     def seed(self) -> int:
-        """The seed of the training."""
+        """Return the seed of the training."""
         return self.training.get("seed", SEED)
 
     @property
     def data_seed(self) -> int:
-        """The seed that draws rows from the sources: `training.data_seed`, else the seed of the training."""
+        """Return the seed that draws rows from the sources: `training.data_seed`, else the seed of the training."""
         data_seed = self.training.get("data_seed")
         return self.seed if data_seed is None else data_seed
 
     @property
     def data_sections(self) -> dict[str, DataSection]:
-        """The sections with rows by name, as far as the recipe has them."""
+        """Return the sections with rows by name, as far as the recipe has them."""
         sections = {"data": self.data, "eval_data": self.eval_data}
         return {name: section for name, section in sections.items() if section is not None}
 

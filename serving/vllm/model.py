@@ -32,7 +32,7 @@ from vllm.model_executor.models.utils import (
 )
 from vllm.multimodal import MULTIMODAL_REGISTRY
 
-from fusion_vlm.configuration_fusion import FusionConfig
+from fusion_vlm.configuration_fusion import NUM_CROPS, FusionConfig
 from fusion_vlm.modeling_fusion import (
     FusionInteractionLayer,
     FusionModel,
@@ -79,9 +79,9 @@ class FusionEncoder(FusionModel):
 
     @cached_property
     def blank_map(self) -> torch.Tensor:
-        """The context map of prompts without an image, `(1, dim, 2 * side, 2 * side)`."""
+        """Return the context map of prompts without an image, `(1, dim, 2 * side, 2 * side)`."""
         blank_image = self._make_blank_image(self.device).to(self.dtype)
-        return self.get_context_map(blank_image.unsqueeze(1).expand(-1, 4, -1, -1, -1))
+        return self.get_context_map(blank_image.unsqueeze(1).expand(-1, NUM_CROPS, -1, -1, -1))
 
     def get_context_maps(self, image_keys: list[bytes], crops: Iterable[torch.Tensor]) -> list[torch.Tensor]:
         """

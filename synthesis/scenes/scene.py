@@ -97,7 +97,7 @@ class SceneObject:
 
     @property
     def position(self) -> str:
-        """The place with its preposition: `in the upper left`."""
+        """Return the place with its preposition: `in the upper left`."""
         return POSITIONS[int(self.y * GRID)][int(self.x * GRID)]
 
 

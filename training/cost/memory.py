@@ -39,7 +39,7 @@ class Memory:
 
     @property
     def total(self) -> int:
-        """The peak: states and buffers, and either activations or temporaries of the optimizer."""
+        """Return the peak: states and buffers, and either activations or temporaries of the optimizer."""
         states = self.weights + self.gradients + self.optimizer + self.buffers
         return states + max(self.activations, self.optimizer_step)
 
