@@ -3,10 +3,15 @@ Requests per second of FUSION on vLLM, of the one-process server, and of transfo
 
     OMP_WAIT_POLICY=PASSIVE .venv-vllm/bin/python benchmarks/serving.py [--model FOLDER] [SECTION ...]
 
-Sections: servers (clients one after the other, 8 and 64 at once, short and long answers), batches (transformers), maps
-(8 questions about one image, with and without the cache of context maps). All by default. Contenders take turns within
-one run, and the best of the rounds counts: compare figures of one run only. Without --model a random model is made
-whose answers are as long as they may be; the small model's end by themselves.
+Sections, all by default:
+
+    servers     clients one after the other, 8 and 64 at once, short and long answers
+    batches     vLLM beside transformers, one by one and in static batches
+    maps        8 questions about one image, with and without the cache of context maps
+    llava       LLaVA-NeXT and LLaVA in vLLM, with random weights and the tower and decoder of the same model
+
+Contenders take turns within one run, and the best of the rounds counts: compare figures of one run only. Without
+--model a random model is made whose answers are as long as they may be; the small model's end by themselves.
 """
 
 import argparse
@@ -21,6 +26,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import types
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -29,7 +35,16 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from transformers import LlamaConfig, SiglipVisionConfig
+from transformers import (
+    LlamaConfig,
+    LlavaConfig,
+    LlavaNextConfig,
+    LlavaNextProcessor,
+    LlavaProcessor,
+    SiglipVisionConfig,
+)
+from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
+from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
 from fusion_vlm.configuration_fusion import FusionConfig
 from fusion_vlm.hub.loading import build_user_message, load, process
@@ -195,10 +210,10 @@ def compare_servers(model: Path, lengths: list[int]):
 # In one process -----------------------------------------------------------------------------------------------------
 
 
-def make_engine(model: Path):
+def make_engine(model: Path, **options):
     from vllm import LLM
 
-    options = {"max_model_len": 1024, "max_num_batched_tokens": 4096, "enforce_eager": True, "dtype": "float32"}
+    options |= {"max_model_len": 1024, "max_num_batched_tokens": 4096, "enforce_eager": True, "dtype": "float32"}
     return LLM(str(model), **options)
 
 
@@ -216,7 +231,7 @@ def generate(llm, prompts: list[dict], max_tokens: int) -> list:
     return llm.generate(prompts, SamplingParams(temperature=0, max_tokens=max_tokens, ignore_eos=True), use_tqdm=False)
 
 
-def ask_engine(llm, processor: FusionProcessor, conversations: list, max_tokens: int):
+def ask_engine(llm, processor: FusionProcessor, conversations: list, max_tokens: int) -> list:
     prompts = [
         {
             "prompt": processor.apply_chat_template(messages, add_generation_prompt=True),
@@ -224,7 +239,7 @@ def ask_engine(llm, processor: FusionProcessor, conversations: list, max_tokens:
         }
         for messages in conversations
     ]
-    generate(llm, prompts, max_tokens)
+    return generate(llm, prompts, max_tokens)
 
 
 @torch.no_grad()
@@ -283,9 +298,104 @@ def compare_maps(folder: Path):
         print(f"| {name} | {wall:.2f} | {cpu:.2f} |")
 
 
+# LLaVA in vLLM ------------------------------------------------------------------------------------------------------
+
+
+def register_llava():
+    """
+    Register vLLM's LLaVA models, which import torchvision, without torchvision.
+
+    Only the Pixtral models that their modules import need it. A stand-in is there while these are imported, and gone
+    afterwards, so that nothing of it can run.
+    """
+    from vllm import ModelRegistry
+
+    names = ["torchvision", "torchvision.transforms", "torchvision.transforms.v2"]
+    names.append("torchvision.transforms.v2.functional")
+    stand_ins = {name: types.ModuleType(name) for name in names}
+    stand_ins[names[2]].functional = stand_ins[names[3]]
+    sys.modules.update(stand_ins)
+    try:
+        from vllm.model_executor.models.llava import LlavaForConditionalGeneration
+        from vllm.model_executor.models.llava_next import LlavaNextForConditionalGeneration
+    finally:
+        for name in names:
+            del sys.modules[name]
+    for kind in (LlavaForConditionalGeneration, LlavaNextForConditionalGeneration):
+        ModelRegistry.register_model(kind.__name__, kind)  # the class itself: vLLM would import it in another process
+
+
+def write_llava_folder(folder: Path, source: Path, has_crops: bool) -> Path:
+    """Write config and processor of a LLaVA-NeXT (2 x 2 crops) or LLaVA with a FUSION model's tower and decoder."""
+    fusion, processor = FusionConfig.from_pretrained(source), FusionProcessor.from_pretrained(source)
+    side, values = fusion.vision_config.image_size, {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+    size = {"height": side, "width": side}
+    if has_crops:
+        kind, kind_of_processor = LlavaNextConfig, LlavaNextProcessor
+        options = {"image_grid_pinpoints": [[2 * side, 2 * side]]}
+        image_processor = LlavaNextImageProcessorPil(size={"shortest_edge": side}, crop_size=size, **options, **values)
+    else:
+        kind, kind_of_processor, options = LlavaConfig, LlavaProcessor, {}
+        image_processor = SiglipImageProcessorPil(size=size, **values)
+    kind(
+        architectures=[kind.__name__.replace("Config", "ForConditionalGeneration")],
+        vision_config=fusion.vision_config,
+        text_config=fusion.text_config,
+        image_token_index=processor.image_token_id,
+        vision_feature_select_strategy="full",
+        vision_feature_layer=-1,
+        **options,
+    ).save_pretrained(folder)
+    kind_of_processor(
+        image_processor,
+        processor.tokenizer,
+        patch_size=fusion.vision_config.patch_size,
+        vision_feature_select_strategy="full",
+        image_token=processor.image_token,
+    ).save_pretrained(folder)
+    return folder
+
+
+def ask_llava(llm, processor: FusionProcessor, conversations: list, max_tokens: int) -> list:
+    contents = [messages[0]["content"] for messages in conversations]
+    prompts = [
+        {"prompt": f"{processor.image_token} {question['text']}", "multi_modal_data": {"image": image["image"]}}
+        for image, question in contents
+    ]
+    return generate(llm, prompts, max_tokens)
+
+
+def compare_llava(folder: Path, lengths: list[int]):
+    register_llava()
+    processor, asks = FusionProcessor.from_pretrained(folder), {"FUSION": (ask_engine, make_engine(folder))}
+    for name, has_crops in (("LLaVA-NeXT, 4 crops", True), ("LLaVA, no crops", False)):
+        with tempfile.TemporaryDirectory() as scratch:
+            llava = write_llava_folder(Path(scratch), folder, has_crops)
+            asks[name] = (ask_llava, make_engine(llava, load_format="dummy"))
+    print(
+        "| answer | images | contender | prompt tokens | req/s | CPU seconds a request | FUSION's speed against it |"
+    )
+    print("|---|---|---|---|---|---|---|")
+    for length, one_image in ((length, one_image) for length in lengths for one_image in (False, True)):
+        best, prompts = {}, {}
+        for turn in range(ROUNDS):
+            for name, (ask_model, llm) in asks.items():
+                conversations = make_conversations(32, turn + 10 * length + 5 * one_image, one_image)
+                outputs = []
+                seconds = measure(lambda: outputs.extend(ask_model(llm, processor, conversations, length)))  # noqa: B023
+                prompts[name] = sum(len(output.prompt_token_ids) for output in outputs) // 32
+                best[name] = min(best.get(name, seconds), seconds)
+        for name, (wall, cpu) in best.items():
+            print(
+                f"| {length} | {'one' if one_image else 'each its own'} | {name} | {prompts[name]} | {32 / wall:.2f}"
+                f" | {cpu / 32:.3f} | {wall / best['FUSION'][0]:.2f} |",
+                flush=True,
+            )
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("sections", nargs="*", default=["servers", "batches", "maps"], metavar="SECTION")
+    parser.add_argument("sections", nargs="*", default=["servers", "batches", "maps", "llava"], metavar="SECTION")
     parser.add_argument("--model", type=Path, help="folder (default: a random model of 80 M parameters)")
     parser.add_argument("--lengths", type=int, nargs="+", default=[4, 48], help="tokens of an answer (default: 4 48)")
     args = parser.parse_args()
@@ -300,6 +410,8 @@ def main():
             compare_batches(folder, args.lengths)
         if "maps" in args.sections:
             compare_maps(folder)
+        if "llava" in args.sections:
+            compare_llava(folder, args.lengths)
 
 
 if __name__ == "__main__":
