@@ -26,25 +26,17 @@ import subprocess
 import sys
 import tempfile
 import time
-import types
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
+from llava_models import register_llava, write_llava_folder
 from PIL import Image
-from transformers import (
-    LlamaConfig,
-    LlavaConfig,
-    LlavaNextConfig,
-    LlavaNextProcessor,
-    LlavaProcessor,
-    SiglipVisionConfig,
-)
-from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
-from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
+from transformers import LlamaConfig, SiglipVisionConfig
 
 from fusion_vlm.configuration_fusion import FusionConfig
 from fusion_vlm.hub.loading import build_user_message, load, process
@@ -54,6 +46,7 @@ from fusion_vlm.processing_fusion import FusionProcessor
 
 ROOT = Path(__file__).parents[1]
 NAME, ROUNDS, BATCH = "model", 2, 16
+NUM_LLAVA = 8  # requests at once; prompts of LLaVA-NeXT are long
 QUESTIONS = [
     "What color is the circle?",
     "Where is the star? Answer with a single word or phrase.",
@@ -301,61 +294,6 @@ def compare_maps(folder: Path):
 # LLaVA in vLLM ------------------------------------------------------------------------------------------------------
 
 
-def register_llava():
-    """
-    Register vLLM's LLaVA models, which import torchvision, without torchvision.
-
-    Only the Pixtral models that their modules import need it. A stand-in is there while these are imported, and gone
-    afterwards, so that nothing of it can run.
-    """
-    from vllm import ModelRegistry
-
-    names = ["torchvision", "torchvision.transforms", "torchvision.transforms.v2"]
-    names.append("torchvision.transforms.v2.functional")
-    stand_ins = {name: types.ModuleType(name) for name in names}
-    stand_ins[names[2]].functional = stand_ins[names[3]]
-    sys.modules.update(stand_ins)
-    try:
-        from vllm.model_executor.models.llava import LlavaForConditionalGeneration
-        from vllm.model_executor.models.llava_next import LlavaNextForConditionalGeneration
-    finally:
-        for name in names:
-            del sys.modules[name]
-    for kind in (LlavaForConditionalGeneration, LlavaNextForConditionalGeneration):
-        ModelRegistry.register_model(kind.__name__, kind)  # the class itself: vLLM would import it in another process
-
-
-def write_llava_folder(folder: Path, source: Path, has_crops: bool) -> Path:
-    """Write config and processor of a LLaVA-NeXT (2 x 2 crops) or LLaVA with a FUSION model's tower and decoder."""
-    fusion, processor = FusionConfig.from_pretrained(source), FusionProcessor.from_pretrained(source)
-    side, values = fusion.vision_config.image_size, {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
-    size = {"height": side, "width": side}
-    if has_crops:
-        kind, kind_of_processor = LlavaNextConfig, LlavaNextProcessor
-        options = {"image_grid_pinpoints": [[2 * side, 2 * side]]}
-        image_processor = LlavaNextImageProcessorPil(size={"shortest_edge": side}, crop_size=size, **options, **values)
-    else:
-        kind, kind_of_processor, options = LlavaConfig, LlavaProcessor, {}
-        image_processor = SiglipImageProcessorPil(size=size, **values)
-    kind(
-        architectures=[kind.__name__.replace("Config", "ForConditionalGeneration")],
-        vision_config=fusion.vision_config,
-        text_config=fusion.text_config,
-        image_token_index=processor.image_token_id,
-        vision_feature_select_strategy="full",
-        vision_feature_layer=-1,
-        **options,
-    ).save_pretrained(folder)
-    kind_of_processor(
-        image_processor,
-        processor.tokenizer,
-        patch_size=fusion.vision_config.patch_size,
-        vision_feature_select_strategy="full",
-        image_token=processor.image_token,
-    ).save_pretrained(folder)
-    return folder
-
-
 def ask_llava(llm, processor: FusionProcessor, conversations: list, max_tokens: int) -> list:
     contents = [messages[0]["content"] for messages in conversations]
     prompts = [
@@ -367,28 +305,29 @@ def ask_llava(llm, processor: FusionProcessor, conversations: list, max_tokens: 
 
 def compare_llava(folder: Path, lengths: list[int]):
     register_llava()
-    processor, asks = FusionProcessor.from_pretrained(folder), {"FUSION": (ask_engine, make_engine(folder))}
+    processor, engines = FusionProcessor.from_pretrained(folder), {"FUSION": (ask_engine, make_engine(folder))}
     for name, has_crops in (("LLaVA-NeXT, 4 crops", True), ("LLaVA, no crops", False)):
         with tempfile.TemporaryDirectory() as scratch:
             llava = write_llava_folder(Path(scratch), folder, has_crops)
-            asks[name] = (ask_llava, make_engine(llava, load_format="dummy"))
-    print(
-        "| answer | images | contender | prompt tokens | req/s | CPU seconds a request | FUSION's speed against it |"
-    )
+            engines[name] = (ask_llava, make_engine(llava, load_format="dummy"))
+    warm_up = {
+        name: ask_model(llm, processor, make_conversations(1, 99), 1)[0] for name, (ask_model, llm) in engines.items()
+    }
+    print("| answer | images | contender | prompt tokens | req/s | CPU seconds a request | against FUSION |")
     print("|---|---|---|---|---|---|---|")
     for length, one_image in ((length, one_image) for length in lengths for one_image in (False, True)):
-        best, prompts = {}, {}
+        best = {}
         for turn in range(ROUNDS):
-            for name, (ask_model, llm) in asks.items():
-                conversations = make_conversations(32, turn + 10 * length + 5 * one_image, one_image)
-                outputs = []
-                seconds = measure(lambda: outputs.extend(ask_model(llm, processor, conversations, length)))  # noqa: B023
-                prompts[name] = sum(len(output.prompt_token_ids) for output in outputs) // 32
+            rows = make_conversations(NUM_LLAVA, turn + 10 * length + 5 * one_image, one_image)
+            for name, (ask_model, llm) in engines.items():
+                run = partial(ask_model, llm, processor, rows, length)
+                seconds = [value / NUM_LLAVA for value in measure(run)]
                 best[name] = min(best.get(name, seconds), seconds)
         for name, (wall, cpu) in best.items():
             print(
-                f"| {length} | {'one' if one_image else 'each its own'} | {name} | {prompts[name]} | {32 / wall:.2f}"
-                f" | {cpu / 32:.3f} | {wall / best['FUSION'][0]:.2f} |",
+                f"| {length} | {'one' if one_image else 'each its own'} | {name}"
+                f" | {len(warm_up[name].prompt_token_ids)} | {1 / wall:.2f} | {cpu:.2f}"
+                f" | {wall / best['FUSION'][0]:.2f} of the time, {cpu / best['FUSION'][1]:.2f} of the CPU time |",
                 flush=True,
             )
 
