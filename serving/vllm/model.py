@@ -102,6 +102,11 @@ class FusionEncoder(FusionModel):
                 self.context_maps.popitem(last=False)
         return maps
 
+    def forget_maps(self):
+        """Drop the context maps that other weights have made."""
+        self.context_maps.clear()
+        self.__dict__.pop("blank_map", None)
+
     def encode_images(
         self, pixel_values: Iterable[torch.Tensor], questions: Iterable[torch.Tensor], grid_sizes: list[int]
     ) -> list[torch.Tensor]:
@@ -293,6 +298,7 @@ class FusionForConditionalGeneration(nn.Module, SupportsMultiModal):
         return self.language_model.compute_logits(hidden_states)
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
+        self.encoder.forget_maps()  # new weights may reach a running engine
         return AutoWeightsLoader(self).load_weights(weights, mapper=self.hf_to_vllm_mapper)
 
 

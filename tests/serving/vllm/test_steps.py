@@ -11,7 +11,7 @@ from fusion_vlm.serving.vllm import model as plugin_model
 from fusion_vlm.serving.vllm.model import FusionForConditionalGeneration, call_operator, split_graphs
 
 from ...helpers import SMALL_MODEL, make_messages
-from .engines import Request, ask, draw_image, run_engine
+from .engines import Reference, Request, ask, check_equal, draw_image, run_engine
 
 
 # What reads values of a tensor, so that the CPU waits for the GPU.
@@ -61,6 +61,21 @@ def test_a_decoding_step_does_nothing_for_fusion_and_waits_for_nothing(record, r
             assert names == [] if name == "interact" else not WAITING & set(names)
     # The recorder sees what it is for: building the contexts of a prompt looks for places, on the CPU.
     assert any("nonzero" in names for _, begins, names in record if begins)
+
+
+def test_new_weights_make_new_context_maps(references):
+    """Trainers send weights to a running engine, which has kept maps of its last images and of the blank one."""
+    processor, image = references("small").processor, draw_image(1)
+    # A question that was not asked before, so that vLLM's own cache of encoded items has nothing.
+    old, new = ([Request(make_messages([text], picture)) for picture in (image, None)] for text in ("Why?", "How?"))
+    reference = Reference(SMALL_MODEL, "float32")
+    state = {name: value * 1.5 for name, value in reference.model.state_dict().items() if ".multi_modal_proj" in name}
+    with run_engine(SMALL_MODEL, max_model_len=512) as llm:
+        ask(llm, processor, old, max_tokens=1)
+        llm.apply_model(lambda model: model.load_weights(state.items()))
+        answers = ask(llm, processor, new)
+    reference.model.load_state_dict(state, strict=False)
+    check_equal(answers, [reference.answer(request, 12) for request in new])
 
 
 def test_compiled_graphs_split_at_the_operator():
