@@ -11,12 +11,11 @@ def test_tensor_parallelism(folders, references, monkeypatch, name):
     monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "nobind")
     monkeypatch.setenv("VLLM_ALLOW_INSECURE_SERIALIZATION", "1")  # to send `find_shards`
 
-    def find_shards(worker) -> set[tuple[int, int, int]]:  # inside, so that it is sent by value to the workers
-        layers = worker.get_model().encoder.interaction_layers
-        return {
-            (layer.num_heads, layer.q_proj.output_size_per_partition, layer.o_proj.input_size_per_partition)
-            for layer in layers
-        }
+    def find_shards(worker) -> list[list[int]]:  # inside, so that it is sent by value to the workers
+        return [
+            [layer.num_heads, layer.q_proj.output_size_per_partition, layer.o_proj.input_size_per_partition]
+            for layer in worker.get_model().encoder.interaction_layers
+        ]
 
     reference = references(name)
     requests = mixed_requests(reference.processor)
@@ -27,4 +26,6 @@ def test_tensor_parallelism(folders, references, monkeypatch, name):
         shards = llm.collective_rpc(find_shards)
     config = reference.model.config
     dim, num_heads = config.text_config.hidden_size, config.num_interaction_heads
-    assert shards == [{(num_heads // 2, dim // 2, dim // 2)}] * 2
+    assert len(shards) == 2
+    for layers in shards:
+        assert layers == [[num_heads // 2, dim // 2, dim // 2]] * len(config.interaction_layer_indices)
