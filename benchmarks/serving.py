@@ -3,10 +3,15 @@ Requests per second of FUSION on vLLM, of the one-process server, and of transfo
 
     OMP_WAIT_POLICY=PASSIVE .venv-vllm/bin/python benchmarks/serving.py [--model FOLDER] [SECTION ...]
 
-Sections: servers (clients one after the other, 8 and 64 at once, short and long answers), batches (transformers), maps
-(8 questions about one image, with and without the cache of context maps). All by default. Contenders take turns within
-one run, and the best of the rounds counts: compare figures of one run only. Without --model a random model is made
-whose answers are as long as they may be; the small model's end by themselves.
+Sections, all by default:
+
+    servers     clients one after the other, 8 and 64 at once, short and long answers
+    batches     vLLM beside transformers, one by one and in static batches
+    maps        8 questions about one image, with and without the cache of context maps
+    llava       LLaVA-NeXT and LLaVA in vLLM, with random weights and the tower and decoder of the same model
+
+Contenders take turns within one run, and the best of the rounds counts: compare figures of one run only. Without
+--model a random model is made whose answers are as long as they may be; the small model's end by themselves.
 """
 
 import argparse
@@ -24,10 +29,12 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
+from llava_models import register_llava, write_llava_folder
 from PIL import Image
 from transformers import LlamaConfig, SiglipVisionConfig
 
@@ -39,6 +46,7 @@ from fusion_vlm.processing_fusion import FusionProcessor
 
 ROOT = Path(__file__).parents[1]
 NAME, ROUNDS, BATCH = "model", 2, 16
+NUM_LLAVA = 8  # requests at once; prompts of LLaVA-NeXT are long
 QUESTIONS = [
     "What color is the circle?",
     "Where is the star? Answer with a single word or phrase.",
@@ -195,10 +203,10 @@ def compare_servers(model: Path, lengths: list[int]):
 # In one process -----------------------------------------------------------------------------------------------------
 
 
-def make_engine(model: Path):
+def make_engine(model: Path, **options):
     from vllm import LLM
 
-    options = {"max_model_len": 1024, "max_num_batched_tokens": 4096, "enforce_eager": True, "dtype": "float32"}
+    options |= {"max_model_len": 1024, "max_num_batched_tokens": 4096, "enforce_eager": True, "dtype": "float32"}
     return LLM(str(model), **options)
 
 
@@ -216,7 +224,7 @@ def generate(llm, prompts: list[dict], max_tokens: int) -> list:
     return llm.generate(prompts, SamplingParams(temperature=0, max_tokens=max_tokens, ignore_eos=True), use_tqdm=False)
 
 
-def ask_engine(llm, processor: FusionProcessor, conversations: list, max_tokens: int):
+def ask_engine(llm, processor: FusionProcessor, conversations: list, max_tokens: int) -> list:
     prompts = [
         {
             "prompt": processor.apply_chat_template(messages, add_generation_prompt=True),
@@ -224,7 +232,7 @@ def ask_engine(llm, processor: FusionProcessor, conversations: list, max_tokens:
         }
         for messages in conversations
     ]
-    generate(llm, prompts, max_tokens)
+    return generate(llm, prompts, max_tokens)
 
 
 @torch.no_grad()
@@ -283,9 +291,50 @@ def compare_maps(folder: Path):
         print(f"| {name} | {wall:.2f} | {cpu:.2f} |")
 
 
+# LLaVA in vLLM ------------------------------------------------------------------------------------------------------
+
+
+def ask_llava(llm, processor: FusionProcessor, conversations: list, max_tokens: int) -> list:
+    contents = [messages[0]["content"] for messages in conversations]
+    prompts = [
+        {"prompt": f"{processor.image_token} {question['text']}", "multi_modal_data": {"image": image["image"]}}
+        for image, question in contents
+    ]
+    return generate(llm, prompts, max_tokens)
+
+
+def compare_llava(folder: Path, lengths: list[int]):
+    register_llava()
+    processor, engines = FusionProcessor.from_pretrained(folder), {"FUSION": (ask_engine, make_engine(folder))}
+    for name, has_crops in (("LLaVA-NeXT, 4 crops", True), ("LLaVA, no crops", False)):
+        with tempfile.TemporaryDirectory() as scratch:
+            llava = write_llava_folder(Path(scratch), folder, has_crops)
+            engines[name] = (ask_llava, make_engine(llava, load_format="dummy"))
+    warm_up = {
+        name: ask_model(llm, processor, make_conversations(1, 99), 1)[0] for name, (ask_model, llm) in engines.items()
+    }
+    print("| answer | images | contender | prompt tokens | req/s | CPU seconds a request | against FUSION |")
+    print("|---|---|---|---|---|---|---|")
+    for length, one_image in ((length, one_image) for length in lengths for one_image in (False, True)):
+        best = {}
+        for turn in range(ROUNDS):
+            rows = make_conversations(NUM_LLAVA, turn + 10 * length + 5 * one_image, one_image)
+            for name, (ask_model, llm) in engines.items():
+                run = partial(ask_model, llm, processor, rows, length)
+                seconds = [value / NUM_LLAVA for value in measure(run)]
+                best[name] = min(best.get(name, seconds), seconds)
+        for name, (wall, cpu) in best.items():
+            print(
+                f"| {length} | {'one' if one_image else 'each its own'} | {name}"
+                f" | {len(warm_up[name].prompt_token_ids)} | {1 / wall:.2f} | {cpu:.2f}"
+                f" | {wall / best['FUSION'][0]:.2f} of the time, {cpu / best['FUSION'][1]:.2f} of the CPU time |",
+                flush=True,
+            )
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("sections", nargs="*", default=["servers", "batches", "maps"], metavar="SECTION")
+    parser.add_argument("sections", nargs="*", default=["servers", "batches", "maps", "llava"], metavar="SECTION")
     parser.add_argument("--model", type=Path, help="folder (default: a random model of 80 M parameters)")
     parser.add_argument("--lengths", type=int, nargs="+", default=[4, 48], help="tokens of an answer (default: 4 48)")
     args = parser.parse_args()
@@ -300,6 +349,8 @@ def main():
             compare_batches(folder, args.lengths)
         if "maps" in args.sections:
             compare_maps(folder)
+        if "llava" in args.sections:
+            compare_llava(folder, args.lengths)
 
 
 if __name__ == "__main__":

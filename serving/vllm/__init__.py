@@ -17,7 +17,7 @@ import logging
 
 
 # The releases of vLLM that tests/serving/vllm runs on, lowest and newest.
-TESTED_RELEASES = ("0.32", "0.32")
+TESTED_RELEASES = ("0.32", "0.33")
 
 ARCHITECTURE = "FusionForConditionalGeneration"
 

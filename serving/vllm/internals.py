@@ -9,13 +9,12 @@ All names of vLLM that are no documented extension point, with what breaks if a 
   tokenizer is registered under the plugin's name too.
 * `direct_register_custom_op`, `get_forward_context`, `static_forward_context`: the operator of the interaction layers,
   and how it finds its model. torch.compile would trace a plain hook while there are no latents, and drop it.
-* `_attention_ops`: where compiled graphs split, see `add_splitting_op`.
 
-What else has an underscore or a fixed place, and fails loudly at the start: `_mark_language_model` and
-`_mark_tower_model`, which models of vLLM itself call; the hooks `_get_mm_fields_config` and `_get_prompt_updates`; the
-names of settings that settings.py reads; the two modules that launch.py starts. The rest of the plugin uses public
-interfaces only: `ModelRegistry`, `MULTIMODAL_REGISTRY`, `SupportsMultiModal`, `BaseMultiModalProcessor` and its
-companions, the linear layers, the weight loader's utilities and `vllm.inputs`.
+What else has an underscore or a fixed place, and fails loudly at the start: the hooks `_get_mm_fields_config` and
+`_get_prompt_updates` and the helper `_get_dummy_images`, which vLLM documents for new models; the names of settings
+that settings.py reads; the two modules that launch.py starts. The rest of the plugin uses public interfaces only:
+`ModelRegistry`, `MULTIMODAL_REGISTRY`, `SupportsMultiModal`, `BaseMultiModalProcessor` and its companions, the linear
+layers, the weight loader's utilities and `vllm.inputs`.
 """
 
 from vllm.forward_context import get_forward_context
@@ -32,7 +31,6 @@ __all__ = [
     "HfRenderer",
     "TokenizerRegistry",
     "VerifyAndUpdateConfig",
-    "add_splitting_op",
     "direct_register_custom_op",
     "find_layer",
     "register_layer",
@@ -47,16 +45,3 @@ def register_layer(vllm_config, name: str, module):
 def find_layer(name: str):
     """Return what `register_layer` registered, in the forward that runs now."""
     return get_forward_context().no_compile_layers[name]
-
-
-def add_splitting_op(compilation_config, name: str):
-    """
-    Make compiled graphs split at an operator, so that the operator runs between CUDA graphs instead of inside of one.
-
-    vLLM fills `splitting_ops` with its attention operators later, and only if the user has not set it. Captured inside
-    of a graph, the operator would do nothing in every replay.
-    """
-    if compilation_config.splitting_ops is None:
-        compilation_config._attention_ops = [*compilation_config._attention_ops, name]
-    else:
-        compilation_config.splitting_ops = [*compilation_config.splitting_ops, name]

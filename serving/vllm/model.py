@@ -50,8 +50,10 @@ from fusion_vlm.serving.vllm.processor import (
     FusionMultiModalProcessor,
     FusionProcessingInfo,
 )
-from fusion_vlm.serving.vllm.settings import ONE_PIECE, OPERATOR, find_graph_problems
+from fusion_vlm.serving.vllm.settings import ONE_PIECE, find_graph_problems
 
+
+OPERATOR = "fusion_interact"
 
 # Context maps of the last images are kept, because a map does not depend on the question. In the 3B model, a map has
 # 18 MB.
@@ -100,6 +102,11 @@ class FusionEncoder(FusionModel):
                 self.context_maps.popitem(last=False)
         return maps
 
+    def forget_maps(self):
+        """Drop the context maps that other weights have made."""
+        self.context_maps.clear()
+        self.__dict__.pop("blank_map", None)
+
     def encode_images(
         self, pixel_values: Iterable[torch.Tensor], questions: Iterable[torch.Tensor], grid_sizes: list[int]
     ) -> list[torch.Tensor]:
@@ -141,24 +148,21 @@ class FusionForConditionalGeneration(nn.Module, SupportsMultiModal):
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = ""):
         super().__init__()
         self.config: FusionConfig = vllm_config.model_config.hf_config
-        for problem in find_graph_problems(vllm_config.compilation_config):  # vLLM has decided about graphs by now
-            raise ValueError(f"FUSION cannot be served like this: {problem}.")
+        split_graphs(vllm_config.compilation_config)
         text_config = self.config.text_config
         text_config.tie_word_embeddings = self.config.tie_word_embeddings
-        with self._mark_language_model(vllm_config):
-            self.language_model = init_vllm_registered_model(
-                vllm_config=vllm_config,
-                hf_config=text_config,
-                prefix=maybe_prefix(prefix, "language_model"),
-                architectures=[MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[text_config.model_type]],
-            )
-        with self._mark_tower_model(vllm_config, "image"):
-            self.encoder = FusionEncoder(
-                self.config,
-                vllm_config.model_config.dtype,
-                self.language_model.embed_input_ids,
-                vllm_config.additional_config.get(CONTEXT_MAPS_OPTION, NUM_CONTEXT_MAPS),
-            )
+        self.language_model = init_vllm_registered_model(
+            vllm_config=vllm_config,
+            hf_config=text_config,
+            prefix=maybe_prefix(prefix, "language_model"),
+            architectures=[MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[text_config.model_type]],
+        )
+        self.encoder = FusionEncoder(
+            self.config,
+            vllm_config.model_config.dtype,
+            self.language_model.embed_input_ids,
+            vllm_config.additional_config.get(CONTEXT_MAPS_OPTION, NUM_CONTEXT_MAPS),
+        )
         self.name = maybe_prefix(prefix, OPERATOR)
         register_layer(vllm_config, self.name, self)
         for index, layer_index in enumerate(self.config.interaction_layer_indices):
@@ -170,6 +174,9 @@ class FusionForConditionalGeneration(nn.Module, SupportsMultiModal):
     @classmethod
     def get_placeholder_str(cls, modality: str, i: int) -> str | None:
         return None  # chat templates write it
+
+    def get_language_model(self) -> nn.Module:
+        return self.language_model
 
     # Items
 
@@ -291,7 +298,25 @@ class FusionForConditionalGeneration(nn.Module, SupportsMultiModal):
         return self.language_model.compute_logits(hidden_states)
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
+        self.encoder.forget_maps()  # new weights may reach a running engine
         return AutoWeightsLoader(self).load_weights(weights, mapper=self.hf_to_vllm_mapper)
+
+
+def split_graphs(compilation_config):
+    """
+    Make compiled graphs split at the operator, so that it runs between CUDA graphs instead of inside of one.
+
+    Captured inside of a graph, the operator would do nothing in every replay. vLLM has decided about graphs when it
+    builds the model, and has compiled none.
+
+    Raises:
+        ValueError: for graphs that do not split.
+    """
+    for problem in find_graph_problems(compilation_config):
+        raise ValueError(f"FUSION cannot be served like this: {problem}.")
+    operator = f"vllm::{OPERATOR}"
+    if operator not in (compilation_config.splitting_ops or []):
+        compilation_config.splitting_ops = [*(compilation_config.splitting_ops or []), operator]
 
 
 def shard(layer: FusionInteractionLayer) -> FusionInteractionLayer:

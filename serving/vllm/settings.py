@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import vllm
 from packaging.version import Version
 from transformers import AutoConfig
-from vllm import ModelRegistry
+from vllm import ModelRegistry, envs
 
 from fusion_vlm.configuration_fusion import FusionConfig
 from fusion_vlm.serving.vllm import ARCHITECTURE, TESTED_RELEASES, describe_tested_releases, logger
@@ -19,12 +19,10 @@ from fusion_vlm.serving.vllm.internals import (
     RENDERER_REGISTRY,
     TokenizerRegistry,
     VerifyAndUpdateConfig,
-    add_splitting_op,
 )
 
 
 MODE = "fusion"  # name of the renderer and of the tokenizer mode
-OPERATOR = "fusion_interact"
 LONG_ROPE_OPTION = "fusion_long_rope"  # in vLLM's --additional-config
 
 ONE_PIECE = "FUSION has to process a prompt in one piece, because its latent tokens depend on the question after them"
@@ -71,7 +69,6 @@ class FusionSettings(VerifyAndUpdateConfig):
         warn_of_other_releases()
         turn_off_defaults(vllm_config)
         fit_budgets(vllm_config)
-        add_splitting_op(vllm_config.compilation_config, f"vllm::{OPERATOR}")
 
 
 def warn_of_other_releases():
@@ -116,8 +113,11 @@ def find_scheduling_problems(vllm_config) -> Iterator[str]:
         yield "--enable-dbo and --ubatch-size split a step in two, and the interaction layers act on whole steps"
     if vllm_config.speculative_config is not None:
         yield "--speculative-config: a draft model would not see what the latent tokens see"
-    if vllm_config.kv_transfer_config is not None:
-        yield "--kv-transfer-config reuses the beginnings of other prompts, which depend on their questions"
+    if vllm_config.kv_transfer_config is not None or vllm_config.cache_config.kv_offloading_size is not None:
+        yield (
+            "--kv-transfer-config and --kv-offloading-size reuse the beginnings of other prompts, which depend on"
+            " their questions"
+        )
     if vllm_config.ec_transfer_config is not None:
         yield "--ec-transfer-config: encoded images of FUSION belong to one question"
     if vllm_config.cache_config.kv_sharing_fast_prefill:
@@ -132,12 +132,16 @@ def find_model_problems(vllm_config) -> Iterator[str]:
         yield f"--runner {model.runner_type}: the plugin generates text only"
     if config.question_end_token_ids is None:
         yield "config.json has no `question_end_token_ids`. Set it to `processor.question_end_token_ids`"
+    if vllm_config.lora_config is not None:
+        yield "--enable-lora: adapters have to be merged into the model, see `fusion-vlm finetune`"
     if model.enable_prompt_embeds:
         yield "--enable-prompt-embeds: places of images and questions are found from token ids"
     if model.skip_tokenizer_init:
         yield "--skip-tokenizer-init: questions are read back from the prompt's text"
     if multimodal is None or multimodal.language_model_only or not multimodal.get_limit_per_prompt("image"):
         yield "--language-model-only and --limit-mm-per-prompt image=0: questions without an image need the tower too"
+    elif multimodal.mm_encoder_only:
+        yield "--mm-encoder-only: the plugin encodes and answers in one engine"
     elif multimodal.enable_mm_embeds:
         yield "--enable-mm-embeds: encoded images of FUSION belong to one question"
     if limit is not None and model.max_model_len > limit and not vllm_config.additional_config.get(LONG_ROPE_OPTION):
@@ -165,6 +169,8 @@ def find_graph_problems(compilation_config) -> Iterator[str]:
             f"cudagraph_mode {mode.name} (--compilation-config): steps with prompts would replay a graph without the"
             " interaction layers. Use PIECEWISE, FULL_DECODE_ONLY or FULL_AND_PIECEWISE"
         )
+    if mode is not None and mode.mixed_mode().name != "NONE" and envs.VLLM_USE_BREAKABLE_CUDAGRAPH:
+        yield "VLLM_USE_BREAKABLE_CUDAGRAPH=1 captures the interaction layers in CUDA graphs. Set it to 0"
 
 
 def turn_off_defaults(vllm_config):

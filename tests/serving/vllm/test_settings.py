@@ -11,13 +11,14 @@ import shutil
 
 import pytest
 import vllm
+from vllm import SamplingParams
 from vllm.engine.arg_utils import EngineArgs
 
 from fusion_vlm.serving.vllm import processor as plugin_processor
 from fusion_vlm.serving.vllm import register, settings
 
 from ...helpers import SMALL_MODEL, make_messages
-from .engines import Request, ask, draw_image, measure, run_engine
+from .engines import Request, ask, draw_image, make_prompt, measure, run_engine
 
 
 EQUAL, WRONG = 1e-4, 1e-2
@@ -29,15 +30,26 @@ def build_config(folder=SMALL_MODEL, **options):
 
 REFUSED = {
     "--long-prefill-token-threshold": {"long_prefill_token_threshold": 64},
+    "--max-num-scheduled-tokens": {"max_num_scheduled_tokens": 511},
     "--pipeline-parallel-size": {"pipeline_parallel_size": 2, "distributed_executor_backend": "mp"},
+    "--prefill-context-parallel-size": {"prefill_context_parallel_size": 2, "distributed_executor_backend": "mp"},
+    "--enable-dbo": {"enable_dbo": True},
+    "--ubatch-size": {"ubatch_size": 2},
     "--speculative-config": {"speculative_config": {"method": "ngram", "num_speculative_tokens": 2}},
     "--kv-transfer-config": {"kv_transfer_config": {"kv_connector": "ExampleConnector", "kv_role": "kv_both"}},
+    "--kv-offloading-size": {"kv_offloading_size": 1.0},
+    "--ec-transfer-config": {"ec_transfer_config": {"ec_connector": "ECExampleConnector", "ec_role": "ec_both"}},
+    "--kv-sharing-fast-prefill": {"kv_sharing_fast_prefill": True},
+    "--runner pooling": {"runner": "pooling"},
+    "--enable-lora": {"enable_lora": True},
+    "--mm-encoder-only": {"mm_encoder_only": True},
     "--enable-prompt-embeds": {"enable_prompt_embeds": True},
     "--enable-mm-embeds": {"enable_mm_embeds": True},
     "--language-model-only": {"limit_mm_per_prompt": {"image": 0}},
     "--skip-tokenizer-init": {"skip_tokenizer_init": True},
     "cudagraph_mode FULL": {"compilation_config": {"cudagraph_mode": "FULL"}},
     "splitting_ops": {"compilation_config": {"splitting_ops": []}},
+    "fuse_attn_quant": {"compilation_config": {"pass_config": {"fuse_attn_quant": True}}},
 }
 
 
@@ -45,6 +57,12 @@ REFUSED = {
 def test_what_cannot_be_right_is_refused_by_name(option):
     with pytest.raises(ValueError, match="FUSION cannot be served like this: .*" + option):
         build_config(**REFUSED[option])
+
+
+def test_graphs_that_capture_whatever_runs_are_refused(monkeypatch):
+    monkeypatch.setattr(settings.envs, "VLLM_USE_BREAKABLE_CUDAGRAPH", True, raising=False)
+    with pytest.raises(ValueError, match="FUSION cannot be served like this: VLLM_USE_BREAKABLE_CUDAGRAPH=1"):
+        build_config(compilation_config={"cudagraph_mode": "PIECEWISE"})
 
 
 def test_a_model_without_question_ends_is_refused(tmp_path):
@@ -81,7 +99,7 @@ def test_another_release_of_vllm_warns_once(caplog, monkeypatch):
     assert caplog.records == []  # it is called in each process, whatever model is served
     build_config()
     assert [record.getMessage() for record in caplog.records if "0.99.1" in record.getMessage()] == [
-        "FUSION's plugin is tested with vLLM 0.32, and 0.99.1 is installed. Compare some answers with"
+        "FUSION's plugin is tested with vLLM 0.32 to 0.33, and 0.99.1 is installed. Compare some answers with"
         " `fusion-vlm ask`."
     ]
 
@@ -132,6 +150,15 @@ def test_prompts_in_pieces_end_the_engine_instead_of_being_wrong(monkeypatch, be
         options, guard = {**options, "long_prefill_token_threshold": 64}, "find_problems"
     with pytest.raises(Exception, match="A prompt came in pieces|EngineCore encountered"):
         serve_without(monkeypatch, guard, beginnings, references, **options)
+
+
+def test_a_prompt_above_the_scheduled_tokens_waits_for_ever(monkeypatch, beginnings, references):
+    monkeypatch.setattr(settings, "find_problems", lambda config: iter(()))
+    with run_engine(SMALL_MODEL, max_model_len=512, max_num_scheduled_tokens=64) as llm:
+        prompt = make_prompt(references("small").processor, beginnings[0])
+        llm.llm_engine.add_request("0", prompt, SamplingParams(max_tokens=1))
+        assert not any(llm.llm_engine.step() for _ in range(20))
+        llm.llm_engine.abort_request(["0"])
 
 
 def test_an_image_has_to_be_keyed_with_its_question(monkeypatch, beginnings, references):
