@@ -1,9 +1,9 @@
 """
 Let any OpenAI-compatible model judge the answers of a task, and tell when it did not.
 
-lmms-eval's tasks build their judges of environment variables when they are imported, and count a failed call as 0, as -1
-or as a wrong answer. So the variables are set before a task is loaded, every call is recorded, and a task whose judge
-failed has no result.
+lmms-eval's tasks build their judges of environment variables when they are imported, and count a failed call as 0, as
+-1 or as a wrong answer. So the variables are set before a task is loaded, every call is recorded, and a task whose
+judge failed has no result.
 """
 
 import os

@@ -19,6 +19,7 @@ KINDS = {
 }
 AUTHORS_DTYPE = "float16"
 AUTHORS_GRIDS = "2, 4, 6, 8 and 12"
+HARNESS = "0.7.3"  # the release of lmms-eval that benchmarks.yaml describes
 NO_DIFFERENCE = "none known"
 
 
@@ -47,7 +48,9 @@ class Row:
         differs (`tuple[str, ...]`): what differs from the authors' run.
         problem (`str`, *optional*): why there is no value.
         judge (`dict`, *optional*): who graded the answers.
-        digits (`int`): how many are printed after the point.
+        data (`str`): the data set.
+        finished (`str`): when, in ISO 8601.
+        is_column (`bool`): whether this is a column of the paper's table.
     """
 
     name: str
@@ -64,7 +67,9 @@ class Row:
     differs: tuple[str, ...] = ()
     problem: str | None = None
     judge: dict | None = None
-    digits: int = 1
+    data: str = ""
+    finished: str = ""
+    is_column: bool = True
 
     @property
     def is_partial(self) -> bool:
@@ -143,8 +148,18 @@ def split_metrics(column: Column, record: dict) -> list[Column]:
 
 def make_row(column: Column, record: dict, authors: dict[str, float]) -> Row:
     """Make the line of a column whose task has a result."""
-    size = {"num_questions": record["num_questions"], "num_all": record["num_all"]}
-    row = Row(column.name, column.task, str(column.metric), column.split, judge=record["judge"], **size)
+    row = Row(
+        column.name,
+        column.task,
+        str(column.metric),
+        column.split,
+        num_questions=record["num_questions"],
+        num_all=record["num_all"],
+        judge=record["judge"],
+        data=record["config"].get("dataset_path", ""),
+        finished=record["finished"],
+        is_column=column.full == 100,
+    )
     value = record["values"].get(column.key)
     if value is None and column.zero:
         value = 0
@@ -163,29 +178,39 @@ def make_row(column: Column, record: dict, authors: dict[str, float]) -> Row:
         authors=authors.get(column.name),
         difference=value * column.scale - authors[column.name] if is_comparable else None,
         interval=find_interval(value * column.scale, column, record) if row.is_partial else None,
-        digits=1 if column.full == 100 else 3,
         also={name: each * column.scale for name, each in also.items() if isinstance(each, (int, float))},
         differs=tuple(differs),
     )
 
 
-def describe_run(settings: dict, limit: int | None) -> list[str]:
-    """Return what differs from the authors' run in every column."""
-    grid = settings["latent_grid_size"]
-    theirs = f"the authors draw the side of the grid for each question, from {AUTHORS_GRIDS}, without a seed"
-    if settings["draw_latents"] is None:
-        notes = [f"latents: {grid}x{grid} for each question; {theirs}"]
-    else:
-        ours = ", ".join(map(str, grid))
-        notes = [f"latents: drawn from {ours} with the seed {settings['draw_latents']}; {theirs}"]
-    if settings["dtype"] != AUTHORS_DTYPE:
-        notes.append(f"dtype: {settings['dtype']}; the authors' weights and images were {AUTHORS_DTYPE}")
-    if settings["quantization"]:
-        notes.append(f"weights: in 4 bits ({settings['quantization']}); the authors' were not")
+def describe_run(settings: dict, limit: int | None, harness: str, has_authors: bool) -> list[str]:
+    """
+    Return how a run was made, and what differs from the authors' in every column.
+
+    Args:
+        settings (`dict`): those of the model.
+        limit (`int`, *optional*): the number of questions of each task.
+        harness (`str`): the version of lmms-eval.
+        has_authors (`bool`): whether the authors have figures of this model.
+    """
+    grid, seed = settings["latent_grid_size"], settings["draw_latents"]
+    latents = f"{grid}x{grid} for each question"
+    if seed is not None:
+        latents = f"the side of the grid is drawn from {', '.join(map(str, grid))} with the seed {seed}"
+    bits = f"in 4 bits ({settings['quantization']})" if settings["quantization"] else ""
+    theirs = {"latents": "", "dtype": "", "weights": ""}
+    if has_authors:
+        theirs["latents"] = f"; the authors draw that side for each question from {AUTHORS_GRIDS}, without a seed"
+        theirs["dtype"] = f"; the authors: {AUTHORS_DTYPE}" if settings["dtype"] != AUTHORS_DTYPE else ""
+        theirs["weights"] = "; the authors' are not"
+    ours = {"latents": latents, "dtype": settings["dtype"], "weights": bits}
+    notes = [f"{name}: {text}{theirs[name]}" for name, text in ours.items() if text]
+    if harness != HARNESS:
+        notes.append(f"harness: lmms-eval {harness}; the table of columns was written for {HARNESS}")
     if limit:
         notes.append(
-            f"questions: at most the first {limit} of each task, with intervals of 95 %. These are of a random sample,"
-            " which the first questions are not"
+            f"questions: at most the first {limit} of each task, with intervals of 95 %, which hold for a random sample;"
+            " the first questions are none"
         )
     return notes
 
@@ -229,7 +254,7 @@ def print_report(rows: Sequence[Row], *, model: str, authors: str | None, notes:
 
 def print_cells(row: Row, has_authors: bool) -> list[str]:
     """Return the cells of a line of the table, but for the task."""
-    digits = f".{row.digits}f"
+    digits = ".1f" if row.is_column else ".3f"
     if row.problem:
         return [row.name, "no result", *(["-", "-"] if has_authors else []), "-"]
     ours = print_number(row.value, digits)

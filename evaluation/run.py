@@ -24,6 +24,7 @@ from typing import Any
 from lmms_eval.tasks import TaskManager
 from tqdm import tqdm
 
+import fusion_vlm
 from fusion_vlm.evaluation.columns import Column
 from fusion_vlm.evaluation.harness import TaskError, TaskResult, identify_task, load_task, run_task
 from fusion_vlm.evaluation.judge import Judge, JudgeLog, check_judged
@@ -33,7 +34,7 @@ from fusion_vlm.hub.bug_report import one_line
 
 # Settings of a run that change no answer.
 WITHOUT_EFFECT = ("model", "many_images")
-PACKAGES = ("fusion-vlm", "lmms_eval", "transformers", "torch", "datasets")
+PACKAGES = ("lmms_eval", "transformers", "torch", "datasets")
 SECONDS_BETWEEN_LINES = 30  # of progress, where there is no terminal
 
 
@@ -186,7 +187,7 @@ def build_record(task: str, identity: dict, result: TaskResult, judge: dict | No
         "judge": judge,
         "seconds": round(seconds, 1),
         "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "versions": {package: version(package) for package in PACKAGES},
+        "versions": {"fusion_vlm": fusion_vlm.__version__, **{package: version(package) for package in PACKAGES}},
         "config": result.config,
         "identity": identity,
     }

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Sequence
 from dataclasses import asdict
+from importlib.metadata import version
 from pathlib import Path
 
 from fusion_vlm.configuration_fusion import FusionConfig
@@ -99,19 +100,25 @@ class Session:
         """Return the report as JSON."""
         return {
             "model": self.model,
+            "harness": version("lmms_eval"),
             "settings": self.settings,
             "limit": self.limit,
             "judge": asdict(self.plan.judge) if self.plan.judge else None,
             "authors": self.authors,
-            "differs": describe_run(self.settings, self.limit),
+            "differs": self.describe_run(),
             "rows": [asdict(row) for row in rows],
             "left_out": list(self.left_out),
         }
 
+    def describe_run(self) -> list[str]:
+        """Return how the run was made, and what differs from the authors' in every column."""
+        return describe_run(self.settings, self.limit, version("lmms_eval"), self.authors is not None)
+
     def print_report(self, rows: Sequence[Row]) -> str:
         """Return the report as text."""
-        notes = describe_run(self.settings, self.limit)
-        return print_report(rows, model=self.model, authors=self.authors, notes=notes, left_out=self.left_out)
+        return print_report(
+            rows, model=self.model, authors=self.authors, notes=self.describe_run(), left_out=self.left_out
+        )
 
     def write_card(self, rows: Sequence[Row]) -> Path:
         """Add the rows to the model card of the folder, and return its path."""
