@@ -209,8 +209,8 @@ def describe_run(settings: dict, limit: int | None, harness: str, has_authors: b
         notes.append(f"harness: lmms-eval {harness}; the table of columns was written for {HARNESS}")
     if limit:
         notes.append(
-            f"questions: at most the first {limit} of each task, with intervals of 95 %, which hold for a random sample;"
-            " the first questions are none"
+            f"questions: at most the first {limit} of each task; intervals of 95 % hold for a random sample, which the"
+            " first questions are not"
         )
     return notes
 
