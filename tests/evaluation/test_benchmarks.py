@@ -80,7 +80,7 @@ def server():
 
 @pytest.fixture(scope="module")
 def judge(server):
-    """The judge of all tasks of this process, before any of them is loaded, and the record of its calls."""
+    """Return the judge of all tasks, made before any of them is loaded, and the record of its calls."""
     judge = Judge(server.url, "small-judge")
     return judge, use_judge(judge)
 
