@@ -139,7 +139,9 @@ def make_results(run: dict) -> list[EvalResult]:
 
 
 def write_entries(folder: Path, name: str, run: dict):
-    """Write the rows of a run to `.eval_results/`, a file for each data set and setting."""
+    """Write the rows of a run to `.eval_results/`, a file for each data set and setting, in place of earlier ones."""
+    for path in (folder / ".eval_results").glob(f"*.{name}.yaml"):
+        path.unlink()
     files: dict[str, list[EvalResultEntry]] = defaultdict(list)
     for row in run["rows"]:
         judge = f", graded by {row['judge']['model']}" if row["judge"] else ""

@@ -1,5 +1,6 @@
 """The command `fusion-vlm evaluate` with the small model: results, resuming, errors that fail it, the card."""
 
+import functools
 import json
 import os
 import re
@@ -22,7 +23,7 @@ from safetensors.torch import load_file, save_file
 
 import fusion_vlm
 from fusion_vlm.commands.main import main
-from fusion_vlm.evaluation import harness
+from fusion_vlm.evaluation import harness, session
 from fusion_vlm.evaluation.columns import read_columns
 
 from ..helpers import GOLDEN_DIR, LLAMA, SMALL_MODEL
@@ -45,39 +46,55 @@ metric_list:
 """
 
 
-def write_task(folder: Path, name: str, num_questions: int) -> Path:
-    """Write a task of the first questions of easy-VQA's test set."""
-    folder.mkdir(exist_ok=True)
+def write_data(path: Path, num_questions: int):
+    """Write the first questions of easy-VQA's test set."""
     paths, (questions, answers, images) = easy_vqa.get_test_image_paths(), easy_vqa.get_test_questions()
     rows = [
         {"image": {"path": None, "bytes": Path(paths[image]).read_bytes()}, "question": question, "answer": answer}
         for question, answer, image in list(zip(questions, answers, images, strict=True))[:num_questions]
     ]
-    Dataset.from_list(rows).cast_column("image", Image()).to_parquet(folder / f"{name}.parquet")
+    Dataset.from_list(rows).cast_column("image", Image()).to_parquet(path)
+
+
+def write_task(folder: Path, name: str, num_questions: int) -> Path:
+    """Write a task, and return its folder."""
+    folder.mkdir(exist_ok=True)
+    write_data(folder / f"{name}.parquet", num_questions)
     (folder / "images.py").write_text('def read(doc):\n    return [doc["image"].convert("RGB")]\n')
     (folder / f"{name}.yaml").write_text(TASK.format(name=name, file=folder / f"{name}.parquet"))
     return folder
 
 
+OURS = [name for name, column in read_columns().items() if column.task.startswith("fusion_") and not column.judge]
+
+
 @pytest.fixture(scope="module")
 def tasks(tmp_path_factory) -> Path:
-    return write_task(tmp_path_factory.mktemp("tasks") / "tasks", "easy", 24)
+    """Write all tasks into one folder, because indexing lmms-eval's own takes seconds for each folder."""
+    folder, columns = tmp_path_factory.mktemp("tasks") / "tasks", read_columns()
+    for name, num_questions in {"easy": 24, "changing": 3, "long": 40, "b_broken": 1}.items():
+        write_task(folder, name, num_questions)
+    (folder / "a_broken.yaml").write_text(TASK.format(name="a_broken", file=folder / "nothing.parquet"))
+    broken = folder / "b_broken.yaml"
+    broken.write_text(broken.read_text().replace("images.read", "images.fail"))
+    with open(folder / "images.py", "a") as file:
+        file.write('def fail(doc):\n    raise RuntimeError("no such picture")\n')
+    for name in OURS:
+        column = columns[name]
+        fields = local_data(name, column.split, folder / f"{column.task}.parquet")
+        included = Path(fusion_vlm.__file__).parent / "evaluation" / "tasks" / f"{column.task}.yaml"
+        fields |= {"include": str(included), "task": f"local_{column.task}"}
+        (folder / f"{column.task}.yaml").write_text(yaml.safe_dump(fields))
+    return folder
 
 
 @pytest.fixture(scope="module", autouse=True)
 def one_index():
-    """Index lmms-eval's 338 folders once for all commands that name no folder of their own."""
-    find, found = harness.find_tasks, {}
-    from fusion_vlm.evaluation import session
-
-    def find_once(include_path=None):
-        if include_path not in found:
-            found[include_path] = find(include_path)
-        return found[include_path]
-
-    session.find_tasks = find_once
-    yield
-    session.find_tasks = find
+    """Index the tasks of lmms-eval once for all commands with the same folder."""
+    find = functools.cache(harness.find_tasks)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(session, "find_tasks", lambda path=None: find(path))
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -106,12 +123,14 @@ def test_small_model_answers_rightly_and_the_run_is_recorded(finished):
 
 
 def test_finished_task_is_not_measured_again(tasks, finished, capsys):
-    before = {path: path.stat().st_mtime_ns for path in finished.rglob("*.json*") if path.name != "report.json"}
+    before = {path: path.stat().st_mtime_ns for path in finished.glob("*/*.json*")}
+    num_answers = (finished / "answers.jsonl").read_text().count("\n")
     assert run(tasks, finished) == 0
     output = capsys.readouterr()
     assert "easy: finished on" in output.err
     assert "easy exact_match  1.000  24         easy" in output.out
-    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert before and {path: path.stat().st_mtime_ns for path in before} == before
+    assert (finished / "answers.jsonl").read_text().count("\n") == num_answers
 
 
 @pytest.mark.parametrize(
@@ -131,11 +150,10 @@ def test_result_of_other_settings_is_refused_and_kept(tasks, finished, capsys, c
     assert (finished / "results" / "easy.json").read_bytes() == before
 
 
-def test_result_of_other_data_is_refused(tmp_path, capsys):
-    folder = write_task(tmp_path / "tasks", "easy", 3)
-    assert run(folder, tmp_path / "output") == 0
-    write_task(folder, "easy", 5)
-    assert run(folder, tmp_path / "output") == 1
+def test_result_of_other_data_is_refused(tasks, tmp_path, capsys):
+    assert run(tasks, tmp_path / "output", names=("changing",)) == 0
+    write_data(tasks / "changing.parquet", 5)
+    assert run(tasks, tmp_path / "output", names=("changing",)) == 1
     assert "is a result with another version of the task or its data" in capsys.readouterr().err
 
 
@@ -148,13 +166,7 @@ def test_limit_prints_an_interval(tasks, tmp_path, capsys):
 
 
 def test_task_without_a_result_fails_the_command_and_the_others_are_measured(tasks, tmp_path, capsys):
-    folder = shutil.copytree(tasks, tmp_path / "tasks")
-    (folder / "a_broken.yaml").write_text(TASK.format(name="a_broken", file=folder / "nothing.parquet"))
-    broken = TASK.format(name="b_broken", file=folder / "easy.parquet").replace("images.read", "images.fail")
-    (folder / "b_broken.yaml").write_text(broken)
-    with open(folder / "images.py", "a") as file:
-        file.write('def fail(doc):\n    raise RuntimeError("no such picture")\n')
-    assert run(folder, tmp_path / "output", names=("a_broken", "b_broken", "easy")) == 1
+    assert run(tasks, tmp_path / "output", names=("a_broken", "b_broken", "easy")) == 1
     output = capsys.readouterr()
     assert "easy exact_match  1.000" in output.out
     assert "a_broken: no result: its data cannot be loaded: FileNotFoundError" in output.out
@@ -295,21 +307,11 @@ def test_judged_columns_need_a_judge(tmp_path, capsys):
 # The tasks of this package, with the small model --------------------------------------------------------------------
 
 
-OURS = [name for name, column in read_columns().items() if column.task.startswith("fusion_") and not column.judge]
-
-
-def test_tasks_of_this_package_run_with_the_small_model(tmp_path, capsys):
+def test_tasks_of_this_package_run_with_the_small_model(tasks, tmp_path, capsys):
     """On made-up documents in the formats of the benchmarks: each gives a value, the one with two images too."""
-    folder, columns = tmp_path / "tasks", read_columns()
-    folder.mkdir()
-    for name in OURS:
-        column = columns[name]
-        fields = local_data(name, column.split, tmp_path / f"{column.task}.parquet")
-        included = Path(fusion_vlm.__file__).parent / "evaluation" / "tasks" / f"{column.task}.yaml"
-        fields |= {"include": str(included), "task": f"local_{column.task}"}
-        (folder / f"{column.task}.yaml").write_text(yaml.safe_dump(fields))
+    columns = read_columns()
     names = tuple(f"local_{columns[name].task}" for name in OURS)
-    assert run(folder, tmp_path / "output", names=names) == 0
+    assert run(tasks, tmp_path / "output", names=names) == 0
     for name in OURS:
         record = json.loads((tmp_path / "output" / "results" / f"local_{columns[name].task}.json").read_text())
         assert 0 <= record["values"][columns[name].key] <= 1, name
