@@ -126,6 +126,9 @@ class Answerer:
         show_progress (`bool`):
             Whether to show progress bars.
 
+    Attributes:
+        on_answers (`Callable`, *optional*): called with the number of answers of each batch that was generated.
+
     Raises:
         ValueError: for a grid that the model does not have, and for both kinds of latent grid.
     """
@@ -147,6 +150,7 @@ class Answerer:
         self.model, self.processor, self.batch_size = model, processor, batch_size
         self.grid_sizes = check_grid_sizes(model.config, latent_grid_size, image_grid_size)
         self.draw_latents, self.log, self.show_progress = draw_latents, log, show_progress
+        self.on_answers: Callable[[int], None] | None = None
         self.context_maps: OrderedDict[str, torch.Tensor] = OrderedDict()
         self.num_encoded = 0  # images whose crops were encoded
 
@@ -246,6 +250,8 @@ class Answerer:
                     self.log.add([(job.log_key, text) for job, text in zip(batch, texts, strict=True)])
                 answers.update({digest(job.log_key): text for job, text in zip(batch, texts, strict=True)})
                 progress.update(len(batch))
+                if self.on_answers:
+                    self.on_answers(len(batch))
                 batch, inputs = following, later
         return answers
 
