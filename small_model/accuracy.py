@@ -34,13 +34,16 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
 
 from fusion_vlm.audit.audit import read_turns
 from fusion_vlm.audit.language_only import NUM_FOLDS, Features, label_answers, list_features, try_language_only
 from fusion_vlm.audit.questions import Question, read_question, split_into_words, unify_answers
 from fusion_vlm.evaluation.answering import Answerer, Request
-from fusion_vlm.hub.loading import load
+from fusion_vlm.hub.loading import nf4_config
+from fusion_vlm.modeling_fusion import FusionForConditionalGeneration
+from fusion_vlm.processing_fusion import FusionProcessor
 from fusion_vlm.small_model.data import (
     EASY_VQA_SHAPES,
     GROUPS,
@@ -87,9 +90,11 @@ class Model:
     """
 
     def __init__(self, path: str, four_bit: bool, dtype: str = "auto"):
-        self.answerer = Answerer(*load(path, dtype=dtype, four_bit=four_bit), batch_size=64)
-        dtype = str(self.answerer.model.dtype).removeprefix("torch.")
-        self.settings = {"dtype": dtype, "quantization": "nf4" if four_bit else None}
+        processor = FusionProcessor.from_pretrained(path)
+        config = nf4_config(torch.float32, double_quant=False) if four_bit else None
+        model = FusionForConditionalGeneration.from_pretrained(path, dtype=dtype, quantization_config=config)
+        self.answerer = Answerer(model, processor, batch_size=64)
+        self.settings = {"dtype": str(model.dtype).removeprefix("torch."), "quantization": "nf4" if four_bit else None}
 
     def answer(self, conversations: list[tuple[Image.Image | str, list[str]]], max_new_tokens: int) -> list[str]:
         """
