@@ -177,7 +177,7 @@ class Answerer:
 
     def _check(self, requests: Sequence[Request], gather: Callable[[list], list]) -> list[Job]:
         jobs, problems = [], []
-        for request in tqdm(requests, "Checking requests", disable=not self.show_progress):
+        for request in tqdm(requests, "Checking requests", disable=not self.show_progress or len(requests) == 1):
             try:
                 jobs.append(self._check_one(request))
             except ValueError as error:
@@ -241,7 +241,7 @@ class Answerer:
 
     def _generate_all(self, jobs: dict[str, Job]) -> dict[str, str]:
         answers = {}
-        progress = tqdm(total=len(jobs), desc="Answering", disable=not self.show_progress)
+        progress = tqdm(total=len(jobs), desc="Answering", disable=not self.show_progress or len(jobs) <= 1)
         # The next batch is prepared while the model works: images take as long as short answers on a GPU.
         with progress, ThreadPoolExecutor(1) as preparation:
             batches = self._cut_batches(list(jobs.values()))

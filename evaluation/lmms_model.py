@@ -105,7 +105,8 @@ class FusionVL(lmms):
         self.batch_size = read_batch_size(batch_size, max_batch_size)
         self.accelerator = Accelerator()
         self._rank, self._world_size = self.accelerator.process_index, self.accelerator.num_processes
-        if device is None and self._world_size > 1:
+        # lmms-eval passes one --device to all processes.
+        if self._world_size > 1 and (device is None or device.startswith("cuda")):
             device = str(self.accelerator.device)
         self.many_images, self.warned = many_images, set()
         model, processor, weights = load_model(

@@ -93,6 +93,12 @@ def test_auto_classes_with_the_code_of_the_folder_give_the_same(lm, evaluate):
     assert other.settings["code"] == "folder" and other.settings["weights"] != lm.settings["weights"]
 
 
+def test_four_bits_are_loaded_and_recorded(evaluate):
+    quantized = FusionVL(str(SMALL_MODEL), device="cpu", batch_size=8, load_in_4bit=True)
+    assert quantized.settings["quantization"] == "nf4" and quantized.answerer.model.is_loaded_in_4bit
+    assert evaluate(quantized, "easy_vqa", limit=16)["easy_vqa"][0] >= 0.9
+
+
 def test_questions_without_an_image_are_answered(lm, documents, evaluate):
     assert all(isinstance(answer, str) and answer for answer in evaluate(lm, "easy_text")["easy_text"][1])
 
@@ -135,8 +141,9 @@ def test_sampled_repeats_are_answers_of_their_own(lm, evaluate, monkeypatch, tmp
 
 
 def test_multiple_choice_is_refused_with_the_reason(lm):
-    request = Instance("loglikelihood", {}, ("ctx", "target", list, 0, "seedbench_ppl", "test"), 0)
-    request.task_name = "seedbench_ppl"
+    arguments = ("What?", "A", list, 0, "seedbench_ppl", "test")
+    metadata = {"task": "seedbench_ppl", "doc_id": 0, "repeats": 1, "split": "test"}
+    request = Instance(request_type="loglikelihood", arguments=arguments, idx=0, metadata=metadata)
     with pytest.raises(NotImplementedError, match="no log-likelihoods, which seedbench_ppl asks for"):
         lm.loglikelihood([request])
 
