@@ -7,7 +7,6 @@ settings and similar lengths, and questions about one image follow each other, s
 """
 
 import hashlib
-import itertools
 import json
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
@@ -154,14 +153,20 @@ class Answerer:
         self.context_maps: OrderedDict[str, torch.Tensor] = OrderedDict()
         self.num_encoded = 0  # images whose crops were encoded
 
-    def answer(self, requests: Sequence[Request]) -> list[str]:
+    def answer(self, requests: Sequence[Request], gather: Callable[[list], list] = list) -> list[str]:
         """
         Return the answers to all requests, in their order.
+
+        Args:
+            requests (`list[Request]`)
+            gather (`Callable`):
+                Joins the problems of several processes, so that all of them stop: else the others would wait for the
+                one that has stopped. Each process has to call `answer` as often.
 
         Raises:
             UnanswerableError: before any answer is generated, naming all requests that cannot be answered.
         """
-        jobs = self._check(requests)
+        jobs = self._check(requests, gather)
         found = {digest(job.log_key): self.log.find(job.log_key) if self.log else None for job in jobs}
         # Equal requests have one answer: harnesses repeat some to give all processes as many.
         left = {digest(job.log_key): job for job in jobs if found[digest(job.log_key)] is None}
@@ -170,15 +175,15 @@ class Answerer:
 
     # Checks ---------------------------------------------------------------------------------------------------------
 
-    def _check(self, requests: Sequence[Request]) -> list[Job]:
+    def _check(self, requests: Sequence[Request], gather: Callable[[list], list]) -> list[Job]:
         jobs, problems = [], []
-        for request in tqdm(requests, "Checking requests", disable=not self.show_progress):
+        for request in tqdm(requests, "Checking requests", disable=not self.show_progress or len(requests) == 1):
             try:
                 jobs.append(self._check_one(request))
             except ValueError as error:
                 problems.append((request.key, str(error)))
-        if problems:
-            raise UnanswerableError(describe_problems(problems, len(requests)))
+        if problems := gather(problems):
+            raise UnanswerableError(describe_problems(problems))
         cut = [job.request.key for job in jobs if job.max_new_tokens < wanted_tokens(job.request)]
         if cut:
             logger.warning(
@@ -236,7 +241,7 @@ class Answerer:
 
     def _generate_all(self, jobs: dict[str, Job]) -> dict[str, str]:
         answers = {}
-        progress = tqdm(total=len(jobs), desc="Answering", disable=not self.show_progress)
+        progress = tqdm(total=len(jobs), desc="Answering", disable=not self.show_progress or len(jobs) <= 1)
         # The next batch is prepared while the model works: images take as long as short answers on a GPU.
         with progress, ThreadPoolExecutor(1) as preparation:
             batches = self._cut_batches(list(jobs.values()))
@@ -359,15 +364,13 @@ def list_keys(keys: Sequence[dict]) -> str:
     return ", ".join(common + varied)
 
 
-def describe_problems(problems: list[tuple[dict, str]], num_requests: int) -> str:
+def describe_problems(problems: Sequence[tuple[dict, str]]) -> str:
     """Return a message with each problem once, and the requests that have it."""
     by_problem = defaultdict(list)
     for key, problem in problems:
         by_problem[problem].append(key)
-    lines = [f"{problem.rstrip('.')}: {list_keys(keys)}" for problem, keys in by_problem.items()]
-    more = f"\n... and {len(lines) - NUM_LISTED} other problems" if len(lines) > NUM_LISTED else ""
-    return (
-        f"{len(problems)} of {num_requests} requests cannot be answered, so none was asked.\n"
-        + "\n".join(itertools.islice(lines, NUM_LISTED))
-        + more
-    )
+    lines = [f"* {problem.rstrip('.')} ({list_keys(keys)})" for problem, keys in by_problem.items()]
+    if len(lines) > NUM_LISTED:
+        lines[NUM_LISTED:] = [f"* and {len(lines) - NUM_LISTED} other problems"]
+    number = f"{len(problems)} requests" if len(problems) > 1 else "1 request"
+    return "\n".join([f"{number} cannot be answered, so no answer was generated:", *lines])

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 import transformers
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from lmms_eval.api.instance import Instance
 from lmms_eval.api.model import lmms
 from loguru import logger
@@ -104,7 +105,8 @@ class FusionVL(lmms):
         self.batch_size = read_batch_size(batch_size, max_batch_size)
         self.accelerator = Accelerator()
         self._rank, self._world_size = self.accelerator.process_index, self.accelerator.num_processes
-        if device is None and self._world_size > 1:
+        # lmms-eval passes one --device to all processes.
+        if self._world_size > 1 and (device is None or device.startswith("cuda")):
             device = str(self.accelerator.device)
         self.many_images, self.warned = many_images, set()
         model, processor, weights = load_model(
@@ -141,7 +143,7 @@ class FusionVL(lmms):
             key = {"task": task, "split": split, "doc_id": doc_id}
             read_images = self._find_images(key, doc_to_visual)
             asked.append(self._build_request(key, context, options, read_images, num_seen))
-        return self.answerer.answer(asked)
+        return self.answerer.answer(asked, self._gather)
 
     def generate_until_multi_round(self, requests: list[Instance]) -> list[list[str]]:
         """
@@ -152,20 +154,20 @@ class FusionVL(lmms):
         said: list[list[str]] = [[] for _ in requests]
         notes: list[Any] = [None] * len(requests)
         left, round_index = list(range(len(requests))), 0
-        while left:
+        while left or not round_index:
             num_seen, asked, going_on = Counter(), [], []
             for index in left:
                 context, options, doc_to_visual, doc_to_text, doc_id, task, split = requests[index].args
                 key = {"task": task, "split": split, "doc_id": doc_id}
                 read_images = self._find_images(key, doc_to_visual)
                 if round_index:
-                    visuals, context, has_ended, answers, notes[index] = doc_to_text(
+                    visuals, context, has_ended, kept, notes[index] = doc_to_text(
                         self.task_dict[task][split][doc_id],
                         previous_output=said[index],
                         round_idx=round_index,
                         previous_round_info=notes[index],
                     )
-                    said[index] = list(answers)
+                    said[index] = list(kept)
                     if has_ended:
                         continue
                     read_images = KeptImages(visuals)
@@ -173,7 +175,9 @@ class FusionVL(lmms):
                 asked.append(
                     self._build_request({**key, "round": round_index}, context, options, read_images, num_seen)
                 )
-            for index, answer in zip(going_on, self.answerer.answer(asked), strict=True):
+            # Later rounds may be fewer in one process than in another, so only the first one waits for all.
+            answers = self.answerer.answer(asked, list if round_index else self._gather)
+            for index, answer in zip(going_on, answers, strict=True):
                 said[index].append(answer)
             left, round_index = going_on, round_index + 1
         return said
@@ -191,6 +195,11 @@ class FusionVL(lmms):
         """Free the context maps; the model stays, because lmms-eval calls this between evaluations of an instance."""
         self.answerer.context_maps.clear()
         torch.cuda.empty_cache()
+
+    @property
+    def _gather(self) -> Callable[[list], list]:
+        """Return the function that joins the lists of all processes."""
+        return gather_object if self._world_size > 1 else list
 
     def _find_images(self, key: dict, doc_to_visual: Callable) -> Callable[[], list]:
         documents = self.task_dict[key["task"]][key["split"]]
