@@ -18,6 +18,8 @@ from fusion_vlm.evaluation.columns import (
 )
 from fusion_vlm.evaluation.report import describe_run, find_interval, make_rows, print_report, wilson
 
+from ..helpers import ROOT
+
 
 COLUMNS = read_columns()
 FINISHED = "2026-11-29T12:00:00+00:00"
@@ -209,3 +211,11 @@ def test_settings_of_the_run_are_told():
 def test_documents_of_the_tests_cover_each_column():
     documents = json.loads((Path(__file__).parents[1] / "fixtures" / "benchmarks.json").read_text(encoding="utf-8"))
     assert documents.keys() | {"MME_C"} == COLUMNS.keys()
+
+
+def test_page_has_the_columns_of_the_file():
+    page = (ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8")
+    for column in COLUMNS.values():
+        judge = " yes " if column.judge else " "
+        row = f"| {column.name} | `{column.task}` {column.metric} | {column.split} |{judge}|"
+        assert row in page, row
