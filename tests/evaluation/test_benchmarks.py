@@ -14,6 +14,7 @@ from lmms_eval.api.model import lmms
 from fusion_vlm.evaluation.columns import read_columns
 from fusion_vlm.evaluation.harness import TaskError, check_task, find_tasks, run_task
 from fusion_vlm.evaluation.judge import Judge, JudgeError, check_judge, check_judged, use_judge
+from fusion_vlm.evaluation.run import Plan
 
 from .local_tasks import BENCHMARKS, local_data
 
@@ -262,3 +263,9 @@ def test_error_of_a_task_is_raised(manager, tmp_path):
     """MME's questions come in pairs; lmms-eval itself prints the error and exits with 0."""
     with pytest.raises(TaskError, match="mme: AssertionError: MME only supports pairwise evaluation"):
         recite(manager, "MME_P", ["yes"] * 4, tmp_path, limit=1)
+
+
+def test_limit_does_not_split_the_pairs_of_mme(manager, tmp_path):
+    plan = Plan([COLUMNS["MME_P"], COLUMNS["POPE"]], tmp_path, manager, limit=5)
+    assert [plan.find_limit(columns) for columns in plan.tasks.values()] == [6, 5]
+    assert Plan([COLUMNS["MME_P"]], tmp_path, manager).find_limit([COLUMNS["MME_P"]]) is None

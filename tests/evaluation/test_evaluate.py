@@ -4,6 +4,7 @@ import functools
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -26,7 +27,8 @@ from fusion_vlm.commands.main import main
 from fusion_vlm.evaluation import harness, session
 from fusion_vlm.evaluation.columns import read_columns
 
-from ..helpers import GOLDEN_DIR, LLAMA, SMALL_MODEL
+from ..docs.pages import RUN_EVAL, read_blocks
+from ..helpers import GOLDEN_DIR, LLAMA, ROOT, SMALL_MODEL
 from .local_tasks import BENCHMARKS, local_data
 
 
@@ -317,3 +319,18 @@ def test_tasks_of_this_package_run_with_the_small_model(tasks, tmp_path, capsys)
         assert 0 <= record["values"][columns[name].key] <= 1, name
         assert record["num_questions"] == len(BENCHMARKS[name]["right"])
     assert f"local_fusion_mmmu_val {columns['MMMU'].metric}" in capsys.readouterr().out
+
+
+def test_page_shows_a_task_of_ones_own_that_runs(tmp_path):
+    """The blocks of docs/evaluation.md, and the table that the page shows below them."""
+    page = ROOT / "docs" / "evaluation.md"
+    blocks = read_blocks(page)
+    python, shell = [block for block in blocks if block.mark == RUN_EVAL]
+    shown = blocks[blocks.index(shell) + 1].text
+    (tmp_path / "small_model").symlink_to(ROOT / "small_model")
+    subprocess.run([sys.executable, "-c", python.text], cwd=tmp_path, check=True)
+    program, *arguments = shlex.split(shell.text)
+    assert program == "fusion-vlm"
+    command = [sys.executable, "-m", "fusion_vlm.commands.main", *arguments]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.stdout.rstrip() == shown.rstrip(), done.stderr
