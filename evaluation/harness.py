@@ -17,7 +17,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import constants, get_token
+from huggingface_hub import constants, get_token, snapshot_download
+from huggingface_hub.errors import LocalEntryNotFoundError
 from lmms_eval.api.model import lmms
 from lmms_eval.api.task import ConfigurableTask, Task
 from lmms_eval.evaluator import simple_evaluate
@@ -179,17 +180,44 @@ def load_task(manager: TaskManager, name: str) -> Task:
         TaskError: if the data cannot be had, or do not have the fields that the task reads.
     """
     config = read_config(manager, name)
-    reach_data(name, config.get("dataset_path"))
+    data, options = config.get("dataset_path"), config.get("dataset_kwargs") or {}
+    reach_data(name, data)
     changes: dict[str, Any] = {}
-    options = config.get("dataset_kwargs") or {}
     if options.get("token") is True and get_token() is None:
         # Most tasks ask for a login, which their public data do not need.
         changes["dataset_kwargs"] = {key: value for key, value in options.items() if key != "token"}
     try:
-        with contextlib.redirect_stdout(sys.stderr):
-            return manager.load_config({"task": name, **changes})[name]
+        return build_task(manager, name, changes)
     except Exception as error:  # of whatever library reads the data, and of the task's own functions
-        raise TaskError(describe_load_error(name, config.get("dataset_path"), error)) from error
+        # Without a network, `datasets` finds what it has loaded before, but not what `hf download` has fetched.
+        snapshot = find_snapshot(data)
+        if snapshot is None:
+            raise TaskError(describe_load_error(name, data, error)) from error
+    try:
+        return build_task(manager, name, {**changes, "dataset_path": snapshot})
+    except Exception as error:
+        raise TaskError(describe_load_error(name, snapshot, error)) from error
+
+
+def build_task(manager: TaskManager, name: str, changes: dict) -> Task:
+    """Build a task with changes of its configuration."""
+    with contextlib.redirect_stdout(sys.stderr):
+        return manager.load_config({"task": name, **changes})[name]
+
+
+def find_snapshot(data: str | None) -> str | None:
+    """Return the folder of a data set in the cache of the Hub, if the process works without a network."""
+    if not constants.HF_HUB_OFFLINE or not is_hub_id(data):
+        return None
+    try:
+        return snapshot_download(data, repo_type="dataset", cache_dir=constants.HF_HUB_CACHE, local_files_only=True)
+    except LocalEntryNotFoundError:
+        return None
+
+
+def is_hub_id(data: str | None) -> bool:
+    """Return whether a data set is one of the Hub, and not a folder or a format such as `parquet`."""
+    return bool(data) and data.count("/") == 1 and not os.path.exists(data)
 
 
 def reach_data(name: str, data: str | None):
@@ -199,7 +227,7 @@ def reach_data(name: str, data: str | None):
     Raises:
         TaskError: if the Hub has no such data set.
     """
-    if data and data.count("/") == 1 and not os.path.exists(data):
+    if is_hub_id(data):
         try:
             find_model(data, repo_type="dataset")
         except ModelNameError as error:
@@ -222,7 +250,7 @@ def describe_load_error(name: str, data: str | None, error: Exception) -> str:
     """Return a message on why a task could not be loaded, and what to do."""
     cause = unwrap(error)
     reason = f"{type(cause).__name__}: {cause}"
-    if isinstance(cause, (OSError, ConnectionError)) and data and not os.path.exists(data) and data.count("/") == 1:
+    if isinstance(cause, OSError) and is_hub_id(data):
         return (
             f"{name}: its data set {data} is neither in the cache nor to be had from the Hub ({reason}). Download it"
             f" where there is a network: hf download {data} --repo-type dataset"

@@ -156,7 +156,7 @@ def make_row(column: Column, record: dict, authors: dict[str, float]) -> Row:
         num_questions=record["num_questions"],
         num_all=record["num_all"],
         judge=record["judge"],
-        data=record["config"].get("dataset_path", ""),
+        data=record["data"],
         finished=record["finished"],
         is_column=column.full == 100,
     )

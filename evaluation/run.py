@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 import fusion_vlm
 from fusion_vlm.evaluation.columns import Column
-from fusion_vlm.evaluation.harness import TaskError, TaskResult, identify_task, load_task, run_task
+from fusion_vlm.evaluation.harness import TaskError, TaskResult, identify_task, load_task, read_config, run_task
 from fusion_vlm.evaluation.judge import Judge, JudgeLog, check_judged
 from fusion_vlm.evaluation.lmms_model import FusionVL
 from fusion_vlm.hub.bug_report import one_line
@@ -169,6 +169,8 @@ def measure(lm: FusionVL, plan: Plan, task: str, identity: dict, progress: "Prog
     if not any(is_number(value) for value in result.values.values()) and not any(column.zero for column in columns):
         raise TaskError(f"{task}: lmms-eval gave no value, only {', '.join(result.values)}.")
     record = build_record(task, identity, result, judged, time.perf_counter() - begin)
+    # Not that of the result, which may be a folder of this machine's cache.
+    record["data"] = read_config(plan.manager, task).get("dataset_path") or ""
     rows = "".join(json.dumps(sample, default=str, ensure_ascii=False) + "\n" for sample in result.samples)
     write_text(plan.output / "samples" / f"{task}.jsonl", rows)
     write_json(plan.find_path(task), record)

@@ -47,7 +47,8 @@ def measure(name: str, value: float, num_all: int = 9000) -> list:
         "num_questions": 9000,
         "num_all": num_all,
         "judge": None,
-        "config": {"dataset_path": f"lmms-lab-encoder/{name}"},
+        "data": f"lmms-lab-encoder/{name}",
+        "config": {},
         "finished": "2026-11-29T12:00:00+00:00",
     }
     return make_rows([column], {column.task: record}, {}, {})

@@ -35,7 +35,8 @@ def make_record(column, value, *, num_questions=100, num_all=100, **more) -> dic
         "num_questions": num_questions,
         "num_all": num_all,
         "judge": None,
-        "config": {"dataset_path": "owner/data", "test_split": "test"},
+        "data": "owner/data",
+        "config": {"test_split": "test"},
         "finished": FINISHED,
     }
 

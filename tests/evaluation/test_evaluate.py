@@ -20,6 +20,7 @@ import yaml
 pytest.importorskip("lmms_eval", reason="needs lmms-eval: make test-eval")
 
 from datasets import Dataset, Image
+from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 
 import fusion_vlm
@@ -29,7 +30,7 @@ from fusion_vlm.evaluation.columns import read_columns
 
 from ..docs.pages import RUN_EVAL, read_blocks
 from ..helpers import GOLDEN_DIR, LLAMA, ROOT, SMALL_MODEL
-from .local_tasks import BENCHMARKS, local_data
+from .local_tasks import BENCHMARKS, local_data, write_documents
 
 
 FLOAT32 = ("--dtype", "float32", "--device", "cpu")
@@ -293,6 +294,21 @@ def test_data_that_cannot_be_had_without_a_network(tmp_path, capsys):
     for data in ("lmms-lab-encoder/POPE", "lmms-lab-encoder/MME"):
         assert output.out.count(f"hf download {data} --repo-type dataset") == 1
     assert output.err.splitlines()[-1].startswith("error: no result for 2 of 2: POPE, MME_P")
+
+
+def test_column_is_measured_without_a_network_on_downloaded_data(tmp_path, capsys, monkeypatch):
+    """A column of the table from end to end, its data where `hf download` puts them."""
+    cache, name = tmp_path / "hub" / "datasets--lmms-lab-encoder--RealWorldQA", "a" * 40
+    (cache / "snapshots" / name / "data").mkdir(parents=True)
+    (cache / "refs").mkdir()
+    (cache / "refs" / "main").write_text(name)
+    write_documents("RWQA", cache / "snapshots" / name / "data" / "test-00000-of-00001.parquet")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    output = tmp_path / "output"
+    assert main(["evaluate", str(SMALL_MODEL), "--benchmarks", "RWQA", "--output", str(output), *FLOAT32]) == 0
+    (row,) = json.loads((output / "report.json").read_text())["rows"]
+    assert (row["name"], row["num_questions"], row["data"]) == ("RWQA", 2, "lmms-lab-encoder/RealWorldQA")
+    assert f"RWQA    {row['value']:.1f}" in capsys.readouterr().out
 
 
 def test_judged_columns_need_a_judge(tmp_path, capsys):
