@@ -138,9 +138,15 @@ def write_lmms_tasks(folder: Path, number: int = 100) -> dict[str, list[dict]]:
 
 
 def write_lm_tasks(folder: Path, rows: list[dict]):
-    """Write tasks of lm-eval with these documents: `easy_lm`, and `easy_parts`, whose image stands in the text."""
+    """
+    Write tasks of lm-eval with these documents.
+
+    The tasks are `easy_lm`, `easy_parts` (the image stands in the text), and `easy_blind` (no images).
+    """
     folder.mkdir(parents=True, exist_ok=True)
     Dataset.from_list(rows, features=FEATURES).to_parquet(folder / "easy.parquet")
     texts = {"easy_lm": "<image>{{question}}", "easy_parts": "Look:<image>{{question}}"}
     for task, text in texts.items():
         (folder / f"{task}.yaml").write_text(LM_TASK.format(task=task, data=folder / "easy.parquet", text=text))
+    blind = LM_TASK.format(task="easy_blind", data=folder / "easy.parquet", text="{{question}}")
+    (folder / "easy_blind.yaml").write_text(blind.replace("doc_to_image: images\n", ""))
