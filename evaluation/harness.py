@@ -17,14 +17,16 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import get_token
+from huggingface_hub import constants, get_token
 from lmms_eval.api.model import lmms
-from lmms_eval.api.task import Task
+from lmms_eval.api.task import ConfigurableTask, Task
 from lmms_eval.evaluator import simple_evaluate
 from lmms_eval.tasks import TaskManager
 from lmms_eval.utils import load_yaml_config
 from loguru import logger
-from tenacity import RetryError
+from tenacity import RetryError, stop_after_attempt
+
+from fusion_vlm.hub.names import ModelNameError, find_model
 
 
 TASKS = Path(__file__).resolve().parent / "tasks"
@@ -71,9 +73,8 @@ def find_tasks(include_path: Path | None = None) -> TaskManager:
         TaskError: if there is no such folder, no task in it, or one that would be hidden by another of its name.
     """
     with contextlib.redirect_stdout(sys.stderr):
-        known = TaskManager(include_path=str(TASKS), model_name=MODEL_NAME)
         if include_path is None:
-            return known
+            return TaskManager(include_path=str(TASKS), model_name=MODEL_NAME)
         if not include_path.is_dir():
             raise TaskError(f"There is no folder {include_path} with tasks.")
         try:
@@ -82,12 +83,14 @@ def find_tasks(include_path: Path | None = None) -> TaskManager:
             raise TaskError(f"The tasks in {include_path} cannot be read: {error}") from error
         if not added.all_tasks:
             raise TaskError(f"There is no task in {include_path}: expected YAML files of lmms-eval.")
-        if hidden := set(added.all_subtasks) & set(known.all_tasks):
+        manager = TaskManager(include_path=[str(TASKS), str(include_path)], model_name=MODEL_NAME)
+    # lmms-eval keeps the first task of a name, which is its own.
+    for name in added.all_subtasks:
+        if manager.task_index[name] != added.task_index[name]:
             raise TaskError(
-                f"{include_path} has the task {sorted(hidden)[0]!r}, a name that lmms-eval or fusion-vlm has already."
-                " Rename it."
+                f"{include_path} has the task {name!r}, a name that lmms-eval or fusion-vlm has already. Rename it."
             )
-        return TaskManager(include_path=[str(TASKS), str(include_path)], model_name=MODEL_NAME)
+    return manager
 
 
 def check_task(manager: TaskManager, name: str):
@@ -176,6 +179,7 @@ def load_task(manager: TaskManager, name: str) -> Task:
         TaskError: if the data cannot be had, or do not have the fields that the task reads.
     """
     config = read_config(manager, name)
+    reach_data(name, config.get("dataset_path"))
     changes: dict[str, Any] = {}
     options = config.get("dataset_kwargs") or {}
     if options.get("token") is True and get_token() is None:
@@ -186,6 +190,23 @@ def load_task(manager: TaskManager, name: str) -> Task:
             return manager.load_config({"task": name, **changes})[name]
     except Exception as error:  # of whatever library reads the data, and of the task's own functions
         raise TaskError(describe_load_error(name, config.get("dataset_path"), error)) from error
+
+
+def reach_data(name: str, data: str | None):
+    """
+    Check that the Hub answers for a data set, or else let the process look into the cache only.
+
+    Raises:
+        TaskError: if the Hub has no such data set.
+    """
+    if data and data.count("/") == 1 and not os.path.exists(data):
+        try:
+            find_model(data, repo_type="dataset")
+        except ModelNameError as error:
+            raise TaskError(f"{name}: {error}") from error
+    if constants.HF_HUB_OFFLINE:
+        # lmms-eval tries five times, with pauses, what cannot change without a network.
+        ConfigurableTask.download.retry.stop = stop_after_attempt(1)
 
 
 def unwrap(error: BaseException) -> BaseException:

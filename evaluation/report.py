@@ -209,8 +209,8 @@ def describe_run(settings: dict, limit: int | None, harness: str, has_authors: b
         notes.append(f"harness: lmms-eval {harness}; the table of columns was written for {HARNESS}")
     if limit:
         notes.append(
-            f"questions: at most the first {limit} of each task, with intervals of 95 %, which hold for a random sample;"
-            " the first questions are none"
+            f"questions: at most the first {limit} of each task; intervals of 95 % hold for a random sample, which the"
+            " first questions are not"
         )
     return notes
 
@@ -237,7 +237,7 @@ def print_report(rows: Sequence[Row], *, model: str, authors: str | None, notes:
     header = ["column", "ours", *(["authors'", "difference"] if authors else []), "questions", "task"]
     table = [header, *([*print_cells(row, bool(authors)), row.task] for row in rows)]
     widths = [max(len(line[index]) for line in table) for index in range(len(header))]
-    lines = [f"{model}" + (f", beside the authors' figures of {authors}" if authors else "")]
+    lines = [f"{model}" + (f", beside the authors' figures of {authors}, which has its sizes" if authors else "")]
     lines += [
         "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in table
     ]

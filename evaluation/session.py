@@ -61,6 +61,7 @@ class Session:
             )
         quiet_harness()
         self.model, self.output, self.limit, self.left_out = model, output, limit, left_out
+        check_checkpoint(model)
         # Before any task is loaded: tasks build their judges when they are imported.
         log = None
         if judge:
@@ -69,7 +70,6 @@ class Session:
         manager = find_tasks(include_path)
         for column in columns:
             check_task(manager, column.task)
-        check_checkpoint(model)
         self.plan = Plan(list(columns), output, manager, limit, judge, log)
         architecture = find_architecture(FusionConfig.from_pretrained(find_base(model) or model))
         self.authors = architecture.name if architecture else None
@@ -91,7 +91,10 @@ class Session:
             del given["device"]
         lm = FusionVL(self.model, answers=str(self.output / "answers.jsonl"), **given)
         self.settings = lm.settings
-        records, failures = evaluate(lm, self.plan)
+        try:
+            records, failures = evaluate(lm, self.plan)
+        finally:
+            lm.answerer.log.close()
         rows = make_rows(self.plan.columns, records, failures, read_authors_scores(self.authors))
         write_json(self.output / "report.json", self.describe(rows))
         return rows

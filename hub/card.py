@@ -29,18 +29,15 @@ from huggingface_hub.utils import validate_repo_id
 from fusion_vlm.configuration_fusion import TESTED_RELEASES, FusionConfig
 from fusion_vlm.hub.endpoint import HANDLER, add_endpoint_files
 from fusion_vlm.hub.examples import CardError, Example, answer_examples, read_examples, read_rows, write_examples
-from fusion_vlm.hub.measured import show_runs
+from fusion_vlm.hub.measured import EVAL_TASK_ID, PIPELINE_TAG, show_runs
 from fusion_vlm.hub.names import ModelNameError, find_folder, refuse_adapter
 from fusion_vlm.hub.released import AUTHORS, Architecture, Stage, find_architecture, find_released
 
 
 HUB_DIR = Path(__file__).resolve().parent
 PHOTO = HUB_DIR / "chelsea.jpg"
-PIPELINE_TAG = "image-text-to-text"
 GENERATION_PARAMETERS = {"max_new_tokens": 128, "do_sample": False}
 WRITTEN_BY = "<!-- Written by fusion_vlm/hub/card.py"
-# The task id that `.eval_results` requires. The Hub shows only ids that are listed in the eval.yaml of the dataset.
-EVAL_TASK_ID = "default"
 LLAMA_NOTICE = (
     "Llama 3.1 is licensed under the Llama 3.1 Community License, Copyright \N{COPYRIGHT SIGN} Meta Platforms, Inc."
     " All Rights Reserved.\n"

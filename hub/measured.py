@@ -19,7 +19,9 @@ BEGIN, END = "<!-- What fusion-vlm evaluate measured -->", "<!-- End of what fus
 # The section stands before the first of these, or at the end.
 FOLLOWING = ("\n## Training\n", "\n## Limits and biases\n", "\n## License\n", "\n## Citation\n")
 HARNESS_URL = "https://github.com/EvolvingLMMs-Lab/lmms-eval"
-TASK_TYPE, EVAL_TASK_ID = "image-text-to-text", "default"
+PIPELINE_TAG = "image-text-to-text"
+# The task id that `.eval_results` requires. The Hub shows only ids that are listed in the eval.yaml of the dataset.
+EVAL_TASK_ID = "default"
 
 
 def save_run(folder: Path, run: dict) -> Path:
@@ -124,7 +126,7 @@ def make_results(run: dict) -> list[EvalResult]:
     """
     return [
         EvalResult(
-            task_type=TASK_TYPE,
+            task_type=PIPELINE_TAG,
             dataset_type=row["data"],
             dataset_name=row["name"],
             dataset_split=row["split"],
@@ -139,7 +141,9 @@ def make_results(run: dict) -> list[EvalResult]:
 
 
 def write_entries(folder: Path, name: str, run: dict):
-    """Write the rows of a run to `.eval_results/`, a file for each data set and setting."""
+    """Write the rows of a run to `.eval_results/`, a file for each data set and setting, in place of earlier ones."""
+    for path in (folder / ".eval_results").glob(f"*.{name}.yaml"):
+        path.unlink()
     files: dict[str, list[EvalResultEntry]] = defaultdict(list)
     for row in run["rows"]:
         judge = f", graded by {row['judge']['model']}" if row["judge"] else ""
