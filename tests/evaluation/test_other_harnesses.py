@@ -138,12 +138,12 @@ def test_lmms_eval_through_the_server_gives_the_same_answers(address, answers, t
     lm = lmms_eval.models.get_model("openai", True).create_from_arg_string(arguments, {"batch_size": 1})
     result = lmms_eval.evaluator.simple_evaluate(
         model=lm,
-        tasks=["easy_vqa"],
+        tasks=["easy_plain"],
         task_manager=manager,
         bootstrap_iters=0,
         verbosity="ERROR",
         gen_kwargs="temperature=0",  # the wrapper sends the task's temperature, whatever `do_sample` says
     )
-    samples = sorted(result["samples"]["easy_vqa"], key=lambda row: row["doc_id"])
+    samples = sorted(result["samples"]["easy_plain"], key=lambda row: row["doc_id"])
     assert [row["filtered_resps"][0] for row in samples] == answers
-    assert result["results"]["easy_vqa"]["exact_match,none"] == 1
+    assert result["results"]["easy_plain"]["exact_match,none"] == 1
