@@ -202,8 +202,8 @@ def export(work_dir: Path, output_dir: Path):
     """
     Write the folder that is shipped: weights in float32, and a model card.
 
-    The figures of the card are measured in the dtype in which the folder loads by default. In bfloat16, 8 of 40 answers
-    about scenes were others.
+    The figures of the card are measured in the dtype in which the folder loads by default. In bfloat16, 8 of 40
+    answers about scenes were others.
 
     The code in the folder is linked to the files of this repository, so that the two cannot differ. Figures that were
     measured on other weights are removed.

@@ -59,13 +59,17 @@ def ask(doc, lmms_eval_specific_kwargs=None):
     return "<image>\\n" + doc["question"]
 
 
+def ask_plainly(doc, lmms_eval_specific_kwargs=None):
+    return doc["question"]
+
+
 def ask_twice(doc, lmms_eval_specific_kwargs=None, previous_output=None, round_idx=None, previous_round_info=None):
     if not round_idx:
         return doc["question"]
     seen = [*(previous_round_info or []), previous_output[-1]]
     if round_idx == 2:
         return None, None, True, previous_output, seen
-    return list_images(doc), f"{doc['second']}", False, previous_output, seen
+    return list_images(doc), doc["second"], False, previous_output, seen
 
 
 def score(doc, results):
@@ -102,9 +106,10 @@ def write_lmms_tasks(folder: Path, number: int = 100) -> dict[str, list[dict]]:
     """
     Write tasks of lmms-eval and their documents; return the documents of each task.
 
-    The tasks are `easy_vqa`, `scenes`, `easy_text` (no images), `easy_two` (two images each, the second of another
-    question), `easy_first` (the same, and the task asks for the first), `easy_bad` (two images in documents 1 and 3),
-    and `easy_rounds` (two questions about an image, one after the other).
+    The tasks are `easy_vqa`, `easy_plain` (the same, without `<image>` in the prompts), `scenes`, `easy_text` (no
+    images), `easy_two` (two images each, the second of another question), `easy_first` (the same, and the task asks
+    for the first), `easy_bad` (two images in documents 1 and 3), and `easy_rounds` (two questions about an image, one
+    after the other).
     """
     folder.mkdir(parents=True, exist_ok=True)
     easy = read_easy_rows(number)
@@ -113,6 +118,7 @@ def write_lmms_tasks(folder: Path, number: int = 100) -> dict[str, list[dict]]:
     rounds = [{**row, **colour} for row in easy if row["question"] == "what color is the shape?"]
     tasks = {
         "easy_vqa": easy,
+        "easy_plain": easy,
         "scenes": draw_scene_rows(folder, 12),
         "easy_text": [{**row, "images": []} for row in easy[:8]],
         "easy_two": two[:8],
@@ -129,7 +135,7 @@ def write_lmms_tasks(folder: Path, number: int = 100) -> dict[str, list[dict]]:
             task=task,
             data=save(rows, folder / f"{task}_data"),
             output_type="generate_until_multi_round" if is_rounds else "generate_until",
-            ask="ask_twice" if is_rounds else "ask",
+            ask="ask_twice" if is_rounds else "ask_plainly" if task == "easy_plain" else "ask",
             generation=generation,
         )
         (folder / f"{task}.yaml").write_text(yaml)
@@ -138,9 +144,15 @@ def write_lmms_tasks(folder: Path, number: int = 100) -> dict[str, list[dict]]:
 
 
 def write_lm_tasks(folder: Path, rows: list[dict]):
-    """Write tasks of lm-eval with these documents: `easy_lm`, and `easy_parts`, whose image stands in the text."""
+    """
+    Write tasks of lm-eval with these documents.
+
+    The tasks are `easy_lm`, `easy_parts` (the image stands in the text), and `easy_blind` (no images).
+    """
     folder.mkdir(parents=True, exist_ok=True)
     Dataset.from_list(rows, features=FEATURES).to_parquet(folder / "easy.parquet")
     texts = {"easy_lm": "<image>{{question}}", "easy_parts": "Look:<image>{{question}}"}
     for task, text in texts.items():
         (folder / f"{task}.yaml").write_text(LM_TASK.format(task=task, data=folder / "easy.parquet", text=text))
+    blind = LM_TASK.format(task="easy_blind", data=folder / "easy.parquet", text="{{question}}")
+    (folder / "easy_blind.yaml").write_text(blind.replace("doc_to_image: images\n", ""))
