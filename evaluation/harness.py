@@ -6,7 +6,6 @@ import argparse
 import contextlib
 import difflib
 import hashlib
-import inspect
 import json
 import os
 import sys
@@ -17,6 +16,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import lmms_eval
 from huggingface_hub import constants, get_token, snapshot_download
 from huggingface_hub.errors import LocalEntryNotFoundError
 from lmms_eval.api.model import lmms
@@ -31,6 +31,7 @@ from fusion_vlm.hub.names import ModelNameError, find_model
 
 
 TASKS = Path(__file__).resolve().parent / "tasks"
+LMMS_EVAL = Path(lmms_eval.__file__).resolve().parent
 MODEL_NAME = "fusion_vl"  # by which tasks choose prompts of their own; none has one for it
 
 
@@ -144,12 +145,20 @@ def describe(value: Any) -> Any:
         return [describe(each) for each in value]
     if not callable(value):
         return value
-    name = f"{getattr(value, '__module__', '')}.{getattr(value, '__qualname__', value)}"
-    code = getattr(value, "__code__", None)
-    file = Path(code.co_filename if code else inspect.getsourcefile(value) or "")
-    if "lmms_eval" in file.parts or not file.is_file():
+    name = f"{getattr(value, '__module__', '')}.{getattr(value, '__qualname__', type(value).__qualname__)}"
+    file = find_source(value)
+    if file is None or file.is_relative_to(LMMS_EVAL):
         return name
     return [name, hashlib.sha256(file.read_bytes()).hexdigest()]
+
+
+def find_source(value: Callable) -> Path | None:
+    """Return the file of a function or class, by its code: `inspect` does not find modules that are loaded by path."""
+    value = getattr(value, "func", value)  # of a partial
+    members = vars(value if isinstance(value, type) else type(value)).values()
+    codes = [getattr(each, "__code__", None) for each in (value, *members)]
+    files = [Path(code.co_filename) for code in codes if code]
+    return next((file for file in files if file.is_file()), None)
 
 
 def find_local_files(config: dict) -> list[str]:

@@ -12,7 +12,7 @@ pytest.importorskip("lmms_eval", reason="needs lmms-eval: make test-eval")
 from lmms_eval.api.model import lmms
 
 from fusion_vlm.evaluation.columns import read_columns
-from fusion_vlm.evaluation.harness import TaskError, check_task, find_tasks, run_task
+from fusion_vlm.evaluation.harness import TaskError, check_task, find_tasks, identify_task, run_task
 from fusion_vlm.evaluation.judge import Judge, JudgeError, check_judge, check_judged, use_judge
 from fusion_vlm.evaluation.run import Plan
 
@@ -112,6 +112,7 @@ def recite(manager, name: str, answers: list[str], tmp_path, *, limit=None, judg
 def test_column_has_its_task_and_its_metric(manager, judge, server, name, tmp_path):
     server.reply = {"MM-Vet": "1.0", "LLaVA_W": "8 8"}.get(name, "2")
     check_task(manager, COLUMNS[name].task)
+    assert identify_task(manager, COLUMNS[name].task) == identify_task(manager, COLUMNS[name].task)
     documents = BENCHMARKS["MME_P" if name == "MME_C" else name]
     result, _ = recite(manager, name, documents["right"], tmp_path)
     value = result.values[COLUMNS[name].key] * COLUMNS[name].scale
