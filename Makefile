@@ -13,7 +13,7 @@ CORE_TESTS = tests/commands tests/serving tests/training/test_collator.py tests/
 	tests/small_model/test_model.py tests/test_*.py
 PYTEST = HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(1)/bin/python -m pytest --numprocesses 2 --dist loadfile
 
-.PHONY: demo demo-convert demo-page test lint format test-demo test-slow test-gpu test-transformers test-versions test-newest test-vllm test-vllm-newest
+.PHONY: demo demo-convert demo-page test lint format test-demo test-slow test-gpu test-transformers test-versions test-newest test-vllm test-vllm-newest test-eval
 
 demo: .venv/.ready
 	.venv/bin/python examples/quickstart.py
@@ -63,6 +63,11 @@ out/vllm-%: .venv-vllm/.ready
 	rm -rf $@
 	.venv-vllm/bin/python -m tests.serving.vllm.unpack_release $* $@ || { rm -rf $@; exit 1; }
 
+# Evaluation with lmms-eval and lm-eval, offline. Options of pytest: make test-eval EVAL_TESTS="-k kill"
+EVAL_TESTS ?=
+test-eval: .venv-eval/.ready
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 .venv-eval/bin/python -m pytest tests/evaluation $(EVAL_TESTS)
+
 lint: .venv/.ready
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
@@ -108,3 +113,8 @@ test-transformers: .venv/.ready
 	.venv-vllm/bin/python -m pip install --quiet --no-deps --requirement constraints-vllm.txt
 	.venv-vllm/bin/python -m pip install --quiet --no-deps --editable .
 	touch $@
+
+# Its own environment, because lmms-eval pins wandb, which needs an older protobuf than constraints.txt has.
+.venv-eval/.ready: constraints-eval.txt setup.cfg pyproject.toml
+	@sh make_environment.sh .venv-eval constraints-eval.txt 11 "$(PYTHON)" ".[convert,eval,test-core]" "lm-eval[hf]==0.4.13"
+	@.venv-eval/bin/python -c "import torchvision" 2>/dev/null || .venv-eval/bin/python -m pip uninstall --quiet --yes torchvision

@@ -37,10 +37,7 @@ from transformers import (
 from transformers.image_processing_backends import PilBackend
 from transformers.image_utils import ImageInput, PILImageResampling, SizeDict
 from transformers.processing_utils import Unpack
-from transformers.utils import logging
 
-
-logger = logging.get_logger(__name__)
 
 # Tokens that FUSION adds to the decoder's vocabulary. The two of the frame stand before and after the latents.
 IMAGE_TOKEN, LATENT_TOKEN = "<image>", "<latent>"
@@ -568,10 +565,10 @@ class FusionProcessor(ProcessorMixin):
                     f" followed by {self.vision_end_token} and a question." + advice
                 )
             if images and not latents:
-                logger.warning_once(
-                    f"A prompt has an image but no {self.latent_token}: the vision tower would read no question, and"
-                    " nothing would read the image again. The model refuses such a prompt: render prompts with"
-                    " `apply_chat_template`."
+                raise ValueError(
+                    f"Prompt {index} has an {self.image_token} but no {self.latent_token}, so the vision tower would"
+                    " read no question, and nothing would read the image again. Render prompts with the chat template:"
+                    " `apply_chat_template`, or the switch of an evaluation harness (lm-eval: --apply_chat_template)."
                 )
 
     def _check_special_mm_tokens(self, text, text_inputs, modalities):

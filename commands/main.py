@@ -42,6 +42,7 @@ COMMANDS = {
     "chat": Command("talk about an image in the terminal"),
     "serve": Command("serve the OpenAI API", "serve"),
     "finetune": Command("fine-tune a model on a table of images, questions and answers", "train"),
+    "evaluate": Command("measure a model on the paper's benchmarks with lmms-eval", "eval"),
     "card": Command("write the model card of a folder"),
     "check": Command("verify the data of a recipe before training", "train"),
     "cost": Command("print what training by a recipe takes", "train"),

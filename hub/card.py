@@ -29,17 +29,15 @@ from huggingface_hub.utils import validate_repo_id
 from fusion_vlm.configuration_fusion import TESTED_RELEASES, FusionConfig
 from fusion_vlm.hub.endpoint import HANDLER, add_endpoint_files
 from fusion_vlm.hub.examples import CardError, Example, answer_examples, read_examples, read_rows, write_examples
+from fusion_vlm.hub.measured import EVAL_TASK_ID, PIPELINE_TAG, show_runs
 from fusion_vlm.hub.names import ModelNameError, find_folder, refuse_adapter
 from fusion_vlm.hub.released import AUTHORS, Architecture, Stage, find_architecture, find_released
 
 
 HUB_DIR = Path(__file__).resolve().parent
 PHOTO = HUB_DIR / "chelsea.jpg"
-PIPELINE_TAG = "image-text-to-text"
 GENERATION_PARAMETERS = {"max_new_tokens": 128, "do_sample": False}
 WRITTEN_BY = "<!-- Written by fusion_vlm/hub/card.py"
-# The task id that `.eval_results` requires. The Hub shows only ids that are listed in the eval.yaml of the dataset.
-EVAL_TASK_ID = "default"
 LLAMA_NOTICE = (
     "Llama 3.1 is licensed under the Llama 3.1 Community License, Copyright \N{COPYRIGHT SIGN} Meta Platforms, Inc."
     " All Rights Reserved.\n"
@@ -412,8 +410,8 @@ def write_card(
     Write `README.md` of a FUSION folder, and the files that it shows.
 
     These are `widget/` with the images of the widget examples, `.eval_results/` if there are results on datasets of
-    the Hub, and `NOTICE` for a Llama 3.1 decoder. The code in the card runs as it stands, within the folder and, with
-    `repo_id`, anywhere else.
+    the Hub, and `NOTICE` for a Llama 3.1 decoder. What `fusion-vlm evaluate --write-card` measured stays.
+    The code in the card runs as it stands, within the folder and, with `repo_id`, anywhere else.
 
     A folder with the sizes of a released model gets the base models and the license of that model. It gets the
     authors' results, data and stage only with `released`, because a fine-tuned model has the same sizes. For any other
@@ -494,4 +492,5 @@ def write_card(
         (folder / "NOTICE").write_text(LLAMA_NOTICE, encoding="utf-8")
     data = make_metadata(origin, architecture, title, make_widget(shown, repo_id), found_results)
     ModelCard.from_template(data, template_path=str(HUB_DIR / "card.md.jinja"), **vars(text)).save(path)
+    show_runs(folder)
     return path

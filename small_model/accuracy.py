@@ -1,9 +1,11 @@
 """
 Measure a FUSION on what the small model was trained on: easy-VQA's test split, and new drawn scenes of all kinds.
 
-Answers are generated greedily. Earlier turns of a conversation have the true answers.
+Answers are generated greedily, in the dtype in which the folder loads by default, and by the same code as those of
+lmms-eval's tasks. Earlier turns of a conversation have the true answers.
 
-    python -m fusion_vlm.small_model.accuracy [MODEL] [--4bit] [--sections easy-vqa scenes objects turns] [--json FILE]
+    python -m fusion_vlm.small_model.accuracy [MODEL] [--dtype float32] [--4bit] [--sections easy-vqa scenes objects
+        turns] [--json FILE]
 
 * easy-vqa: with the image, with a blank (gray) one, and the share of the commonest answer.
 * scenes: for each kind, with the image and with a blank one. The baselines are the commonest answer of each type of
@@ -28,6 +30,7 @@ import tempfile
 import time
 from collections import Counter, defaultdict
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +40,7 @@ from PIL import Image
 from fusion_vlm.audit.audit import read_turns
 from fusion_vlm.audit.language_only import NUM_FOLDS, Features, label_answers, list_features, try_language_only
 from fusion_vlm.audit.questions import Question, read_question, split_into_words, unify_answers
+from fusion_vlm.evaluation.answering import Answerer, Request
 from fusion_vlm.hub.loading import nf4_config
 from fusion_vlm.modeling_fusion import FusionForConditionalGeneration
 from fusion_vlm.processing_fusion import FusionProcessor
@@ -77,19 +81,20 @@ BLANK = Image.new("RGB", (IMAGE_SIZE, IMAGE_SIZE), (128, 128, 128))
 
 class Model:
     """
-    A model and its processor, which answer questions.
+    A model that answers questions.
 
     Args:
         path (`str`): folder or Hub id.
         four_bit (`bool`): whether to load it in 4 bits (nf4).
+        dtype (`str`): dtype of the weights. Defaults to the dtype in which they are stored.
     """
 
-    def __init__(self, path: str, four_bit: bool):
+    def __init__(self, path: str, four_bit: bool, dtype: str = "auto"):
+        processor = FusionProcessor.from_pretrained(path)
         config = nf4_config(torch.float32, double_quant=False) if four_bit else None
-        self.processor = FusionProcessor.from_pretrained(path)
-        self.model = FusionForConditionalGeneration.from_pretrained(
-            path, dtype=torch.float32, quantization_config=config
-        )
+        model = FusionForConditionalGeneration.from_pretrained(path, dtype=dtype, quantization_config=config)
+        self.answerer = Answerer(model, processor, batch_size=64)
+        self.settings = {"dtype": str(model.dtype).removeprefix("torch."), "quantization": "nf4" if four_bit else None}
 
     def answer(self, conversations: list[tuple[Image.Image | str, list[str]]], max_new_tokens: int) -> list[str]:
         """
@@ -98,36 +103,13 @@ class Model:
         Args:
             conversations: an image, and the texts of the turns, of which the last is the question to answer.
         """
-        answers = [""] * len(conversations)
-        # Batches of prompts of similar length have little padding.
-        order = sorted(range(len(conversations)), key=lambda index: sum(map(len, conversations[index][1])))
-        for start in range(0, len(order), 64):
-            indices = order[start : start + 64]
-            inputs = self.processor.apply_chat_template(
-                [to_messages(*conversations[index]) for index in indices],
-                add_generation_prompt=True,
-                tokenize=True,
-                return_dict=True,
-                return_tensors="pt",
-            ).to(self.model.device)
-            output = self.model.generate(**inputs, do_sample=False, max_new_tokens=max_new_tokens)
-            texts = self.processor.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-            for index, text in zip(indices, texts, strict=True):
-                answers[index] = text.strip()
-        return answers
-
-
-def to_messages(image: Image.Image | str, said: list[str]) -> list[dict]:
-    """Return the messages of a conversation about an image: a question, an answer, a question, ..."""
-    if isinstance(image, str):
-        image = Image.open(image).convert("RGB")
-    messages = []
-    for index, text in enumerate(said):
-        content = [{"type": "text", "text": text}]
-        if index == 0:
-            content.insert(0, {"type": "image", "image": image})
-        messages.append({"role": "assistant" if index % 2 else "user", "content": content})
-    return messages
+        options = {"max_new_tokens": max_new_tokens}
+        return self.answerer.answer(
+            [
+                Request({"conversation": index}, said, partial(list, [image]), options)
+                for index, (image, said) in enumerate(conversations)
+            ]
+        )
 
 
 def share(values: list[bool]) -> float:
@@ -375,10 +357,12 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", nargs="?", default=str(Path(__file__).with_name("model")))
     parser.add_argument("--4bit", dest="four_bit", action="store_true", help="load the model in 4 bits (nf4)")
+    parser.add_argument("--dtype", default="auto", help="dtype of the weights (default: auto, as they are stored)")
     parser.add_argument("--sections", nargs="+", choices=SECTIONS, default=SECTIONS)
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     args = parser.parse_args()
-    model = Model(args.model, args.four_bit)
+    model = Model(args.model, args.four_bit, args.dtype)
+    print("settings: " + ", ".join(f"{name} {value}" for name, value in model.settings.items()), flush=True)
     measures = {
         "easy-vqa": measure_easy_vqa,
         "scenes": measure_scenes,
@@ -386,7 +370,7 @@ def main():
         "turns": measure_turns,
     }
     started = time.perf_counter()
-    results = {name: measures[name](model) for name in args.sections}
+    results = {"settings": model.settings, **{name: measures[name](model) for name in args.sections}}
     print(f"{time.perf_counter() - started:.0f} s")
     if args.json:
         args.json.write_text(json.dumps(results, indent=2) + "\n")

@@ -24,6 +24,7 @@ ALLOWED = {
     "training": MODEL | {"hub", "rows"},
     "synthesis": {"rows"},
     "audit": {"rows"},
+    "evaluation": MODEL | {"hub"},
     "serving": MODEL | {"hub"},
 }
 

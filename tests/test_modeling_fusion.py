@@ -644,8 +644,9 @@ def test_placeholders_that_were_not_expanded(has_image, padding_side, model, pro
 
 
 def test_prompt_without_the_chat_template_is_refused(model, processor):
-    """A harness that does not apply the template scored 0.10 instead of 1.00 on the small model."""
-    inputs = processor(text="<image>What is it?", images=random_image(0), return_tensors="pt")
+    """The processor refuses it too, but not where a tool expands the placeholders itself."""
+    inputs = processor.tokenizer("<image>" * 36 + "What is it?", return_tensors="pt")
+    inputs |= processor.image_processor(random_image(0), return_tensors="pt")
     with pytest.raises(ValueError, match="Example 0 has 36 image tokens but no latent tokens.*apply_chat_template"):
         model.generate(**inputs, max_new_tokens=2)
 

@@ -10,6 +10,7 @@ from ..helpers import ROOT
 
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 RUN, RUN_SLOW, OUTPUT = "<!-- run -->", "<!-- run: slow -->", "<!-- output -->"
+RUN_EVAL = "<!-- run: eval -->"  # in the environment of make test-eval, by tests/evaluation/test_evaluate.py
 FENCE = re.compile(r"^( *)```(\w*)\s*$")
 
 

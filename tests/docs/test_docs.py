@@ -19,18 +19,31 @@ import pytest
 from fusion_vlm.commands.main import COMMANDS, build_parser
 
 from ..helpers import ROOT
-from .pages import PAGES, RUN, Block, count_words, page_name, read_blocks, read_code, read_commands, read_links
+from .pages import (
+    PAGES,
+    RUN,
+    RUN_EVAL,
+    RUN_SLOW,
+    Block,
+    count_words,
+    page_name,
+    read_blocks,
+    read_code,
+    read_commands,
+    read_links,
+)
 
 
 # First parts of paths that are the user's own, or names on the Hub.
 OTHER_PATHS = re.compile(
-    r"out/|/|~|\.|work/|shapes/|images/|widget/|data/|site-packages/|starriver030515/|google/|Qwen/|me/|OWNER/|DIR/"
+    r"out/|/|~|\.|work/|shapes/|samples/|lmms_eval/|images/|widget/|data/|site-packages/|starriver030515/|google/|Qwen/|me/|OWNER/|DIR/"
     r"|FOLDER/|owner/|huggingface/|.*(MODEL_TYPE|NAME)"
 )
 PATH = re.compile(r"[\w.-]+(/[\w.*-]+)*(/|\.(py|md|sh|ya?ml|cfg|toml|jinja|png|svg|txt|jsonl))")
 # Files that the project writes, or that users bring.
 OTHER_FILES = {"notes.txt", "captions.txt", "requirements.txt", "README.md", "bias.png", "curves.png", "eval.yaml",
-               "dice.png", "broken.jsonl", "rejects.jsonl", "chat_template.jinja", "metadata.jsonl"}  # fmt: skip
+               "dice.png", "broken.jsonl", "rejects.jsonl", "chat_template.jinja", "metadata.jsonl",
+               "answers.jsonl"}  # fmt: skip
 FOLDERS_OF_A_CLONE = [entry for entry in ROOT.iterdir() if entry.name not in ("out", ".git")]
 ENVIRONMENT = {
     **os.environ,
@@ -107,7 +120,7 @@ def test_marks_are_known():
     """A mark with a typo would not run."""
     for page in PAGES:
         marks = {block.mark for block in read_blocks(page)} - {""}
-        assert marks <= {RUN, "<!-- run: slow -->"}, page_name(page)
+        assert marks <= {RUN, RUN_SLOW, RUN_EVAL}, page_name(page)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=page_name)
@@ -160,7 +173,7 @@ def check_options(command: list[str], page: Path):
 
 def check_script(command: list[str], page: Path):
     """Check that the script or module of a command line exists."""
-    if command[1] == "-m" and command[2].startswith("vllm."):
+    if command[1] == "-m" and command[2].startswith(("vllm.", "lmms_eval")):
         return  # in an environment of its own
     if command[1] == "-m":
         found = importlib.util.find_spec(command[2]) is not None

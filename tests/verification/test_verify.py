@@ -114,7 +114,7 @@ def test_small_model_passes_in_every_condition(capsys):
     report = capsys.readouterr().out
     assert report.splitlines()[-1] == "PASS"
     rows = ("each question about its picture", "about the other picture, with its answer", "4 latents", "16 latents")
-    for row in (*rows, "float32", "4 bits"):
+    for row in (*rows, "bfloat16", "4 bits"):
         assert re.search(rf"^  {re.escape(row)} +11 of 11 ", report, re.MULTILINE), row
     assert re.search(r"with the first answer +0 of 11 +-\d\d\.", report)
     for row in ("144 latents (not trained)", "without the question in the tower", "without interaction layer 2"):
@@ -131,7 +131,7 @@ def test_small_model_passes_with_the_code_of_its_folder(folder):
     result = subprocess.run([*command, "--time-limit", "0"], capture_output=True, text=True, cwd=folder.parent)
     assert (result.returncode, result.stderr) == (0, "")
     assert "handler.py differ from this package" in result.stdout
-    assert "Skipped: 4 latents; " in result.stdout and "; float32; 4 bits.\nPASS" in result.stdout
+    assert "Skipped: 4 latents; " in result.stdout and "; bfloat16; 4 bits.\nPASS" in result.stdout
 
 
 @pytest.mark.parametrize("options", [{"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}, {"load_in_8bit": True}])
