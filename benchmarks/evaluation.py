@@ -1,7 +1,7 @@
 """
 Questions per second of an evaluation: one by one, in batches, and with the context maps of an image shared.
 
-    OMP_WAIT_POLICY=PASSIVE python benchmarks/evaluation.py [--model FOLDER] [--images 4] [--questions 18] [--rounds 3]
+    OMP_WAIT_POLICY=PASSIVE python benchmarks/evaluation.py [--model FOLDER] [--images 1] [--questions 18] [--rounds 2]
 
 POPE asks 18 questions about each image, MME 2 (`--questions 2`). Contenders take turns, and the best of the rounds
 counts, in CPU time, which other programs on the machine change less. Without --model a random model of 80 M parameters
@@ -47,10 +47,10 @@ def make_requests(num_images: int, num_questions: int, seed: int) -> list[Reques
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, help="folder (default: a random model of 80 M parameters)")
-    parser.add_argument("--images", type=int, default=4, help="(default: 4)")
+    parser.add_argument("--images", type=int, default=1, help="(default: 1)")
     parser.add_argument("--questions", type=int, default=18, help="about each image (default: 18, as POPE)")
     parser.add_argument("--batch-size", type=int, default=8, help="(default: 8)")
-    parser.add_argument("--rounds", type=int, default=3, help="(default: 3)")
+    parser.add_argument("--rounds", type=int, default=2, help="(default: 2)")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         loaded = load(args.model or write_medium_model(Path(scratch, "medium")), dtype="float32")
