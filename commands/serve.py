@@ -7,7 +7,7 @@ from pathlib import Path
 
 from fusion_vlm.commands.errors import UsageError
 from fusion_vlm.commands.options import add_model_options, positive
-from fusion_vlm.hub.names import find_fusion
+from fusion_vlm.hub.names import download_config, find_fusion, read_config
 
 
 DESCRIPTION = """\
@@ -103,6 +103,12 @@ def choose_vllm(model: str, args: argparse.Namespace) -> bool:
     return False
 
 
+def find_dtype(model: str) -> str:
+    """Return the dtype in which a model is stored. vLLM's own `auto` would round weights in float32."""
+    config = read_config(model) if Path(model).is_dir() else download_config(model)
+    return config.get("dtype") or "auto"
+
+
 def run_vllm(model: str, args: argparse.Namespace):
     """Run vLLM's server, which takes the place of this process."""
     from fusion_vlm.serving.middleware import read_api_key
@@ -115,7 +121,7 @@ def run_vllm(model: str, args: argparse.Namespace):
         host=args.host,
         port=args.port,
         max_new_tokens=args.max_new_tokens,
-        dtype=args.dtype,
+        dtype=find_dtype(model) if args.dtype == "auto" else args.dtype,
         cors=args.cors,
     )
     serve(model, list(options), args.vllm_options, read_api_key(args.api_key))

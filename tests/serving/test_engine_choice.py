@@ -44,5 +44,6 @@ def test_vllm_replaces_the_process(monkeypatch, capsys):
         _, command, environment = calls.pop()
         assert [word for word in command if word in words] == words
         assert command[-2:] == ["--max-num-seqs", "9"] and "secret" not in command
+        assert command[command.index("--dtype") + 1] == "float32"  # as stored; vLLM's "auto" would round the weights
         assert environment["VLLM_API_KEY"] == "secret"
     assert "with vLLM 0.32.0" in capsys.readouterr().err
