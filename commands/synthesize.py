@@ -8,6 +8,7 @@ from pathlib import Path
 from fusion_vlm.commands.errors import UsageError
 from fusion_vlm.hub.names import resolve
 from fusion_vlm.synthesis.kinds.table import KINDS
+from fusion_vlm.synthesis.stage import STAGES
 
 
 DESCRIPTION = """\
@@ -18,21 +19,31 @@ examples:
   fusion-vlm synthesize --num 1000 --output DIR --captions FILE \\
       --llm http://localhost:8000/v1 --model NAME [--judge-model NAME] --images flux
 
+  fusion-vlm synthesize --stage descriptions --output D1 --captions FILE --llm URL --model NAME
+  fusion-vlm synthesize --stage images --output D2 --input D1 --images flux
+  fusion-vlm synthesize --stage questions --output D3 --input D2 --llm URL --model NAME
+
 The first command draws scenes with Pillow and writes exact questions and answers, without any model. In the second, a
 language model behind an OpenAI-compatible endpoint (key in OPENAI_API_KEY) writes, and FLUX or another endpoint draws.
+The last three make the same in three steps, each with the models that it needs; each can begin from rows of your own.
 Give the same command again to resume a run that was stopped or killed. Machines that see the folder share a run: give
 each the same command, and `--task I --num-tasks N`, with I from 0, so that each begins at another place."""
 
 
 def add_arguments(parser: argparse.ArgumentParser):
     add = parser.add_argument_group("data").add_argument
-    add("--num", type=int, required=True, metavar="N", help="number of samples to begin; filters may reject some")
+    add("--num", type=int, metavar="N", help="number of samples to begin; filters may reject some (default: all rows)")
     add("--output", type=Path, required=True, metavar="DIR", help="folder of the run and of its output")
     add("--seed", type=int, default=0, help="seed of all random draws (default: 0)")
     add("--kinds", nargs="+", default=KINDS, metavar="KIND", help=f"take in turn: {', '.join(KINDS)} (default: all)")
-    add("--captions", metavar="FILE", help=".txt, .jsonl, .parquet or a Hub data set (default: random scenes)")
+    add(
+        "--captions",
+        metavar="PATH",
+        help="text, JSON, CSV or parquet, also compressed or a pattern such as '*.txt.gz'; a folder; or a data set of"
+        " the Hub (default: random scenes)",
+    )
     add("--caption-column", default="caption", metavar="NAME", help="column of the captions (default: caption)")
-    add("--caption-split", default="train", metavar="NAME", help="split of a Hub data set (default: train)")
+    add("--caption-split", default="train", metavar="NAME", help="split of a folder or Hub data set (default: train)")
     add(
         "--caption-bound",
         type=parse_bound,
@@ -41,6 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser):
         metavar="RULE=LOW:HIGH",
         help="change a rule for captions and descriptions, such as special_characters=0.1: (default: the paper's)",
     )
+    _add_stage_arguments(parser)
     _add_model_arguments(parser)
     _add_output_arguments(parser)
     add = parser.add_argument_group("speed").add_argument
@@ -60,6 +72,22 @@ def add_arguments(parser: argparse.ArgumentParser):
     add("--price-out", type=float, metavar="X", help="price of a million tokens written")
     add("--price-image", type=float, metavar="X", help="price of an image")
     add("--dry-run", action="store_true", help="print the estimate and stop")
+
+
+def _add_stage_arguments(parser: argparse.ArgumentParser):
+    add = parser.add_argument_group("stages that stand alone").add_argument
+    add(
+        "--stage",
+        nargs="+",
+        default=STAGES,
+        metavar="STAGE",
+        help=f"{', '.join(STAGES)}: one, or some that follow each other (default: all); or filter",
+    )
+    add("--input", metavar="PATH", help="rows of the first stage, in the forms of --captions, or the output of a run")
+    add("--description-column", default="description", metavar="NAME", help="of texts, or of a conversation's answers")
+    add("--image-column", metavar="NAME", help="of images or their paths (default: image or images)")
+    add("--conversation-column", metavar="NAME", help="for filter (default: messages or conversations)")
+    add("--image-folder", metavar="DIR", help="where paths of images begin (default: beside the input, or in images/)")
 
 
 def _add_output_arguments(parser: argparse.ArgumentParser):
@@ -104,8 +132,17 @@ def parse_bound(text: str) -> tuple[str, float | None, float | None]:
     return rule, float(low) if low else None, float(high) if high else None
 
 
+def resolve_input(path: str) -> str:
+    """Return a path with `~` expanded, or the name of a data set on the Hub; a pattern stays."""
+    return os.path.expanduser(path) if any(letter in path for letter in "*?[") else resolve(path)
+
+
 def check_options(args: argparse.Namespace):
     """Raise a UsageError for options that do not go together."""
+    if args.num is None and not (args.captions or args.input):
+        raise UsageError("--num is needed, unless --captions or --input has the rows")
+    if unknown := [stage for stage in args.stage if stage not in (*STAGES, "filter")]:
+        raise UsageError(f"--stage is {' '.join(unknown)}, expected {', '.join(STAGES)} or filter")
     if (args.llm is None) != (args.model is None):
         raise UsageError("--llm and --model are given together")
     if args.images.startswith("http") and args.image_model is None:
@@ -114,26 +151,29 @@ def check_options(args: argparse.Namespace):
         raise UsageError(f"--images is {args.images!r}, expected pillow, flux or a URL")
 
 
-def run(args: argparse.Namespace):
-    check_options(args)
-    if args.captions and not args.captions.endswith((".txt", ".jsonl", ".parquet")):
-        args.captions = resolve(args.captions)  # a folder, or a data set of the Hub
-    # Late: they need extras and import numpy, and help texts have to answer at once.
-    from fusion_vlm.audit.card import audit_for_card
-    from fusion_vlm.synthesis.connections import Connections
-    from fusion_vlm.synthesis.generate import generate
+def build_options(args: argparse.Namespace, num: int):
+    """Build the `Options` of a run of so many samples."""
+    # Late: see `run`.
     from fusion_vlm.synthesis.models.renderers import FLUX
-    from fusion_vlm.synthesis.output import read_counts
     from fusion_vlm.synthesis.pipeline import Options
-    from fusion_vlm.synthesis.report import Prices, describe_estimate, describe_summary
-    from fusion_vlm.synthesis.run_folder import RunFolder
 
     drawer = args.images if args.images in ("pillow", "flux") else "endpoint"
-    names = ("num", "seed", "captions", "caption_column", "caption_split", "model", "judge_model", "temperature")
-    names += ("max_tokens", "image_steps", "image_guidance", "clip_model", "min_image_score", "min_statement_score")
-    names += ("image_format", "llava")
-    options = Options(
+    names = (
+        "seed",
+        "captions",
+        "caption_column",
+        "caption_split",
+        "model",
+        "judge_model",
+        "temperature",
+        "max_tokens",
+    )
+    names += ("image_steps", "image_guidance", "clip_model", "min_image_score", "min_statement_score", "image_format")
+    names += ("llava", "input", "description_column", "image_column", "conversation_column", "image_folder")
+    return Options(
         **{name: getattr(args, name) for name in names},
+        num=num,
+        stages=tuple(args.stage),
         kinds=tuple(args.kinds),
         caption_bounds=tuple(args.caption_bound),
         images=drawer,
@@ -142,12 +182,31 @@ def run(args: argparse.Namespace):
         image_seed=not args.no_image_seed,
         shard_format=args.format,
     )
+
+
+def run(args: argparse.Namespace):
+    check_options(args)
+    args.captions, args.input = (path and resolve_input(path) for path in (args.captions, args.input))
+    # Late: they need extras and import numpy, and help texts have to answer at once.
+    from fusion_vlm.audit.card import audit_for_card
+    from fusion_vlm.synthesis.connections import Connections
+    from fusion_vlm.synthesis.generate import generate
+    from fusion_vlm.synthesis.output import read_counts
+    from fusion_vlm.synthesis.report import Prices, describe_estimate, describe_summary
+    from fusion_vlm.synthesis.run_folder import RunFolder
+    from fusion_vlm.synthesis.sources.source import prepare_rows
+
+    output = args.output.expanduser()
+    options = build_options(args, args.num or 1)
+    if args.num is None:
+        RunFolder(output, 1).check()
+        options = build_options(args, prepare_rows(options, output, None))
     prices = Prices(args.price_in, args.price_out, args.price_image)
-    address = args.images if drawer == "endpoint" else None
+    address = args.images if options.images == "endpoint" else None
     connections = Connections(
         args.llm, args.judge_llm, address, args.concurrency, args.timeout, args.clip_device, args.image_device
     )
-    folder = RunFolder(args.output.expanduser(), args.num, args.task, args.num_tasks)
+    folder = RunFolder(output, options.num, args.task, args.num_tasks)
     print(describe_estimate(options, prices), flush=True)
     if args.dry_run:
         return

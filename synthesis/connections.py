@@ -43,7 +43,7 @@ def connect(options: Options, connections: Connections) -> Clients:
     if options.judge_model:
         judge = ChatClient(connections.judge or connections.llm, options.judge_model, **settings)
     return Clients(
-        writer=ChatClient(connections.llm, options.model, **settings),
+        writer=ChatClient(connections.llm, options.model, **settings) if options.model else None,
         judge=judge,
         renderer=load_renderer(options, connections),
         clip_score=load_clip(options.clip_model, connections.clip_device) if options.clip_model else None,

@@ -23,6 +23,8 @@ from fusion_vlm.synthesis.pipeline import Clients, Options, build_stages
 from fusion_vlm.synthesis.report import summarize
 from fusion_vlm.synthesis.run_folder import RunFolder
 from fusion_vlm.synthesis.shards import SHARD_SUFFIXES
+from fusion_vlm.synthesis.sources.given import STAGE
+from fusion_vlm.synthesis.sources.source import prepare_rows
 from fusion_vlm.synthesis.workers import WorkerPool, bar, run_here
 
 
@@ -57,6 +59,8 @@ def generate(
         RunError: if the run cannot start or continue.
     """
     folder.prepare(options.config())
+    if options.rows:
+        prepare_rows(options, folder.path, options.num)
     if retry_rejected is not None:
         reopen_parts(folder, retry_rejected, SHARD_SUFFIXES[options.shard_format])
     if folder.missing_parts():
@@ -120,8 +124,8 @@ def finish(options: Options, folder: RunFolder, audit: Audit | None = None) -> d
 
 def _write_output(options: Options, folder: RunFolder, audit: Audit | None) -> dict:
     stages = [stage.name for stage in build_stages(options, PartImages(folder.work_dir), Clients())]
-    if options.captions:
-        stages.insert(0, "deduplicate")
+    if options.rows:
+        stages = [*dict.fromkeys(["deduplicate" if options.first_stage == "descriptions" else STAGE, *stages])]
     counts = read_counts(folder)
     summary = summarize(counts, stages)
     info = {"options": options.config(), "stages": summary["stages"]}

@@ -49,8 +49,10 @@ def estimate_tokens(options: Options) -> dict[str, dict[str, int]]:
     for position, kind in enumerate(options.kinds):
         number = len(range(position, options.num, len(options.kinds)))
         num_answer_tokens = find_kind(kind).num_answer_tokens
-        add(options.model, number, lengths[f"describe_{kind}"] + CAPTION_TOKENS, DESCRIPTION_TOKENS)
-        add(options.model, number, lengths[f"ask_{kind}"] + DESCRIPTION_TOKENS, num_answer_tokens)
+        if "descriptions" in options.stages:
+            add(options.model, number, lengths[f"describe_{kind}"] + CAPTION_TOKENS, DESCRIPTION_TOKENS)
+        if "questions" in options.stages:
+            add(options.model, number, lengths[f"ask_{kind}"] + DESCRIPTION_TOKENS, num_answer_tokens)
         if options.judge_model:
             given = lengths["judge"] + DESCRIPTION_TOKENS + num_answer_tokens
             add(options.judge_model, number, given, VERDICT_TOKENS)
@@ -60,9 +62,11 @@ def estimate_tokens(options: Options) -> dict[str, dict[str, int]]:
 def describe_estimate(options: Options, prices: Prices) -> str:
     """Describe the estimate in a few lines, to read before a run."""
     tokens = {} if options.is_exact else estimate_tokens(options)
-    lines = [f"{options.num:,} samples of {len(options.kinds)} kinds, {options.num:,} images ({options.images})"]
+    num_images = options.num if "images" in options.stages else 0
+    images = f"{num_images:,} images ({options.images})" if num_images else "no new images"
+    lines = [f"{options.num:,} samples of {len(options.kinds)} kinds, {images}"]
     lines += [f"about {describe_tokens(model, counts)}" for model, counts in tokens.items()]
-    cost = prices.cost(tokens.values(), options.num)
+    cost = prices.cost(tokens.values(), num_images)
     return "\n".join(lines + ([] if cost is None else [f"about {cost:,.2f} in all, at the prices given"]))
 
 

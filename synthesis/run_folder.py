@@ -27,6 +27,7 @@ from fusion_vlm.synthesis.failures import RunError
 
 
 FORMAT = 2  # of the files above; a run of another format is refused
+FOLDERS = ("work", "data", "rejects", "parts")
 MIN_PART_SIZE, MAX_PARTS = 64, 8000  # the Hub advises fewer than 10,000 files in a folder
 
 
@@ -88,6 +89,18 @@ class RunFolder:
     def reject_images_path(self, part: int) -> Path:
         return self.path / "rejects" / f"images-{part:05d}.parquet"
 
+    def check(self):
+        """
+        Check that the folder is empty, or holds a run.
+
+        Raises:
+            RunError: if the folder holds something else.
+        """
+        # A run that was killed before it wrote its configuration has created folders of this list and nothing else.
+        others = {path.name for path in self.path.iterdir()} - {*FOLDERS} if self.path.is_dir() else set()
+        if others and "run.json" not in others:
+            raise RunError(f"{self.path} is not empty and holds no run. Give another --output.")
+
     def prepare(self, config: dict):
         """
         Create the folder, or check that it holds a run of the same configuration.
@@ -95,12 +108,8 @@ class RunFolder:
         Raises:
             RunError: if the folder holds something else, or a run of another format or configuration.
         """
-        # A run that was killed before it wrote its configuration has created folders of this list and nothing else.
-        names = ("work", "data", "rejects", "parts")
-        others = {path.name for path in self.path.iterdir()} - {*names} if self.path.is_dir() else set()
-        if others and "run.json" not in others:
-            raise RunError(f"{self.path} is not empty and holds no run. Give another --output.")
-        for name in names:
+        self.check()
+        for name in FOLDERS:
             (self.path / name).mkdir(parents=True, exist_ok=True)
         config = json.loads(json.dumps({"format": FORMAT, **config}))
         with self.locked("run"):

@@ -191,7 +191,5 @@ def build_sample(given: dict, kind: str, index: int, seed: int) -> Sample:
     """Build the sample of a row, at an index among all rows; rows without an id or a kind get those."""
     given = {"kind": kind, **given}
     given = {"id": f"{given['kind']}-{index:07}", **given, "seed": seed}
-    if "position" not in given["source"]:
-        given["source"] = {**given["source"], "position": index}
     given["turns"] = [Turn(**turn) for turn in given.get("turns", ())]
     return Sample(**given)

@@ -1,6 +1,8 @@
 """Identifies an input by its content, so that a run can tell whether its input has changed, whatever its name is."""
 
+import functools
 import hashlib
+import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -12,36 +14,38 @@ BLOCK_BYTES = 1 << 20
 FOOTER_END_BYTES = 8  # of a parquet file: the length of the footer, and `PAR1`
 
 
-def hash_input(found: Input) -> str:
+def identify_input(found: Input) -> str:
     """
-    Compute a hash of the content of an input.
+    Return what two inputs of the same content have in common: a hash, or of a data set on the Hub its name and split.
 
     Files are read whole, but for the images inside of parquet files: their places and sizes are in the footer. Image
-    files beside the input do not count. A data set on the Hub is identified by its commit.
+    files beside the input do not count. From the Hub a run reads once, so the data set may change there.
 
     Raises:
         ValueError: for a file that is named parquet and is none.
     """
+    if found.form == "stream" and not Path(found.path).is_dir():
+        return f"{found.path} {found.split}"
+    files = found.files
+    if not files:
+        files = tuple(
+            str(path)
+            for path in sorted(Path(found.path).rglob("*"))
+            if path.is_file() and not path.name.startswith("cache-")
+        )
+    states = tuple((status.st_size, status.st_mtime_ns) for status in map(os.stat, files))
+    return f"sha256:{_hash_files(found, files, states)}"
+
+
+@functools.lru_cache(maxsize=8)
+def _hash_files(found: Input, files: tuple[str, ...], states: tuple[tuple[int, int], ...]) -> str:
+    """Hash files; again only if one has changed in size or time."""
     digest = hashlib.sha256()
-    if found.form == "disk":
-        paths = sorted(Path(found.path).rglob("*.json"))  # fingerprints of the tables are in `state.json`
-        digest.update(b"".join(path.read_bytes() for path in paths))
-    elif found.form == "stream":
-        digest.update(_identify_data_set(found).encode())
-    for path in found.files:
+    for path in files:
         blocks = _read_parquet_texts(path, found.image_columns) if found.form == "parquet" else _read_blocks(path)
         for block in blocks:
             digest.update(block)
     return digest.hexdigest()
-
-
-def _identify_data_set(found: Input) -> str:
-    if Path(found.path).is_dir():
-        paths = [path for path in sorted(Path(found.path).rglob("*")) if path.is_file()]
-        return repr([(str(path.relative_to(found.path)), path.stat().st_size) for path in paths])
-    from huggingface_hub import dataset_info  # late: only the Hub needs it
-
-    return f"{dataset_info(found.path).sha} {found.split}"
 
 
 def _read_blocks(path: str) -> Iterator[bytes]:

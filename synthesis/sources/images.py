@@ -11,6 +11,7 @@ from PIL import Image
 
 from fusion_vlm.rows.forms import RowError
 from fusion_vlm.rows.readers import import_table_library
+from fusion_vlm.synthesis.shards import read_shard
 from fusion_vlm.synthesis.sources.inputs import Input, read_rows
 
 
@@ -89,7 +90,6 @@ class InputImages:
         try:
             with Image.open(io.BytesIO(content)) as opened:
                 image_format = opened.format
-                opened.load()
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             raise RowError(f"the image cannot be read: {error}") from error
         return content, SUFFIXES.get(image_format, image_format.lower())
@@ -121,6 +121,8 @@ class InputImages:
 
     def _open_table(self, index: int, row: int) -> tuple[int, Iterator[Any]]:
         """Return the first row of the group that holds a row, and the images from there on."""
+        if self.found.form == "tar":
+            return 0, (value["images"] for value in read_shard(Path(self.found.files[index]), ("images",)))
         file = import_table_library("pyarrow.parquet").ParquetFile(self.found.files[index])
         column = next(name for name in self.found.image_columns if name in file.schema_arrow.names)
         start, group = 0, 0

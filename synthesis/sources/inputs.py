@@ -15,6 +15,7 @@ from typing import Any
 
 from fusion_vlm.rows.forms import IMAGE_COLUMNS, RowError
 from fusion_vlm.rows.readers import find_entries, import_table_library, load_splits, parse_json
+from fusion_vlm.synthesis.shards import read_shard
 
 
 FORMS = {".txt": "text", ".jsonl": "lines", ".ndjson": "lines", ".json": "list", ".csv": "csv", ".tsv": "csv"}
@@ -32,9 +33,9 @@ class Input:
 
     Args:
         path (`str`): as the user gave it.
-        form (`str`): `text`, `lines` (JSON), `list` (JSON), `csv`, `parquet`, `disk` (`datasets.save_to_disk`) or
-            `stream` (whatever else `datasets.load_dataset` reads).
-        files (`tuple[str, ...]`): of the first five forms, in order.
+        form (`str`): `text`, `lines` (JSON), `list` (JSON), `csv`, `parquet`, `tar` (shards of the data engine),
+            `disk` (`datasets.save_to_disk`) or `stream` (whatever else `datasets.load_dataset` reads).
+        files (`tuple[str, ...]`): of all forms but the last two, in order.
         split (`str`): split of the last two forms.
         image_column (`str`, *optional*): column of the image; without, one of `IMAGE_COLUMNS`.
     """
@@ -116,7 +117,8 @@ def _find_in_folder(found: Input, folder: Path) -> Input:
     if (folder / "run.json").exists():
         if not (folder / "done.json").exists():
             raise ValueError(f"{folder} holds a run that is not finished. Give its command again, then this one.")
-        return replace(found, form="parquet", files=tuple(map(str, sorted(folder.glob("data/**/*.parquet")))))
+        form = "parquet" if any(folder.glob("data/*.parquet")) else "tar"
+        return replace(found, form=form, files=tuple(map(str, sorted(folder.glob(f"data/*.{form}")))))
     if (folder / "state.json").exists() or (folder / "dataset_dict.json").exists():
         return replace(found, form="disk")
     names = ("train.json", "train.jsonl")
@@ -257,6 +259,12 @@ def _read_parquet(found: Input, columns: list[str]) -> Iterator[tuple[dict, Any]
                     number += 1
 
 
+def _read_tar(found: Input, columns: list[str]) -> Iterator[tuple[dict, Any]]:
+    for index, path in enumerate(found.files):
+        for number, row in enumerate(read_shard(Path(path), ("sample",))):
+            yield row, [index, number]
+
+
 def _read_stream(found: Input, columns: list[str]) -> Iterator[tuple[dict, Any]]:
     rows = import_table_library("datasets").load_dataset(found.path, split=found.split, streaming=True)
     if rows.column_names is not None:  # some streams do not know their columns
@@ -279,6 +287,7 @@ _READERS = {
     "list": _read_list,
     "csv": _read_csv,
     "parquet": _read_parquet,
+    "tar": _read_tar,
     "disk": _read_disk,
     "stream": _read_stream,
 }

@@ -23,11 +23,11 @@ import numpy as np
 from tqdm import tqdm
 
 from fusion_vlm.rows.readers import import_table_library
-from fusion_vlm.synthesis.engine import RunError
+from fusion_vlm.synthesis.failures import RunError
 from fusion_vlm.synthesis.sample import stable_hash
 from fusion_vlm.synthesis.sources.duplicates import RULES, Duplicates
 from fusion_vlm.synthesis.sources.given import Columns, check_columns, is_safe_id, read_given
-from fusion_vlm.synthesis.sources.identity import hash_input
+from fusion_vlm.synthesis.sources.identity import identify_input
 from fusion_vlm.synthesis.sources.images import InputImages, find_image_folder
 from fusion_vlm.synthesis.sources.inputs import Input, Row, copy_to_parquet, read_column_names, read_rows
 
@@ -69,20 +69,26 @@ def prepare(request: Request, folder: Path) -> dict:
         folder (`Path`): of the prepared rows. What a kill has left is removed.
 
     Returns:
-        `dict`: the content of `prepared.json`: `content` (hash of the input), `num_rows`, `keeps_ids` (whether the ids
-        of all rows can be those of samples) and `image_folder` (subfolder that paths of images begin in).
+        `dict`: the content of `prepared.json`: `content` (hash of the input), `num` (that was asked for), `num_rows`,
+        `keeps_ids` and `keeps_positions` (whether those of the rows can be those of samples), and `image_folder`
+        (subfolder that paths of images begin in).
 
     Raises:
         RunError: if the content of the input has changed since it was prepared, or if it has too few rows.
         ValueError: if the input cannot be read or has not the columns that the stage needs.
     """
-    content = f"sha256:{hash_input(request.found)}"
+    content = identify_input(request.found)
     if (folder / "prepared.json").is_file():
         prepared = json.loads((folder / "prepared.json").read_text())
         if prepared["content"] != content:
             raise RunError(
                 f"The content of {request.found.path} has changed since this run began. Give another --output, or the"
                 " input as it was."
+            )
+        if request.num not in (prepared["num"], prepared["num_rows"]):
+            found = prepared["num"] or "all"
+            raise RunError(
+                f"This run began with {found} rows, expected {request.num or 'all'}. Give another --output."
             )
         return prepared
     unfinished = folder.with_name(f"{folder.name}-unfinished")
@@ -92,7 +98,7 @@ def prepare(request: Request, folder: Path) -> dict:
     found = request.found
     if request.has_images and found.form in ("disk", "stream"):
         found = copy_to_parquet(found, unfinished / "copy")
-    prepared = {"content": content, **_write_rows(request, found, content, unfinished)}
+    prepared = {"content": content, "num": request.num, **_write_rows(request, found, content, unfinished)}
     (unfinished / "prepared.json").write_text(json.dumps(prepared, indent=2) + "\n")
     os.replace(unfinished, folder)
     return prepared
@@ -103,31 +109,49 @@ def _write_rows(request: Request, found: Input, content: str, folder: Path) -> d
     if names is not None:
         check_columns(names, request.columns, request.first_stage, found.path)
     duplicates = Duplicates() if request.first_stage == "descriptions" else None
-    id_hashes, keeps_ids, num_rows, num_broken, problem = array("Q"), True, 0, 0, None
+    identities, num_broken, problem = _Identities(), 0, None
     image_folder = find_image_folder(request, found) if request.has_images else ""
     writer = _ShardWriter(folder)
     for given, image in _read_all(request, found, content):
-        num_rows += 1
+        identities.add(given)
         if duplicates is not None:
             duplicates.add(given["caption"])
-        if "reason" in given and given["reason"] is not None:
+        if given.get("reason") is not None:
             num_broken, problem = num_broken + 1, problem or given["reason"]
-        keeps_ids = keeps_ids and is_safe_id(given.get("id"))
-        if keeps_ids:
-            id_hashes.append(stable_hash(given["id"]))
         writer.add({"given": json.dumps(given), "image": json.dumps(image)})
     writer.close()
+    num_rows = identities.num_rows
     if num_rows and num_broken == num_rows:
         raise ValueError(f"No row of {found.path} can be used. The first: {problem}")
     if not num_rows or (request.num and num_rows < request.num):
         kind = "captions" if request.first_stage == "descriptions" else "rows"
-        raise RunError(f"{found.path} has {num_rows} {kind}, expected {request.num or 'some'} (--num).")
+        expected = f"{request.num} (--num)" if request.num else "some"
+        raise RunError(f"{found.path} has {num_rows} {kind}, expected {expected}.")
     if duplicates is not None:
         firsts, rules = duplicates.find()
         np.save(folder / "firsts.npy", firsts)
         np.save(folder / "rules.npy", rules)
-    keeps_ids = keeps_ids and len(np.unique(np.frombuffer(id_hashes, np.uint64))) == num_rows
-    return {"num_rows": num_rows, "keeps_ids": keeps_ids, "image_folder": image_folder}
+    return {"num_rows": num_rows, "image_folder": image_folder, **identities.find()}
+
+
+class _Identities:
+    """Finds out whether all rows have ids and positions that samples can keep."""
+
+    def __init__(self):
+        self.num_rows, self.hashes, self.last_position = 0, array("Q"), -1
+        self.has_ids = self.has_positions = True
+
+    def add(self, given: dict):
+        self.num_rows += 1
+        self.has_ids = self.has_ids and is_safe_id(given.get("id"))
+        if self.has_ids:
+            self.hashes.append(stable_hash(given["id"]))
+        position = given["source"].get("position", -1)
+        self.has_positions, self.last_position = self.has_positions and position > self.last_position, position
+
+    def find(self) -> dict[str, bool]:
+        is_unique = len(np.unique(np.frombuffer(self.hashes, np.uint64))) == self.num_rows
+        return {"keeps_ids": self.has_ids and is_unique, "keeps_positions": self.has_positions}
 
 
 def _read_all(request: Request, found: Input, content: str) -> Iterator[tuple[dict, Any]]:

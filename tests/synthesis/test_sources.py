@@ -12,11 +12,11 @@ import pytest
 from PIL import Image
 
 from fusion_vlm.rows.forms import RowError
-from fusion_vlm.synthesis.engine import RunError
+from fusion_vlm.synthesis.failures import RunError
 from fusion_vlm.synthesis.sources import prepared
 from fusion_vlm.synthesis.sources.duplicates import RULES, Duplicates, sign
 from fusion_vlm.synthesis.sources.given import Columns
-from fusion_vlm.synthesis.sources.identity import hash_input
+from fusion_vlm.synthesis.sources.identity import identify_input
 from fusion_vlm.synthesis.sources.inputs import find_input
 from fusion_vlm.synthesis.sources.prepared import PreparedRows, Request, prepare
 
@@ -258,7 +258,7 @@ def test_a_text_in_a_parquet_file_identifies_it_and_its_order_counts(tmp_path):
     hashes = set()
     for texts in (["aa", "bb", "cc"], ["aa", "bb", "cd"], ["bb", "aa", "cc"]):
         path = write_parquet(tmp_path / "a.parquet", caption=texts, image=[b"x" * 1000] * 3)
-        hashes.add(hash_input(find_input(str(path))))
+        hashes.add(identify_input(find_input(str(path))))
     assert len(hashes) == 3
 
 
