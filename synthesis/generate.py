@@ -80,7 +80,7 @@ def count_workers(options: Options, folder: RunFolder, connections: Connections,
     num_useful = len(folder.missing_parts())
     if options.images == "flux" or options.clip_model:
         num_useful = 1
-    elif not options.is_exact:
+    elif options.has_models:
         num_useful = min(num_useful, -(-connections.concurrency // CALLS_PER_PROCESS))
     return min(num_workers, num_useful)
 

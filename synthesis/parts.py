@@ -55,7 +55,7 @@ class Job:
 
     @property
     def num_lanes(self) -> int:
-        return 1 if self.options.is_exact else NUM_LANES
+        return NUM_LANES if self.options.has_models else 1
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,7 @@ async def make_part(job: Job, part: int, source: Source, clients: Clients, repor
         # As many again as calls at once, so that a call follows each that ends; and some for the other stages.
         num_active = 4 + 2 * job.connections.concurrency
         begun = _begin(folder, part, source, images, stages)
-        samples = await run_samples(begun, stages, num_active, report)
+        samples = await run_samples(begun, stages, num_active, report, options.has_models)
         for limit in clients.limits:
             limit.check()
         write_part(folder, part, samples, images, options, cache)

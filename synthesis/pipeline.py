@@ -200,6 +200,11 @@ class Options:
         return self.stages[-1] in ("questions", "filter")
 
     @property
+    def has_models(self) -> bool:
+        """Return whether a stage waits for a model: of language, of images, or a CLIP."""
+        return (self.model, self.judge_model, self.clip_model) != (None, None, None) or self.images != "pillow"
+
+    @property
     def is_exact(self) -> bool:
         return self.model is None and self.rows is None
 

@@ -36,10 +36,10 @@ def write_captions(path: Path, num: int) -> Path:
     captions = [
         "!!! 000 ???" * 3 + str(index)
         if index % 7 == 6
-        else f"A {words[index % 18]} beside a {words[(5 * index + 1) % 18]} and {index} {words[index // 18]}s."
+        else f"A {words[index % 18]} beside a {words[(5 * index + 1) % 18]} and {index % 16} {words[index // 18]}s."
         for index in range(num)
     ]
-    captions[9] = captions[4]
+    captions[16:17] = captions[4:5]
     path.write_text("\n".join(captions))
     return path
 
@@ -48,7 +48,7 @@ def write_captions(path: Path, num: int) -> Path:
 def runs(tmp_path_factory) -> dict[str, Path]:
     """Run all stages at once, and one after another: each with the models that it needs alone."""
     folder = tmp_path_factory.mktemp("stages")
-    captions = write_captions(folder / "captions.txt", 70)
+    captions = write_captions(folder / "captions.txt", 30)
     judged = ("--model", "writer", "--judge-model", "judge", "--concurrency", 4)
     with StubEndpoint() as llm, StubEndpoint() as painter:
         drawn = ("--images", painter.url, "--image-model", "painter", "--image-size", 64)
@@ -69,7 +69,7 @@ def runs(tmp_path_factory) -> dict[str, Path]:
 
 def test_three_steps_give_the_rows_of_one_command_byte_for_byte(runs):
     expected, found = read_rows(runs["whole"]), read_rows(runs["3"])
-    assert len(expected) > 40 and {row["kind"] for row in expected} == set(KINDS)
+    assert len(expected) > 20 and {row["kind"] for row in expected} == set(KINDS)
     assert found == expected
 
 
@@ -247,7 +247,7 @@ def test_pillow_refuses_rows_without_scenes_and_draws_those_with(tmp_path, capsy
     with StubEndpoint() as llm:
         writer = ("--llm", llm.url, "--model", "w")
         synthesize(tmp_path / "scenes", "--stage", "descriptions", "--num", 3, *writer)
-    synthesize(tmp_path / "drawn", "--stage", "images", "--input", tmp_path / "scenes", "--image-size", 64)
+    synthesize(tmp_path / "drawn", "--stage", "images", "--input", tmp_path / "scenes", "--image-size", 128)
     assert len(read_rows(tmp_path / "drawn")) == 3
 
 
@@ -296,7 +296,7 @@ def test_broken_images_of_a_parquet_set_are_rejected(tmp_path):
     Image.new("RGB", (32, 32)).save(tmp_path / "a.png")
     contents = [(tmp_path / "a.png").read_bytes(), b"no image", None]
     rows = {
-        "image": [{"bytes": content, "path": None} for content in contents],
+        "image": [content and {"bytes": content, "path": None} for content in contents],
         "messages": [[{"role": "user", "content": "What?"}, {"role": "assistant", "content": "Black."}]] * 3,
     }
     features = datasets.Features(
