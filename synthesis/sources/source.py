@@ -80,13 +80,14 @@ class RowSource:
     def read(self, indices: range, images: PartImages) -> Iterator[Sample]:
         for row in self.rows.read(indices):
             sample = self._build_sample(row)
+            name, sample.image = sample.image, None
             if sample.reason is None:
                 if row.rule:
                     sample.reject("deduplicate", f"{row.rule}: as {self._first_id(row)}, expected a new one")
                 elif (problem := self._find_problem(sample)) is not None:
                     sample.reject(STAGE, problem)
                 elif self.has_images:
-                    self._take_image(sample, row, images)
+                    self._take_image(sample, row, name, images)
             yield sample
 
     def _build_sample(self, row: PreparedRow) -> Sample:
@@ -115,14 +116,14 @@ class RowSource:
             return "no_description: expected one, because the judge reads it"
         return None
 
-    def _take_image(self, sample: Sample, row: PreparedRow, images: PartImages):
+    def _take_image(self, sample: Sample, row: PreparedRow, name: str | None, images: PartImages):
+        """Take the image of a row, under the name that it has in a run of the data engine."""
         try:
             content, suffix = self.rows.images.read(row.image)
         except RowError as error:
-            sample.image = None
             sample.reject(STAGE, f"image: {error}")
             return
-        sample.image = sample.image or f"{sample.id}.{suffix}"
+        sample.image = name if name and self.rows.info["keeps_ids"] else f"{sample.id}.{suffix}"
         images.write(sample.image, content)
 
 

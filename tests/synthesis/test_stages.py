@@ -1,7 +1,8 @@
 """Descriptions, images and questions as runs of their own, each begun from rows on disk."""
 
 import json
-import multiprocessing
+import subprocess
+import sys
 from pathlib import Path
 
 import datasets
@@ -13,8 +14,6 @@ from fusion_vlm.synthesis.failures import RunError
 from fusion_vlm.synthesis.kinds.table import KINDS
 from fusion_vlm.synthesis.pipeline import Options
 from fusion_vlm.synthesis.shards import list_shards, read_rejects, read_shard
-from fusion_vlm.synthesis.sources import prepared
-from fusion_vlm.synthesis.sources.source import prepare_rows
 
 from .stub_endpoint import WORDS, StubEndpoint
 from .test_sources import write_llava
@@ -251,28 +250,25 @@ def test_pillow_refuses_rows_without_scenes_and_draws_those_with(tmp_path, capsy
     assert len(read_rows(tmp_path / "drawn")) == 3
 
 
-def prepare_and_count(path: Path, log: Path):
-    write_rows = prepared._write_rows
+PREPARE = """
+import sys
+from pathlib import Path
+from fusion_vlm.synthesis.pipeline import Options
 
-    def count(*args):
-        with open(log, "a") as file:
-            file.write("prepared\n")
-        return write_rows(*args)
+def write_rows(*arguments):
+    with open("log", "a") as file:
+        file.write("prepared\\n")
+    return original(*arguments)
 
-    prepared._write_rows = count
-    options = Options(num=200, captions=str(path), model="w", images="flux")
-    assert prepare_rows(options, path.parent / "run", 200) == 200
+original, prepared._write_rows = prepared._write_rows, write_rows
+assert prepare_rows(Options(num=200, captions="captions.jsonl", model="w", images="flux"), Path("run"), 200) == 200
+"""
 
 
 def test_tasks_that_start_at_once_prepare_once(tmp_path):
-    path = write_captions(tmp_path / "captions.txt", 200)
-    context = multiprocessing.get_context("spawn")
-    processes = [context.Process(target=prepare_and_count, args=(path, tmp_path / "log")) for _ in range(3)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join()
-    assert [process.exitcode for process in processes] == [0, 0, 0]
+    (tmp_path / "captions.jsonl").write_text("".join(f'{{"caption": "{index} cups"}}\n' for index in range(200)))
+    processes = [subprocess.Popen([sys.executable, "-c", PREPARE], cwd=tmp_path) for _ in range(2)]
+    assert [process.wait() for process in processes] == [0, 0]
     assert (tmp_path / "log").read_text() == "prepared\n"
 
 
