@@ -155,6 +155,10 @@ def build_options(args: argparse.Namespace, num: int):
     """Build the `Options` of a run of so many samples."""
     # Late: see `run`.
     from fusion_vlm.synthesis.models.renderers import FLUX
+<<<<<<< HEAD
+=======
+    from fusion_vlm.synthesis.output import read_counts, read_invalid_tokens
+>>>>>>> wt-engine
     from fusion_vlm.synthesis.pipeline import Options
 
     drawer = args.images if args.images in ("pillow", "flux") else "endpoint"
@@ -225,5 +229,5 @@ def run(args: argparse.Namespace):
         )
         return
     counts = read_counts(folder)
-    print(describe_summary(summary, counts.tokens, counts.invalid_tokens, prices))
+    print(describe_summary(summary, counts.tokens, read_invalid_tokens(folder), prices))
     print(f"output: {folder.path}")

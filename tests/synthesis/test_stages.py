@@ -254,6 +254,8 @@ PREPARE = """
 import sys
 from pathlib import Path
 from fusion_vlm.synthesis.pipeline import Options
+from fusion_vlm.synthesis.sources import prepared
+from fusion_vlm.synthesis.sources.source import prepare_rows
 
 def write_rows(*arguments):
     with open("log", "a") as file:
