@@ -155,10 +155,6 @@ def build_options(args: argparse.Namespace, num: int):
     """Build the `Options` of a run of so many samples."""
     # Late: see `run`.
     from fusion_vlm.synthesis.models.renderers import FLUX
-<<<<<<< HEAD
-=======
-    from fusion_vlm.synthesis.output import read_counts, read_invalid_tokens
->>>>>>> wt-engine
     from fusion_vlm.synthesis.pipeline import Options
 
     drawer = args.images if args.images in ("pillow", "flux") else "endpoint"
@@ -195,7 +191,7 @@ def run(args: argparse.Namespace):
     from fusion_vlm.audit.card import audit_for_card
     from fusion_vlm.synthesis.connections import Connections
     from fusion_vlm.synthesis.generate import generate
-    from fusion_vlm.synthesis.output import read_counts
+    from fusion_vlm.synthesis.output import read_counts, read_invalid_tokens
     from fusion_vlm.synthesis.report import Prices, describe_estimate, describe_summary
     from fusion_vlm.synthesis.run_folder import RunFolder
     from fusion_vlm.synthesis.sources.source import prepare_rows
@@ -203,8 +199,9 @@ def run(args: argparse.Namespace):
     output = args.output.expanduser()
     options = build_options(args, args.num or 1)
     if args.num is None:
-        RunFolder(output, 1).check()
-        options = build_options(args, prepare_rows(options, output, None))
+        folder = RunFolder(output, 1)
+        folder.check()
+        options = build_options(args, folder.read_num() or prepare_rows(options, output, None))
     prices = Prices(args.price_in, args.price_out, args.price_image)
     address = args.images if options.images == "endpoint" else None
     connections = Connections(

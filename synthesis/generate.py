@@ -59,11 +59,11 @@ def generate(
         RunError: if the run cannot start or continue.
     """
     folder.prepare(options.config())
-    if options.rows:
-        prepare_rows(options, folder.path, options.num)
     if retry_rejected is not None:
         reopen_parts(folder, retry_rejected, SHARD_SUFFIXES[options.shard_format])
     if folder.missing_parts():
+        if options.rows:
+            prepare_rows(options, folder.path, options.num)
         num_workers = count_workers(options, folder, connections, num_workers)
         shared = dataclasses.replace(connections, concurrency=-(-connections.concurrency // max(num_workers, 1)))
         job = Job(options, folder, shared)

@@ -213,8 +213,8 @@ class Options:
         config = dataclasses.asdict(self)
         del config["image_folder"]
         if self.rows is not None:
-            del config["captions"]
-            config["input"] = identify_input(find_input(self.rows, self.caption_split, self.image_column))
+            name = "captions" if self.captions else "input"
+            config[name] = identify_input(find_input(self.rows, self.caption_split, self.image_column))
         if not self.is_exact:
             config["prompts"] = hashlib.sha256(repr(load_prompts()).encode()).hexdigest()
         return config

@@ -6,6 +6,7 @@ The folder of a run: where its files are, who may write them, and how a file is 
     rejects/part-00012.jsonl               rejected samples, whole; rejects/images-00012.parquet has their images
     parts/part-00012.json                  counts of a part; it is written last, so a part that has it is finished
     work/part-00012/                       images and calls of a part under way; removed when the part is finished
+    work/input/                            rows that the run begins from, prepared once; removed at the end
     work/part-00012.lock                   held by the process that makes the part
     work/invalid-00012.json                tokens of the answers of a part that were not valid
     done.json                              the last file that is written
@@ -106,6 +107,11 @@ class RunFolder:
         if others and "run.json" not in others:
             raise RunError(f"{self.path} is not empty and holds no run. Give another --output.")
 
+    def read_num(self) -> int | None:
+        """Return the number of samples of the run in the folder, or None if there is none."""
+        path = self.path / "run.json"
+        return json.loads(path.read_text())["num"] if path.is_file() else None
+
     def prepare(self, config: dict):
         """
         Create the folder, or check that it holds a run of the same configuration.
@@ -191,7 +197,9 @@ class RunFolder:
     def clean(self):
         """Remove what kills have left of a run whose parts are all finished."""
         for path in self.work_dir.iterdir():
-            if path.suffix == ".tmp":
+            if path.name.startswith("input") and path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            elif path.suffix == ".tmp":
                 path.unlink(missing_ok=True)
             elif path.name.startswith("part-") and path.is_dir():
                 shutil.rmtree(path, ignore_errors=True)
