@@ -311,7 +311,7 @@ def test_a_seed_decides_every_file(tmp_path):
 
 def test_tasks_of_different_numbers_share_a_folder_without_repeats(tmp_path):
     """As a run that was begun as one task and is joined by others."""
-    num, options = 4 * MIN_PART_SIZE, ["--model", "stub", "--num-workers", 0, "--image-size", 64]
+    num, options = 4 * MIN_PART_SIZE, ["--model", "stub", "--num-workers", 0, "--image-size", 128]
     with StubEndpoint() as stub:
         complete(tmp_path / "alone", "--num", num, *options, "--llm", stub.url)
         num_calls = stub.requested.total()
@@ -328,7 +328,7 @@ def test_tasks_of_different_numbers_share_a_folder_without_repeats(tmp_path):
 
 def test_another_number_of_tasks_continues_what_a_killed_one_began(tmp_path):
     num = 2 * MIN_PART_SIZE
-    options = ["--num", num, "--model", "stub", "--image-size", 64, "--concurrency", 4, "--num-workers", 0]
+    options = ["--num", num, "--model", "stub", "--image-size", 128, "--concurrency", 4, "--num-workers", 0]
     with StubEndpoint(latency=0.02) as stub:
         process = start(tmp_path, *options, "--llm", stub.url)
         while len(stub.answered) < num and process.poll() is None:
