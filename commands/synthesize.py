@@ -1,6 +1,7 @@
 """`fusion-vlm synthesize`: make training data from language."""
 
 import argparse
+import dataclasses
 import os
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ from fusion_vlm.synthesis.kinds.table import KINDS
 from fusion_vlm.synthesis.stage import STAGES
 
 
+DTYPES = ("bfloat16", "float16", "float32")
 DESCRIPTION = """\
 Make training data from language: images, questions and answers.
 
@@ -56,7 +58,9 @@ def add_arguments(parser: argparse.ArgumentParser):
     _add_model_arguments(parser)
     _add_output_arguments(parser)
     add = parser.add_argument_group("speed").add_argument
-    add("--num-workers", type=int, default=os.cpu_count(), metavar="N", help="most processes (default: one a core)")
+    add("--runner", default="local", choices=("local", "ray"), help="what makes the parts of the run (default: local)")
+    add("--ray-address", metavar="HOST:PORT", help="cluster for --runner ray (default: Ray on this machine)")
+    add("--num-workers", type=int, metavar="N", help="most processes, or parts on Ray (default: one a core)")
     add("--concurrency", type=int, default=8, metavar="N", help="calls in flight at an endpoint; a kill repeats them")
     add("--timeout", type=float, default=120.0, metavar="SECONDS", help="for an answer of the language model")
     add("--task", type=int, default=0, metavar="I", help="index of this task, from 0: where it begins")
@@ -113,8 +117,10 @@ def _add_model_arguments(parser: argparse.ArgumentParser):
     add("--images", default="pillow", metavar="pillow|flux|URL", help="what draws; URL: /v1/images/generations")
     add("--image-model", metavar="NAME", help="model for flux (default: FLUX.1-dev) or at the URL")
     add("--image-size", type=int, metavar="PIXELS", help="side (default: 336 with pillow, 1024 else)")
-    add("--image-steps", type=int, metavar="N", help="steps of flux (default: 50; 4 for FLUX.1-schnell)")
+    add("--image-steps", type=int, metavar="N", help="steps of flux (default: 50, and 4 for FLUX.1-schnell)")
     add("--image-guidance", type=float, metavar="X", help="guidance scale of flux (default: 3.5)")
+    add("--image-dtype", default="bfloat16", choices=DTYPES, help="type of flux's weights (default: bfloat16)")
+    add("--image-batch", type=int, default=1, metavar="N", help="images that flux draws at once (default: 1)")
     add("--image-device", default="cuda", metavar="DEVICE", help="device of flux (default: cuda)")
     add("--no-image-seed", action="store_true", help="send no seed to the URL, for servers that refuse it")
     add("--clip-model", metavar="NAME", help="CLIP that scores images and answers")
@@ -143,10 +149,14 @@ def check_options(args: argparse.Namespace):
         raise UsageError("--num is needed, unless --captions or --input has the rows")
     if unknown := [stage for stage in args.stage if stage not in (*STAGES, "filter")]:
         raise UsageError(f"--stage is {' '.join(unknown)}, expected {', '.join(STAGES)} or filter")
+    if args.ray_address and args.runner != "ray":
+        raise UsageError("--ray-address needs --runner ray")
     if (args.llm is None) != (args.model is None):
         raise UsageError("--llm and --model are given together")
     if args.images.startswith("http") and args.image_model is None:
         raise UsageError("--images URL needs --image-model")
+    if args.image_batch != 1 and (args.images != "flux" or not 1 <= args.image_batch <= args.concurrency):
+        raise UsageError("--image-batch is for --images flux, from 1 to --concurrency")
     if args.images not in ("pillow", "flux") and not args.images.startswith(("http://", "https://")):
         raise UsageError(f"--images is {args.images!r}, expected pillow, flux or a URL")
 
@@ -158,30 +168,19 @@ def build_options(args: argparse.Namespace, num: int):
     from fusion_vlm.synthesis.pipeline import Options
 
     drawer = args.images if args.images in ("pillow", "flux") else "endpoint"
-    names = (
-        "seed",
-        "captions",
-        "caption_column",
-        "caption_split",
-        "model",
-        "judge_model",
-        "temperature",
-        "max_tokens",
-    )
-    names += ("image_steps", "image_guidance", "clip_model", "min_image_score", "min_statement_score", "image_format")
-    names += ("llava", "input", "description_column", "image_column", "conversation_column", "image_folder")
-    return Options(
-        **{name: getattr(args, name) for name in names},
-        num=num,
-        stages=tuple(args.stage),
-        kinds=tuple(args.kinds),
-        caption_bounds=tuple(args.caption_bound),
-        images=drawer,
-        image_model=args.image_model or (FLUX if drawer == "flux" else None),
-        image_size=args.image_size or (336 if drawer == "pillow" else 1024),
-        image_seed=not args.no_image_seed,
-        shard_format=args.format,
-    )
+    given = {field.name: getattr(args, field.name, field.default) for field in dataclasses.fields(Options)}
+    given |= {
+        "num": num,
+        "stages": tuple(args.stage),
+        "kinds": tuple(args.kinds),
+        "caption_bounds": tuple(args.caption_bound),
+        "images": drawer,
+        "image_model": args.image_model or (FLUX if drawer == "flux" else None),
+        "image_size": args.image_size or (336 if drawer == "pillow" else 1024),
+        "image_seed": not args.no_image_seed,
+        "shard_format": args.format,
+    }
+    return Options(**given)
 
 
 def run(args: argparse.Namespace):
@@ -204,16 +203,25 @@ def run(args: argparse.Namespace):
         options = build_options(args, folder.read_num() or prepare_rows(options, output, None))
     prices = Prices(args.price_in, args.price_out, args.price_image)
     address = args.images if options.images == "endpoint" else None
-    connections = Connections(
-        args.llm, args.judge_llm, address, args.concurrency, args.timeout, args.clip_device, args.image_device
-    )
+    names = ("concurrency", "timeout", "clip_device", "image_device", "image_batch")
+    connections = Connections(args.llm, args.judge_llm, address, **{name: getattr(args, name) for name in names})
     folder = RunFolder(output, options.num, args.task, args.num_tasks)
+    num_workers = args.num_workers
+    if num_workers is None:
+        num_workers = 0 if args.runner == "ray" else os.cpu_count() or 1
     print(describe_estimate(options, prices), flush=True)
     if args.dry_run:
         return
     try:
         summary = generate(
-            options, folder, connections, args.num_workers, audit_for_card, retry_rejected=args.retry_rejected
+            options,
+            folder,
+            connections,
+            num_workers,
+            audit_for_card,
+            retry_rejected=args.retry_rejected,
+            runner=args.runner,
+            ray_address=args.ray_address,
         )
     except KeyboardInterrupt:
         print("\nInterrupted. The same command continues from here.", file=sys.stderr)

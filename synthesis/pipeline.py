@@ -67,7 +67,8 @@ class Options:
         images (`str`): `pillow`, `flux` or `endpoint`.
         image_model (`str`, *optional*): model of `flux` or `endpoint`.
         image_size (`int`): side in pixels.
-        image_steps (`int`, *optional*), image_guidance (`float`, *optional*): of `flux`; see `FluxRenderer`.
+        image_steps (`int`, *optional*), image_guidance (`float`, *optional*), image_dtype (`str`): of `flux`; see
+            `FluxRenderer`.
         image_seed (`bool`): whether a seed is sent to `endpoint`.
         clip_model (`str`, *optional*): CLIP that scores images and answers. Without, these scores are not available.
         min_image_score (`float`, *optional*), min_statement_score (`float`, *optional*): least scores of CLIP.
@@ -103,6 +104,7 @@ class Options:
     image_size: int = 336
     image_steps: int | None = None
     image_guidance: float | None = None
+    image_dtype: str = "bfloat16"
     image_seed: bool = True
     clip_model: str | None = None
     min_image_score: float | None = None
@@ -171,8 +173,9 @@ class Options:
             raise RunError("--clip-model scores images, and the stage descriptions has none.")
         if self.caption_bounds and not self.rows:
             raise RunError("--caption-bound is for --captions: exact captions have no rules.")
-        if self.images != "flux" and (self.image_steps, self.image_guidance) != (None, None):
-            raise RunError("--image-steps and --image-guidance are for --images flux.")
+        flux_options = (self.image_steps, self.image_guidance, self.image_dtype)
+        if self.images != "flux" and flux_options != (None, None, "bfloat16"):
+            raise RunError("--image-steps, --image-guidance and --image-dtype are for --images flux.")
         if self.images != "endpoint" and not self.image_seed:
             raise RunError("--no-image-seed is for --images URL.")
 

@@ -120,9 +120,11 @@ class RunFolder:
             RunError: if the folder holds something else, or a run of another format or configuration.
         """
         self.check()
+        config = json.loads(json.dumps({"format": FORMAT, **config}))
+        if self.read_num():
+            check_config(json.loads((self.path / "run.json").read_text()), config, self.path)
         for name in FOLDERS:
             (self.path / name).mkdir(parents=True, exist_ok=True)
-        config = json.loads(json.dumps({"format": FORMAT, **config}))
         with self.locked("run"):
             if not (self.path / "run.json").is_file():
                 self.write("run.json", json.dumps(config, indent=2) + "\n")

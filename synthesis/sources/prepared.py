@@ -164,9 +164,11 @@ def _read_all(request: Request, found: Input, content: str) -> Iterator[tuple[di
 
 
 def _check_rows(rows: Iterator[Row], request: Request, found: Input) -> Iterator[Row]:
+    is_table = found.form not in ("lines", "list")
     for row in rows:
         # Later rows of a set may lack a column and are rejected for it; a caption is never missing in part.
-        if row.values and (row.number == 0 or request.first_stage == "descriptions"):
+        is_checked = row.number == 0 or (request.first_stage == "descriptions" and not is_table)
+        if row.values and is_checked:
             place = f"Row {row.number} of {found.path}"
             check_columns(row.values, request.columns, request.first_stage, place)
         yield row

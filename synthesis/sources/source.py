@@ -12,7 +12,7 @@ from fusion_vlm.synthesis.part_images import PartImages
 from fusion_vlm.synthesis.run_folder import RunFolder
 from fusion_vlm.synthesis.sample import Sample
 from fusion_vlm.synthesis.sources.given import STAGE, Columns, build_sample
-from fusion_vlm.synthesis.sources.inputs import find_input
+from fusion_vlm.synthesis.sources.inputs import Input, find_input
 from fusion_vlm.synthesis.sources.prepared import PreparedRow, PreparedRows, Request, prepare
 
 
@@ -58,8 +58,8 @@ class RowSource:
 
     def __init__(self, options: "Options", folder: RunFolder):
         self.options = options
-        self.rows = PreparedRows(build_request(options), folder.work_dir / "input")
         self.has_images = options.first_stage in ("questions", "filter")
+        self.rows = PreparedRows(build_request(options, needs_input=self.has_images), folder.work_dir / "input")
         # A description that others wrote is that of one image.
         self.kinds = [
             kind
@@ -149,10 +149,19 @@ def open_source(options: "Options", folder: RunFolder) -> Source:
     return RowSource(options, folder) if options.rows else SceneSource(options)
 
 
-def build_request(options: "Options", num: int | None = None) -> Request:
-    """Build the request for the rows of a run; `num` is that of the command line, where None is for all rows."""
+def build_request(options: "Options", num: int | None = None, needs_input: bool = True) -> Request:
+    """
+    Build the request for the rows of a run.
+
+    Args:
+        options (`Options`)
+        num (`int`, *optional*): rows to take; without, all.
+        needs_input (`bool`): whether the input itself is read, not only the prepared rows.
+    """
     columns = Columns(options.caption_column, options.description_column, options.conversation_column)
-    found = find_input(options.rows, options.caption_split, options.image_column)
+    found = Input(options.rows, "stream")
+    if needs_input:
+        found = find_input(options.rows, options.caption_split, options.image_column)
     return Request(found, columns, options.first_stage, num, options.image_folder)
 
 
