@@ -315,3 +315,18 @@ def test_a_flux_pipeline_of_diffusers_renders_the_same_image_for_the_same_sample
     np.testing.assert_array_equal(first, again)
     assert (first != other_seed).any() and (first != other_text).any()
     assert renderer.model == flux_folder
+
+
+def test_a_batch_of_a_flux_pipeline_is_its_images_one_by_one(flux_folder):
+    settings = {"width": 32, "height": 16, "num_inference_steps": 2, "device": "cpu", "dtype": "float32"}
+    samples = [make_sample(id=str(index)) for index in range(3)]
+    alone = [np.asarray(FluxRenderer(flux_folder, **settings)(sample), dtype=int) for sample in samples]
+    renderer = FluxRenderer(flux_folder, batch_size=3, **settings)
+    renderer.lock.acquire()  # all wait, and so come into one batch
+    with ThreadPoolExecutor(3) as threads:
+        futures = [threads.submit(renderer, sample) for sample in samples]
+        while renderer.waiting.qsize() < 3:
+            time.sleep(0.01)
+        renderer.lock.release()
+        for future, image in zip(futures, alone, strict=True):
+            assert np.abs(np.asarray(future.result(), dtype=int) - image).max() <= 1
