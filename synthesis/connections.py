@@ -63,10 +63,10 @@ def load_renderer(options: Options, connections: Connections) -> Renderer | None
     """Load or connect the image model; None if Pillow draws."""
     side = options.image_size
     if options.images == "flux":
-        steps = options.image_steps or (4 if "schnell" in options.image_model.lower() else None)
-        settings = {"num_inference_steps": steps, "guidance_scale": options.image_guidance}
-        settings = {name: value for name, value in settings.items() if value is not None}
-        settings |= {"device": connections.image_device, "dtype": options.image_dtype}
+        settings = {"num_inference_steps": options.flux_steps, "dtype": options.image_dtype}
+        settings |= {"device": connections.image_device}
+        if options.image_guidance is not None:
+            settings["guidance_scale"] = options.image_guidance
         return FluxRenderer(options.image_model, side, side, batch_size=connections.image_batch, **settings)
     if options.images == "endpoint":
         return EndpointRenderer(

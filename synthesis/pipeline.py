@@ -208,6 +208,11 @@ class Options:
         return (self.model, self.judge_model, self.clip_model) != (None, None, None) or self.images != "pillow"
 
     @property
+    def flux_steps(self) -> int:
+        """Return the steps of FLUX: those given, or those of the model's authors."""
+        return self.image_steps or (4 if "schnell" in (self.image_model or "").lower() else 50)
+
+    @property
     def is_exact(self) -> bool:
         return self.model is None and self.rows is None
 

@@ -14,7 +14,7 @@ from fusion_vlm.synthesis.pipeline import Options
 DESCRIPTION_TOKENS, CAPTION_TOKENS, VERDICT_TOKENS = 180, 60, 60
 CHARACTERS_PER_TOKEN = 4
 # Of an H100 for a step of FLUX.1 at 1024 pixels, from published figures; and bytes of a pixel of a photograph as JPEG.
-FLUX_STEP_SECONDS, FLUX_STEPS, PIXEL_BYTES = 0.13, 50, 0.2
+FLUX_STEP_SECONDS, PIXEL_BYTES = 0.13, 0.2
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def _describe_images(options: Options) -> list[str]:
     num_pixels = options.num * sum(numbers) / len(numbers) * options.image_size**2
     lines = [f"about {num_pixels * PIXEL_BYTES / 1e9:,.1f} GB of images as JPEG"]
     if options.images == "flux":
-        hours = num_pixels / 1024**2 * (options.image_steps or FLUX_STEPS) * FLUX_STEP_SECONDS / 3600
+        hours = num_pixels / 1024**2 * options.flux_steps * FLUX_STEP_SECONDS / 3600
         lines.append(f"about {hours:,.1f} hours of an H100 for FLUX")
     return lines
 
