@@ -25,7 +25,7 @@ from fusion_vlm.synthesis.report import summarize
 from fusion_vlm.synthesis.run_folder import RunFolder
 from fusion_vlm.synthesis.shards import SHARD_SUFFIXES
 from fusion_vlm.synthesis.sources.given import STAGE
-from fusion_vlm.synthesis.sources.source import prepare_rows
+from fusion_vlm.synthesis.sources.source import DEDUPLICATE, prepare_rows
 from fusion_vlm.synthesis.workers import WorkerPool, bar, run_here
 
 
@@ -139,7 +139,7 @@ def finish(options: Options, folder: RunFolder, audit: Audit | None = None) -> d
 def _write_output(options: Options, folder: RunFolder, audit: Audit | None) -> dict:
     stages = [stage.name for stage in build_stages(options, PartImages(folder.work_dir), Clients())]
     if options.rows:
-        stages = [*dict.fromkeys(["deduplicate" if options.first_stage == "descriptions" else STAGE, *stages])]
+        stages = [*dict.fromkeys([DEDUPLICATE if options.first_stage == "descriptions" else STAGE, *stages])]
     counts = read_counts(folder)
     summary = summarize(counts, stages)
     info = {"options": options.config(), "stages": summary["stages"]}

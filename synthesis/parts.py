@@ -24,7 +24,7 @@ from fusion_vlm.synthesis.pipeline import Clients, Options, build_stages
 from fusion_vlm.synthesis.run_folder import RunFolder
 from fusion_vlm.synthesis.sample import Sample
 from fusion_vlm.synthesis.shards import read_reject_file, read_reject_images, read_shard
-from fusion_vlm.synthesis.sources.source import Source, open_source
+from fusion_vlm.synthesis.sources.source import SOURCE_STAGES, Source, open_source
 from fusion_vlm.synthesis.stage import Stage
 
 
@@ -226,6 +226,8 @@ def _reopen_part(folder: RunFolder, part: int, rejects: list[Sample], retried: s
 
 def _matches(sample: Sample, rules: tuple[str, ...]) -> bool:
     stage, rule = sample.rejected_by
+    if stage in SOURCE_STAGES:
+        return False  # the row is not read again
     return any(fnmatch(rule, pattern) or fnmatch(f"{stage}/{rule}", pattern) for pattern in rules)
 
 

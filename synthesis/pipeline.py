@@ -165,6 +165,15 @@ class Options:
             raise RunError(f"--llm and --model are for the stages descriptions and questions, not for {stages}.")
         if self.judge_model is not None and not self.has_turns:
             raise RunError(f"--judge-model is for the stages questions and filter, not for {stages}.")
+        takes_images = self.first_stage in ("questions", "filter")
+        if (self.image_column or self.image_folder) and not takes_images:
+            raise RunError("--image-column and --image-folder are for runs that begin with questions or filter.")
+        if self.conversation_column and self.first_stage != "filter":
+            raise RunError("--conversation-column is for the stage filter.")
+        if self.description_column != "description" and self.first_stage == "descriptions":
+            raise RunError(
+                "--description-column is for runs that begin from descriptions: --stage images or a later one."
+            )
         if self.llava and not self.has_turns:
             raise RunError(f"--llava is for samples with questions, and {stages} writes none.")
         if self.images != "pillow" and "images" not in self.stages:

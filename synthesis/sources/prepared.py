@@ -79,18 +79,7 @@ def prepare(request: Request, folder: Path) -> dict:
     """
     content = identify_input(request.found)
     if (folder / "prepared.json").is_file():
-        prepared = json.loads((folder / "prepared.json").read_text())
-        if prepared["content"] != content:
-            raise RunError(
-                f"The content of {request.found.path} has changed since this run began. Give another --output, or the"
-                " input as it was."
-            )
-        if request.num not in (prepared["num"], prepared["num_rows"]):
-            found = prepared["num"] or "all"
-            raise RunError(
-                f"This run began with {found} rows, expected {request.num or 'all'}. Give another --output."
-            )
-        return prepared
+        return _check_prepared(json.loads((folder / "prepared.json").read_text()), request, content)
     unfinished = folder.with_name(f"{folder.name}-unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     shutil.rmtree(folder, ignore_errors=True)
@@ -101,6 +90,19 @@ def prepare(request: Request, folder: Path) -> dict:
     prepared = {"content": content, "num": request.num, **_write_rows(request, found, content, unfinished)}
     (unfinished / "prepared.json").write_text(json.dumps(prepared, indent=2) + "\n")
     os.replace(unfinished, folder)
+    return prepared
+
+
+def _check_prepared(prepared: dict, request: Request, content: str) -> dict:
+    """Return what was prepared, if it is what is asked for."""
+    if prepared["content"] != content:
+        raise RunError(
+            f"The content of {request.found.path} has changed since this run began. Give another --output, or the"
+            " input as it was."
+        )
+    if request.num not in (prepared["num"], prepared["num_rows"]):
+        found = prepared["num"] or "all"
+        raise RunError(f"This run began with {found} rows, expected {request.num or 'all'}. Give another --output.")
     return prepared
 
 

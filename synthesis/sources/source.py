@@ -19,6 +19,9 @@ from fusion_vlm.synthesis.sources.prepared import PreparedRow, PreparedRows, Req
 if TYPE_CHECKING:
     from fusion_vlm.synthesis.pipeline import Options
 
+DEDUPLICATE = "deduplicate"
+SOURCE_STAGES = (DEDUPLICATE, STAGE)  # first parts of the reasons of rows that are rejected as they are read
+
 
 class Source(Protocol):
     """Gives the samples of a run before their first stage."""
@@ -83,7 +86,7 @@ class RowSource:
             name, sample.image = sample.image, None
             if sample.reason is None:
                 if row.rule:
-                    sample.reject("deduplicate", f"{row.rule}: as {self._first_id(row)}, expected a new one")
+                    sample.reject(DEDUPLICATE, f"{row.rule}: as {self._first_id(row)}, expected a new one")
                 elif (problem := self._find_problem(sample)) is not None:
                     sample.reject(STAGE, problem)
                 elif self.has_images:

@@ -195,6 +195,9 @@ def test_webdataset_shards_are_an_input_too(tmp_path, runs):
             {"stages": ("images",), "input": "a", "images": "flux", "model": "w"},
             "--llm and --model are for the stages",
         ),
+        ({"stages": ("images",), "input": "a", "images": "flux", "image_folder": "d"}, "are for runs that begin with"),
+        ({"stages": ("questions",), "input": "a", "model": "w", "conversation_column": "c"}, "for the stage filter"),
+        ({"captions": "a", "model": "w", "images": "flux", "description_column": "d"}, "runs that begin from descr"),
         ({"stages": ("questions",), "input": "a"}, "Without a language model there are exact scenes"),
         ({"stages": ("questions",), "input": "a", "model": "w", "images": "flux"}, "--images is for the stage images"),
         (
