@@ -147,7 +147,9 @@ class RunFolder:
 
     def write(self, path: str | Path, content: str | bytes):
         """Write a file of the folder, by its relative or whole path. A kill leaves the whole file or none."""
-        with self.replacing(self.path / path) as temporary:
+        # A whole path begins with that of the folder, which may be relative itself.
+        path = path if Path(path).is_relative_to(self.path) else self.path / path
+        with self.replacing(Path(path)) as temporary:
             temporary.write_bytes(content.encode() if isinstance(content, str) else content)
 
     def lock(self, name: str) -> FileLock:

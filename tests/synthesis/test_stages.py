@@ -154,6 +154,14 @@ def test_a_llava_set_is_filtered_and_what_is_kept_stays_as_it_was(tmp_path):
     assert reasons == {"1": "turn_rules/source_text", "2": "input/row", "3": "input/image"}
 
 
+def test_relative_paths_are_read_and_written_where_they_say(tmp_path, monkeypatch):
+    write_llava(tmp_path / "set", 2)
+    monkeypatch.chdir(tmp_path)
+    synthesize(Path("out/run"), "--stage", "filter", "--input", "set/train.json")
+    assert len(read_rows(tmp_path / "out" / "run")) == 2 and (tmp_path / "out" / "run" / "done.json").exists()
+    assert not (tmp_path / "out" / "run" / "out").exists()
+
+
 def test_the_judge_filters_a_set_that_has_descriptions(tmp_path, runs):
     def change(content: dict, request: dict) -> dict:
         if "verdicts" in content:
