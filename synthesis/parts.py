@@ -147,8 +147,10 @@ async def make_part(job: Job, part: int, source: Source, clients: Clients, repor
         num_active = 4 + 2 * job.connections.concurrency
         begun = _begin(folder, part, source, images, stages)
         samples = await run_samples(begun, stages, num_active, report, options.has_models)
-        for limit in clients.limits:
-            limit.check()
+        # Rejects that are retried may fail again without loss, even if they are all that is asked.
+        if not _reopened_path(folder, part).is_file():
+            for limit in clients.limits:
+                limit.check()
         write_part(folder, part, samples, images, options, cache)
     finally:
         if cache is not None:
