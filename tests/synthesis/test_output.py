@@ -197,7 +197,8 @@ def test_columns_are_those_that_datasets_writes():
     text = datasets.Value("string")
     images = datasets.List(datasets.Image())
     features = {"id": text, "messages": datasets.List({"role": text, "content": text}), "images": images}
-    features |= {"kind": text, "question_types": datasets.List(text), "sample": text}
+    features |= {"kind": text, "question_types": datasets.List(text)}
+    features |= {"caption": text, "description": text, "sample": text}
     for found, expected in ((SHARD_FEATURES, features), (REJECT_FEATURES, {"id": text, "images": images})):
         schema, ours = datasets.Features(expected).arrow_schema, shards._build_schema(found)
         assert ours.equals(schema)
