@@ -35,6 +35,8 @@ def run_on_ray(job: Job, address: str | None, num_workers: int, progress: tqdm):
     ray = _import_ray()
     # "local", because without an address Ray would join a cluster that some file names, even if it is dead.
     settings = {} if address else {"_node_ip_address": "127.0.0.1", "include_dashboard": False}
+    if address and address.startswith("127."):
+        settings["_node_ip_address"] = address.rpartition(":")[0]  # Ray would take that of the machine
     ray.init(address or "local", log_to_driver=False, logging_level=logging.WARNING, **settings)
     try:
         name = "GPU" if job.options.images == "flux" else "CPU"

@@ -584,8 +584,8 @@ def test_a_kill_while_rejects_are_retried_changes_nothing(tmp_path, monkeypatch)
     num_kills = 0
     while not contents or num_kills:
         output = tmp_path / f"killed-{num_kills}"
-        with StubEndpoint({"500": 0.3}, max_faults=99) as stub:
-            run(output, 8, url=stub.url)
+        with StubEndpoint({"500": 0.4}, max_faults=99) as stub:
+            run(output, 4, url=stub.url)
         countdown = num_kills
 
         def replace_or_die(*arguments):
@@ -599,11 +599,11 @@ def test_a_kill_while_rejects_are_retried_changes_nothing(tmp_path, monkeypatch)
         with StubEndpoint() as stub:
             monkeypatch.setattr("os.replace", replace_or_die)
             try:
-                run(output, 8, url=stub.url, retry_rejected=[])
+                run(output, 4, url=stub.url, retry_rejected=[])
             except SystemExit:
                 is_killed = True
             monkeypatch.setattr("os.replace", replace)
-            assert run(output, 8, url=stub.url, retry_rejected=[])["kept"] == 8
+            assert run(output, 4, url=stub.url, retry_rejected=[])["kept"] == 4
         contents.append(read_files(output))
         assert contents[-1] == contents[0]
         if not is_killed and num_kills:

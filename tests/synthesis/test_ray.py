@@ -33,7 +33,9 @@ ray = pytest.importorskip("ray")
 from ray.cluster_utils import Cluster  # noqa: E402
 
 
-NUM = 8 * MIN_PART_SIZE
+# Another loopback address than 127.0.0.1, in whose place Ray takes the address of the machine.
+HOST = "127.0.0.2"
+NUM = 6 * MIN_PART_SIZE
 MODELS = ["--model", "stub", "--image-size", 128, "--concurrency", 16]
 
 
@@ -41,8 +43,8 @@ MODELS = ["--model", "stub", "--image-size", 128, "--concurrency", 16]
 def cluster():
     """Start two nodes of two cores each on loopback addresses, and end them."""
     cluster = Cluster()
-    cluster.add_node(num_cpus=2, node_ip_address="127.0.0.1", include_dashboard=False)
-    cluster.add_node(num_cpus=2, node_ip_address="127.0.0.1")
+    cluster.add_node(num_cpus=2, node_ip_address=HOST, include_dashboard=False)
+    cluster.add_node(num_cpus=2, node_ip_address=HOST)
     yield cluster
     cluster.shutdown()
 
