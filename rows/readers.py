@@ -8,6 +8,7 @@ memory. What a row looks like is the matter of `rows.forms`; tables that people 
 import importlib
 import json
 import re
+import tarfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -58,7 +59,7 @@ def stream_rows(path: str | Path, columns: Iterable[str]) -> Iterator[Any]:
 
     Args:
         path (`str` or `Path`): a `.json`, `.jsonl` or `.parquet` file, a folder of `datasets.save_to_disk` (all
-            splits), or a folder with parquet files or one JSON file.
+            splits), or a folder with parquet files, tar files of a WebDataset, or one JSON file.
         columns (`Iterable[str]`): the only columns that are read of tables, so that images stay on disk.
 
     Raises:
@@ -115,18 +116,32 @@ def import_table_library(name: str) -> ModuleType:
 
 
 def _stream_folder(path: Path, columns: Iterable[str]) -> Iterator[Any]:
+    if (path / "run.json").exists():  # of the data engine: other folders hold rejected samples
+        path = path / "data"
     if (path / "state.json").exists() or (path / "dataset_dict.json").exists():
         for split in load_splits(path).values():
             yield from split.select_columns(_choose_columns(split.column_names, columns, CHAT_COLUMNS, path))
     elif files := sorted(path.rglob("*.parquet")):
         for file in files:
             yield from stream_parquet(file, columns)
+    elif files := sorted(path.rglob("*.tar")):
+        for file in files:
+            yield from _stream_tar(file, columns)
     else:
         files = [file for file in (path / "train.json", path / "train.jsonl") if file.exists()]
         files = files or sorted([*path.glob("*.json"), *path.glob("*.jsonl")])
         if len(files) != 1:
             raise ValueError(f"{path} holds no .parquet and {len(files)} .json files, expected one. Name the file.")
         yield from stream_rows(files[0], columns)
+
+
+def _stream_tar(path: Path, columns: Iterable[str]) -> Iterator[dict]:
+    """Yield what the JSON files of a WebDataset hold, with some of their keys."""
+    with tarfile.open(path) as tar:
+        for member in tar:
+            if member.name.endswith(".json") and (file := tar.extractfile(member)) is not None:
+                row = check_row(parse_json(file.read()))
+                yield {name: row[name] for name in columns if name in row}
 
 
 def _choose_columns(names: list[str], columns: Iterable[str], required: Iterable[str], path: str | Path) -> list[str]:
