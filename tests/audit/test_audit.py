@@ -281,11 +281,11 @@ def test_language_only_accuracy_is_that_of_held_out_questions():
     assert (model.accuracy, model.majority) == (1.0, 0.5)
 
 
-def test_chance_is_an_upper_bound_near_the_exact_probability():
-    for count, num, share in [(60, 100, 0.5), (75, 100, 0.5), (20, 20, 0.25), (9, 30, 0.1)]:
+def test_chance_is_the_exact_probability():
+    for count, num, share in [(60, 100, 0.5), (75, 100, 0.5), (20, 20, 0.25), (9, 30, 0.1), (0, 0, 0.5)]:
         exact = sum(comb(num, k) * share**k * (1 - share) ** (num - k) for k in range(count, num + 1))
-        assert exact <= tail(count, num, share) <= 1.2 * exact
-    assert tail(np.array([5]), 10, 0.5) == 1.0
+        assert tail(count, num, share) == pytest.approx(exact, rel=1e-9)
+    assert tail(np.array([0, 5]), 10, 0.5).tolist() == pytest.approx([1.0, 638 / 1024])
 
 
 def write(path: Path, rows: list) -> str:
