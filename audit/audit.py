@@ -143,9 +143,9 @@ class Tally:
         if question.options:
             self.letters[question.answer] += 1
             self.letter_shares += 1 / len(question.options)
-        if question.type in ("count", "count: multiple_choice"):
-            if question.meaning.isdecimal() and len(question.meaning) < 10:
-                self.numbers[question.meaning] += 1
+        is_count = question.type in ("count", "count: multiple_choice")
+        if is_count and question.meaning.isdecimal() and len(question.meaning) < 10:
+            self.numbers[question.meaning] += 1
 
     def __add__(self, other: "Tally") -> "Tally":
         return Tally(

@@ -176,7 +176,7 @@ def label_answers(answers: list[str]) -> tuple[np.ndarray, list[str]]:
 
 
 def _choose_options(questions: list[Question], folds: np.ndarray, labels: np.ndarray, names: list[str]) -> np.ndarray:
-    """Answer with the label of the option that is most like right options of other folds: (questions,), -1 for none."""
+    """Answer with the label of the option most like right options of other folds: (questions,), -1 for none."""
     rows = [i for i, question in enumerate(questions) if question.options and labels[i] >= 0]
     guesses = np.full(len(questions), -1)
     owners = np.array([row for row in rows for _ in questions[row].options], dtype=np.int64)

@@ -42,6 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser):
         help="change a rule for captions and descriptions, such as special_characters=0.1: (default: the paper's)",
     )
     _add_model_arguments(parser)
+    _add_filter_arguments(parser)
     _add_output_arguments(parser)
     add = parser.add_argument_group("speed").add_argument
     add("--num-workers", type=int, default=os.cpu_count(), metavar="N", help="most processes (default: one a core)")
@@ -66,6 +67,7 @@ def _add_output_arguments(parser: argparse.ArgumentParser):
     add = parser.add_argument_group("output").add_argument
     formats = ("webp", "jpeg", "png")
     add("--image-format", choices=formats, help="default: webp without loss for drawn scenes, jpeg else")
+    add("--license", metavar="ID", help="license of the set in its card, such as cc-by-4.0 (default: other)")
     add("--format", default="parquet", choices=("parquet", "webdataset"), help="of the shards (default: parquet)")
     add(
         "--llava",
@@ -74,12 +76,45 @@ def _add_output_arguments(parser: argparse.ArgumentParser):
     )
 
 
+def _add_filter_arguments(parser: argparse.ArgumentParser):
+    add = parser.add_argument_group("filters").add_argument
+    add(
+        "--filter",
+        action="append",
+        default=[],
+        metavar="NAME[=ARGUMENT]",
+        help="a filter that runs last; may be repeated: personal_data[=ENTITIES] (Presidio), unsafe_images=CLASSIFIER,"
+        " or one of yours, module:Class",
+    )
+    add(
+        "--min-image-distance",
+        type=int,
+        metavar="BITS",
+        help="reject an image whose hash differs in fewer of 64 bits from an earlier one of its part",
+    )
+
+
 def _add_model_arguments(parser: argparse.ArgumentParser):
     add = parser.add_argument_group("models").add_argument
     add("--llm", metavar="URL", help="OpenAI-compatible endpoint of the writing model, such as http://host:8000/v1")
     add("--model", metavar="NAME", help="name of that model at the endpoint")
-    add("--judge-model", metavar="NAME", help="model that checks the answers")
+    add("--judge-model", metavar="NAME", help="model that checks the answers against the description")
     add("--judge-llm", metavar="URL", help="endpoint of the judge (default: that of --llm)")
+    add(
+        "--judge-sees-image",
+        nargs="?",
+        const="",
+        metavar="NAME",
+        help="vision-language model that checks the answers against the image (default: --judge-model)",
+    )
+    add("--image-judge-llm", metavar="URL", help="endpoint of that model (default: that of the judge)")
+    add(
+        "--plant-errors",
+        type=float,
+        default=0.0,
+        metavar="SHARE",
+        help="have copies of this share of the samples judged with a wrong answer, to measure what judges accept",
+    )
     add("--temperature", type=float, default=0.7, help="of the language models (default: 0.7)")
     add("--max-tokens", type=int, default=1024, metavar="N", help="longest answer of a language model")
     add("--images", default="pillow", metavar="pillow|flux|URL", help="what draws; URL: /v1/images/generations")
@@ -108,6 +143,8 @@ def check_options(args: argparse.Namespace):
     """Raise a UsageError for options that do not go together."""
     if (args.llm is None) != (args.model is None):
         raise UsageError("--llm and --model are given together")
+    if args.judge_sees_image == "" and args.judge_model is None:
+        raise UsageError("--judge-sees-image needs the name of a model, here or as --judge-model")
     if args.images.startswith("http") and args.image_model is None:
         raise UsageError("--images URL needs --image-model")
     if args.images not in ("pillow", "flux") and not args.images.startswith(("http://", "https://")):
@@ -120,6 +157,7 @@ def run(args: argparse.Namespace):
         args.captions = resolve(args.captions)  # a folder, or a data set of the Hub
     # Late: they need extras and import numpy, and help texts have to answer at once.
     from fusion_vlm.audit.card import audit_for_card
+    from fusion_vlm.synthesis.card import set_license
     from fusion_vlm.synthesis.connections import Connections
     from fusion_vlm.synthesis.generate import generate
     from fusion_vlm.synthesis.models.renderers import FLUX
@@ -131,9 +169,12 @@ def run(args: argparse.Namespace):
     drawer = args.images if args.images in ("pillow", "flux") else "endpoint"
     names = ("num", "seed", "captions", "caption_column", "caption_split", "model", "judge_model", "temperature")
     names += ("max_tokens", "image_steps", "image_guidance", "clip_model", "min_image_score", "min_statement_score")
-    names += ("image_format", "llava")
+    names += ("image_format", "llava", "min_image_distance")
     options = Options(
         **{name: getattr(args, name) for name in names},
+        image_judge_model=args.judge_model if args.judge_sees_image == "" else args.judge_sees_image,
+        plant_share=args.plant_errors,
+        filters=tuple(args.filter),
         kinds=tuple(args.kinds),
         caption_bounds=tuple(args.caption_bound),
         images=drawer,
@@ -145,7 +186,14 @@ def run(args: argparse.Namespace):
     prices = Prices(args.price_in, args.price_out, args.price_image)
     address = args.images if drawer == "endpoint" else None
     connections = Connections(
-        args.llm, args.judge_llm, address, args.concurrency, args.timeout, args.clip_device, args.image_device
+        llm=args.llm,
+        judge=args.judge_llm,
+        image_judge=args.image_judge_llm,
+        images=address,
+        concurrency=args.concurrency,
+        timeout=args.timeout,
+        clip_device=args.clip_device,
+        image_device=args.image_device,
     )
     folder = RunFolder(args.output.expanduser(), args.num, args.task, args.num_tasks)
     print(describe_estimate(options, prices), flush=True)
@@ -165,6 +213,8 @@ def run(args: argparse.Namespace):
             " same command again."
         )
         return
+    if args.license:
+        set_license(folder.path, args.license)
     counts = read_counts(folder)
     print(describe_summary(summary, counts.tokens, counts.invalid_tokens, prices))
     print(f"output: {folder.path}")
