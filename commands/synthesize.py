@@ -20,6 +20,7 @@ examples:
 
 The first command draws scenes with Pillow and writes exact questions and answers, without any model. In the second, a
 language model behind an OpenAI-compatible endpoint (key in OPENAI_API_KEY) writes, and FLUX or another endpoint draws.
+`fusion-vlm synthesize view DIR` shows the samples, `fusion-vlm synthesize push DIR REPO` uploads them.
 Give the same command again to resume a run that was stopped or killed. Machines that see the folder share a run: give
 each the same command, and `--task I --num-tasks N`, with I from 0, so that each begins at another place."""
 

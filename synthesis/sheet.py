@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
+from fusion_vlm.synthesis.filters.named import CHECKS
 from fusion_vlm.synthesis.sample import Sample
 from fusion_vlm.synthesis.shards import list_shards, read_reject_file, read_reject_images, read_shard
 
@@ -93,11 +94,13 @@ def pick_accepted(folder: Path, kinds: Iterable[str]) -> Iterator[Tile]:
 
 
 def pick_rejected(folder: Path) -> Iterator[Tile]:
-    """Yield the first rejected samples of each rule, in the order of the run."""
+    """Yield the first rejected samples of each rule, but for what filters of personal data and unsafe images found."""
     counts, num = Counter(), 0
     for path in sorted((folder / "rejects").glob("part-*.jsonl"))[:MAX_FILES]:
         samples = []
         for sample in read_reject_file(path):
+            if sample.rejected_by[0] in CHECKS:
+                continue
             counts[sample.rejected_by] += 1
             if counts[sample.rejected_by] <= NUM_EACH and num < MAX_TILES:
                 samples.append(sample)
