@@ -162,7 +162,7 @@ def run(args: argparse.Namespace):
     from fusion_vlm.synthesis.connections import Connections
     from fusion_vlm.synthesis.generate import generate
     from fusion_vlm.synthesis.models.renderers import FLUX
-    from fusion_vlm.synthesis.output import read_counts
+    from fusion_vlm.synthesis.output import read_counts, read_invalid_tokens
     from fusion_vlm.synthesis.pipeline import Options
     from fusion_vlm.synthesis.report import Prices, describe_estimate, describe_summary
     from fusion_vlm.synthesis.run_folder import RunFolder
@@ -217,5 +217,5 @@ def run(args: argparse.Namespace):
     if args.license:
         set_license(folder.path, args.license)
     counts = read_counts(folder)
-    print(describe_summary(summary, counts.tokens, counts.invalid_tokens, prices))
+    print(describe_summary(summary, counts.tokens, read_invalid_tokens(folder), prices))
     print(f"output: {folder.path}")
