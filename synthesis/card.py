@@ -11,7 +11,7 @@ from huggingface_hub import DatasetCard, DatasetCardData
 from fusion_vlm.synthesis.agreement import describe_verdicts
 from fusion_vlm.synthesis.counts import MAX_LISTED, Counts
 from fusion_vlm.synthesis.filters.duplicates import STAGE as NEAR_DUPLICATES
-from fusion_vlm.synthesis.filters.named import CHECKS, parse_filter
+from fusion_vlm.synthesis.filters.named import CHECKS, name_stage, parse_filter
 from fusion_vlm.synthesis.licenses import find_data_license, note_license
 from fusion_vlm.synthesis.pipeline import Options
 from fusion_vlm.synthesis.shards import SHARD_SUFFIXES
@@ -113,7 +113,7 @@ def list_checks(counts: Counts, options: Options) -> Iterator[tuple[str, str]]:
     for name, what in CHECKS.items():
         yield what, tell(f"run {named[name]}".rstrip() if name in named else None, f"{name}/")
     for name in sorted(named.keys() - CHECKS):
-        yield f"`{name}`", tell(f"run {named[name]}".rstrip(), f"{name}/")
+        yield f"`{name}`", tell(f"run {named[name]}".rstrip(), f"{name_stage(name)}/")
 
 
 def list_licenses(counts: Counts, options: Options) -> Iterator[str]:

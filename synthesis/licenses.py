@@ -26,7 +26,7 @@ TERMS = (
         " terms.",
     ),
     Terms(
-        r"llama\W?3\W?[1-9]|llama\W?[4-9]",
+        r"llama\W?3[._][1-9]|llama\W?[4-9]",
         "The Llama Community License (3.1 and later) asks of a model that is trained on Llama's output and passed on:"
         ' the name begins with "Llama", and "Built with Llama" is shown. Its acceptable use policy holds, too.',
     ),

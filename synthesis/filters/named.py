@@ -48,10 +48,16 @@ def check_filters(filters: tuple[str, ...]):
         RunError: for a name that is no filter, or a name that comes twice.
     """
     names = [parse_filter(text)[0] for text in filters]
-    for name in names:
-        if names.count(name) > 1:
-            raise RunError(f"The filter {name!r} is named twice, expected once.")
+    stages = [name_stage(name) for name in names]
+    for name, stage in zip(names, stages, strict=True):
+        if stages.count(stage) > 1:
+            raise RunError(f"The filter {stage!r} is named twice, expected once.")
         find_class(name)
+
+
+def name_stage(name: str) -> str:
+    """Return the name of the stage of a filter: of `module:Class`, the class. A colon ends the rule of a reject."""
+    return name.rpartition(":")[2]
 
 
 def find_class(name: str) -> Callable[..., NamedFilter]:
@@ -82,11 +88,11 @@ class ApplyFilter:
     """
 
     def __init__(self, text: str, open_image: Callable[[Sample], Image.Image]):
-        self.name, self.argument = parse_filter(text)
-        self.open_image = open_image
+        self.filter, self.open_image = parse_filter(text), open_image
+        self.name = name_stage(self.filter[0])
 
     def __call__(self, sample: Sample) -> Sample:
-        reason = load_filter(self.name, self.argument)(sample, self.open_image(sample))
+        reason = load_filter(*self.filter)(sample, self.open_image(sample))
         if reason is not None:
             sample.reject(self.name, reason)
         return sample

@@ -21,9 +21,9 @@ from fusion_vlm.synthesis.models.answers import (
 )
 from fusion_vlm.synthesis.models.call_cache import CallCache
 from fusion_vlm.synthesis.models.chat import MAX_REPLY_BYTES, ChatClient
+from fusion_vlm.synthesis.models.judge import Judge
 from fusion_vlm.synthesis.models.load_prompts import load_prompts
 from fusion_vlm.synthesis.models.retries import CallError
-from fusion_vlm.synthesis.models.judge import Judge
 from fusion_vlm.synthesis.models.stages import AskFromDescription, Describe
 from fusion_vlm.synthesis.sample import MAX_REASON, Sample, Turn
 
