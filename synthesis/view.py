@@ -67,9 +67,9 @@ def open_image(shown: Shown) -> Image.Image | None:
     return None if shown.image is None else Image.open(io.BytesIO(shown.image)).convert("RGB")
 
 
-def show_sample(index: SampleIndex, state, kinds, types, reasons, page: float, event: gr.SelectData):
-    """Return image, reason, turns and all fields of the sample that was clicked."""
-    place = find(index, state, kinds, types, reasons)[(int(page) - 1) * PAGE_SIZE + event.index]
+def show_sample(index: SampleIndex, state, kinds, types, reasons, page: float, number: int):
+    """Return image, reason, turns and all fields of a sample, given its number on the page, from 0."""
+    place = find(index, state, kinds, types, reasons)[(int(page) - 1) * PAGE_SIZE + number]
     (shown,) = index.read([place])
     sample = shown.sample
     # Cells of text: as Markdown or HTML, what a model wrote could load files from elsewhere.
@@ -108,6 +108,11 @@ def make_page(folder: Path) -> gr.Blocks:
     """
     index = SampleIndex(folder)
     show = partial(show_page, index)
+
+    # Not a partial: Gradio finds the event by the annotation.
+    def select(state, kinds, types, reasons, number, event: gr.SelectData):
+        return show_sample(index, state, kinds, types, reasons, number, event.index)
+
     with gr.Blocks(title=f"Samples of {folder.name}", analytics_enabled=False, delete_cache=(3600, 3600)) as page:
         widgets = lay_out(index)
         inputs, outputs = [*widgets.filters, widgets.page], [widgets.gallery, widgets.position, widgets.page]
@@ -115,7 +120,7 @@ def make_page(folder: Path) -> gr.Blocks:
         widgets.page.submit(show, inputs, outputs)
         for widget in widgets.filters:
             widget.change(lambda *values: show(*values, 1), widgets.filters, outputs, api_name=False)
-        widgets.gallery.select(partial(show_sample, index), inputs, widgets.details, api_name=False)
+        widgets.gallery.select(select, inputs, widgets.details, api_name=False)
     return page
 
 

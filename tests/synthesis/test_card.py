@@ -35,7 +35,7 @@ class OnlyRight:
 
 @pytest.fixture(scope="module")
 def run_folder(tmp_path_factory):
-    """A run of exact scenes, of which a filter rejects one kind, and its card."""
+    """Make a run of exact scenes, of which a filter rejects one kind, and its card."""
     module = types.ModuleType("filters_of_the_user")
     module.OnlyRight = OnlyRight
     sys.modules["filters_of_the_user"] = module
