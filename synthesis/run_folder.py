@@ -105,9 +105,11 @@ class RunFolder:
         others = {path.name for path in self.path.iterdir()} - {*names} if self.path.is_dir() else set()
         if others and "run.json" not in others:
             raise RunError(f"{self.path} is not empty and holds no run. Give another --output.")
+        config = json.loads(json.dumps({"format": FORMAT, **config}))
+        if others:
+            check_config(json.loads((self.path / "run.json").read_text()), config, self.path)
         for name in names:
             (self.path / name).mkdir(parents=True, exist_ok=True)
-        config = json.loads(json.dumps({"format": FORMAT, **config}))
         with self.locked("run"):
             if not (self.path / "run.json").is_file():
                 self.write("run.json", json.dumps(config, indent=2) + "\n")

@@ -50,7 +50,7 @@ def start(output: Path, *options, **settings) -> subprocess.Popen:
 def complete(output: Path, *options) -> str:
     """Run the command in another process, check that it succeeds, and return what it printed."""
     process = start(output, *options)
-    printed, errors = process.communicate(timeout=120)
+    printed, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors
     return printed
 
@@ -213,22 +213,22 @@ def list_workers(process: subprocess.Popen) -> list[int]:
 
 
 def test_a_worker_that_is_killed_is_replaced_and_nothing_changes(tmp_path):
-    num = 5 * MIN_PART_SIZE
+    num, output = 5 * MIN_PART_SIZE, tmp_path / "killed"
     complete(tmp_path / "alone", "--num", num, "--num-workers", 0)
-    process = start(tmp_path / "killed", "--num", num, "--num-workers", 2)
-    killed, deadline = set(), time.monotonic() + 120
-    while process.poll() is None and time.monotonic() < deadline:
-        # Each at another moment: a worker that begins, and one in the middle of a part.
-        workers = [worker for worker in list_workers(process) if worker not in killed]
-        if len(killed) < 4 and workers and (not killed or any((tmp_path / "killed" / "work").glob("part-*"))):
-            os.kill(workers[0], signal.SIGKILL)
-            killed.add(workers[0])
-            time.sleep(random.uniform(0, 0.5))
-        time.sleep(0.02)
-    _, errors = process.communicate(timeout=10)
+    process = start(output, "--num", num, "--num-workers", 2)
+    num_killed = 0
+    # One that begins, and one after each part of the first three, in the middle of another.
+    while process.poll() is None and num_killed < 4:
+        workers = list_workers(process)
+        if workers and len(list((output / "parts").glob("*"))) >= num_killed:
+            time.sleep(random.uniform(0, 0.3))
+            os.kill(random.choice(workers), signal.SIGKILL)
+            num_killed += 1
+        time.sleep(0.01)
+    _, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors
-    assert len(killed) >= 2
-    assert read_files(tmp_path / "killed") == read_files(tmp_path / "alone")
+    assert num_killed >= 2
+    assert read_files(output) == read_files(tmp_path / "alone")
 
 
 DIE_AT_A_SAMPLE = """
@@ -254,9 +254,9 @@ def test_a_sample_that_kills_every_worker_stops_the_run_with_advice(tmp_path):
     script, output = tmp_path / "script.py", tmp_path / "run"
     script.write_text(DIE_AT_A_SAMPLE)
     options = ["--num", "130", "--seed", "7", "--num-workers", "1", "--output", str(output)]
-    process = subprocess.run([sys.executable, str(script), *options], capture_output=True, text=True, timeout=120)
+    process = subprocess.run([sys.executable, str(script), *options], capture_output=True, text=True, timeout=300)
     assert process.returncode == 1 and "Traceback" not in process.stderr
-    for text in ("3 processes died at samples 64 to 127", "after 6 of them", "SIGKILL", "--num-workers", "continues"):
+    for text in ("3 processes died over samples 64 to 127", "SIGKILL", "--num-workers", "continues"):
         assert text in process.stderr, text
     assert len(read_records(output)) == 64
     complete(output, "--num", 130, "--num-workers", 1)
@@ -265,9 +265,8 @@ def test_a_sample_that_kills_every_worker_stops_the_run_with_advice(tmp_path):
 
 def test_workers_end_when_their_parent_is_killed(tmp_path):
     process = start(tmp_path, "--num", 2000, "--num-workers", 2)
-    deadline = time.monotonic() + 60
     wait_for_a_part(tmp_path, process)
-    workers = list_workers(process)
+    workers, deadline = list_workers(process), time.monotonic() + 60
     process.kill()
     process.wait()
     assert len(workers) == 2
@@ -312,7 +311,7 @@ def test_a_seed_decides_every_file(tmp_path):
 
 def test_tasks_of_different_numbers_share_a_folder_without_repeats(tmp_path):
     """As a run that was begun as one task and is joined by others."""
-    num, options = 6 * MIN_PART_SIZE, ["--model", "stub", "--kinds", "text_qa", "--image-size", 64]
+    num, options = 4 * MIN_PART_SIZE, ["--model", "stub", "--num-workers", 0, "--image-size", 128]
     with StubEndpoint() as stub:
         complete(tmp_path / "alone", "--num", num, *options, "--llm", stub.url)
         num_calls = stub.requested.total()
@@ -320,7 +319,7 @@ def test_tasks_of_different_numbers_share_a_folder_without_repeats(tmp_path):
         tasks = [("0", "1"), ("0", "2"), ("2", "3")]
         line = ["--num", num, *options, "--llm", stub.url]
         processes = [start(tmp_path / "shared", *line, "--task", task, "--num-tasks", of) for task, of in tasks]
-        printed = [process.communicate(timeout=120)[0] for process in processes]
+        printed = [process.communicate(timeout=300)[0] for process in processes]
         assert stub.requested.total() == num_calls
     assert [process.returncode for process in processes] == [0, 0, 0]
     assert any("output: " in text for text in printed)
@@ -329,7 +328,7 @@ def test_tasks_of_different_numbers_share_a_folder_without_repeats(tmp_path):
 
 def test_another_number_of_tasks_continues_what_a_killed_one_began(tmp_path):
     num = 2 * MIN_PART_SIZE
-    options = ["--num", num, "--model", "stub", "--image-size", 64, "--concurrency", 4, "--num-workers", 1]
+    options = ["--num", num, "--model", "stub", "--image-size", 128, "--concurrency", 4, "--num-workers", 0]
     with StubEndpoint(latency=0.02) as stub:
         process = start(tmp_path, *options, "--llm", stub.url)
         while len(stub.answered) < num and process.poll() is None:
@@ -424,7 +423,7 @@ def test_ctrl_c_ends_a_run_that_goes_on_later(is_ignored, tmp_path):
         signal.signal(signal.SIGINT, handler)
     wait_for_a_part(tmp_path, process)
     os.killpg(process.pid, signal.SIGINT)
-    _, errors = process.communicate(timeout=30)
+    _, errors = process.communicate(timeout=120)
     assert process.returncode == 130
     assert "continues from here" in errors and "Traceback" not in errors
     complete(tmp_path, "--num", 300, "--num-workers", 1)
@@ -438,7 +437,7 @@ def test_an_endpoint_that_is_down_is_told_at_once(tmp_path):
     with StubEndpoint() as stub:
         pass
     process = start(tmp_path, "--num", 4, "--num-workers", 0, "--llm", stub.url, "--model", "stub")
-    _, errors = process.communicate(timeout=30)
+    _, errors = process.communicate(timeout=120)
     assert process.returncode == 1
     assert f"Nothing answers at {stub.url}" in errors and "Traceback" not in errors
     assert read_records(tmp_path) == []
