@@ -22,7 +22,7 @@ from fusion_vlm.rows.forms import CHAT_COLUMNS, IMAGE_COLUMNS, RowError
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 JSON_SUFFIXES = (".json", ".jsonl")
 JSON_SPACE = re.compile(r"[ \t\r\n]*")
-BATCH_SIZE = 1000  # rows of a table that are read at once
+BATCH_SIZE, NUM_IMAGES = 1000, 32  # rows of a table that are read at once, without and with images
 
 
 def open_rows(path: Path, name: str) -> "JsonRows | TableRows":
@@ -92,7 +92,8 @@ def stream_parquet(path: str | Path, columns: Iterable[str], required: Iterable[
     """
     with import_table_library("pyarrow.parquet").ParquetFile(path) as file:
         names = _choose_columns(file.schema_arrow.names, columns, required, path)
-        for batch in file.iter_batches(batch_size=BATCH_SIZE, columns=names):
+        batch_size = NUM_IMAGES if set(IMAGE_COLUMNS) & set(names) else BATCH_SIZE
+        for batch in file.iter_batches(batch_size=batch_size, columns=names):
             yield from batch.to_pylist()
 
 
