@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from fusion_vlm.rows.markdown import format_table
 from fusion_vlm.synthesis.counts import Counts
 from fusion_vlm.synthesis.kinds.table import find_kind
 from fusion_vlm.synthesis.models.load_prompts import load_prompts
@@ -114,11 +115,16 @@ def describe_summary(summary: dict, tokens: dict, invalid_tokens: dict, prices: 
             answers, and of the others, which were paid for, too.
         prices (`Prices`)
     """
-    width = max(map(len, summary["stages"]))
-    lines = [f"{'stage':{width}}  {'begun':>9}  {'kept':>9}  rejected"]
-    for stage, row in summary["stages"].items():
-        reasons = ", ".join(f"{rule} {number:,}" for rule, number in row["reasons"].items())
-        lines.append(f"{stage:{width}}  {row['begun']:>9,}  {row['kept']:>9,}  {reasons or '-'}")
+    rows = [
+        (
+            stage,
+            f"{row['begun']:,}",
+            f"{row['kept']:,}",
+            ", ".join(f"{rule} {n:,}" for rule, n in row["reasons"].items()),
+        )
+        for stage, row in summary["stages"].items()
+    ]
+    lines = [format_table(("stage", "begun", "kept", "rejected"), rows)]
     lines += ["", "kept: " + ", ".join(f"{kind} {number:,}" for kind, number in summary["kinds"].items())]
     if summary["not_available"]:
         lines.append("scores not available: " + ", ".join(summary["not_available"]))
