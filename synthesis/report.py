@@ -13,6 +13,7 @@ from fusion_vlm.synthesis.pipeline import Options
 
 # Tokens that a model writes, about; those of questions and answers are in the record of each kind.
 DESCRIPTION_TOKENS, CAPTION_TOKENS, VERDICT_TOKENS = 180, 60, 60
+IMAGE_TOKENS = 1000  # of an image for a judge; models differ from 200 to 2,000
 CHARACTERS_PER_TOKEN = 4
 
 
@@ -52,9 +53,13 @@ def estimate_tokens(options: Options) -> dict[str, dict[str, int]]:
         num_answer_tokens = find_kind(kind).num_answer_tokens
         add(options.model, number, lengths[f"describe_{kind}"] + CAPTION_TOKENS, DESCRIPTION_TOKENS)
         add(options.model, number, lengths[f"ask_{kind}"] + DESCRIPTION_TOKENS, num_answer_tokens)
-        if options.judge_model:
-            given = lengths["judge"] + DESCRIPTION_TOKENS + num_answer_tokens
-            add(options.judge_model, number, given, VERDICT_TOKENS)
+        num_judged = number + round(number * options.plant_share)  # copies with planted errors, too
+        for model, prompt, given in (
+            (options.judge_model, "judge", DESCRIPTION_TOKENS),
+            (options.image_judge_model, "judge_image", IMAGE_TOKENS),
+        ):
+            if model:
+                add(model, num_judged, lengths[prompt] + given + num_answer_tokens, VERDICT_TOKENS)
     return {model: dict(counts) for model, counts in tokens.items()}
 
 
