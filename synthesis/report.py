@@ -15,6 +15,8 @@ from fusion_vlm.synthesis.pipeline import Options
 DESCRIPTION_TOKENS, CAPTION_TOKENS, VERDICT_TOKENS = 180, 60, 60
 IMAGE_TOKENS = 1000  # of an image for a judge; models differ from 200 to 2,000
 CHARACTERS_PER_TOKEN = 4
+# Of an H100 for a step of FLUX.1 at 1024 pixels, from published figures; and bytes of a pixel of a photograph as JPEG.
+FLUX_STEP_SECONDS, FLUX_STEPS, PIXEL_BYTES = 0.13, 50, 0.2
 
 
 @dataclass(frozen=True)
@@ -68,8 +70,21 @@ def describe_estimate(options: Options, prices: Prices) -> str:
     tokens = {} if options.is_exact else estimate_tokens(options)
     lines = [f"{options.num:,} samples of {len(options.kinds)} kinds, {options.num:,} images ({options.images})"]
     lines += [f"about {describe_tokens(model, counts)}" for model, counts in tokens.items()]
+    if options.images != "pillow":
+        lines += _describe_images(options)
     cost = prices.cost(tokens.values(), options.num)
     return "\n".join(lines + ([] if cost is None else [f"about {cost:,.2f} in all, at the prices given"]))
+
+
+def _describe_images(options: Options) -> list[str]:
+    """Describe what the images of a model take: a contrast has two."""
+    numbers = [1 + find_kind(kind).has_two_images for kind in options.kinds]
+    num_pixels = options.num * sum(numbers) / len(numbers) * options.image_size**2
+    lines = [f"about {num_pixels * PIXEL_BYTES / 1e9:,.1f} GB of images as JPEG"]
+    if options.images == "flux":
+        hours = num_pixels / 1024**2 * (options.image_steps or FLUX_STEPS) * FLUX_STEP_SECONDS / 3600
+        lines.append(f"about {hours:,.1f} hours of an H100 for FLUX")
+    return lines
 
 
 def describe_tokens(model: str, counts: dict[str, int]) -> str:

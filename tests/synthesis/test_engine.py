@@ -28,7 +28,7 @@ from fusion_vlm.synthesis.kinds.table import KINDS, find_kind
 from fusion_vlm.synthesis.models import chat
 from fusion_vlm.synthesis.output import read_counts
 from fusion_vlm.synthesis.pipeline import Keep, Options
-from fusion_vlm.synthesis.report import Prices, describe_summary, estimate_tokens, summarize
+from fusion_vlm.synthesis.report import Prices, describe_estimate, describe_summary, estimate_tokens, summarize
 from fusion_vlm.synthesis.run_folder import MIN_PART_SIZE, RunFolder
 from fusion_vlm.synthesis.sample import Sample
 from fusion_vlm.synthesis.shards import list_shards, read_accepted, read_rejects, read_shard
@@ -809,6 +809,13 @@ def test_the_estimate_is_of_the_calls_that_are_made(tmp_path, capsys):
     assert main(["synthesize", *arguments, "--dry-run", "--price-out", "1000"]) == 0
     assert "about 60 calls of stub" in capsys.readouterr().out
     assert not (tmp_path / "none").exists()
+
+
+def test_the_estimate_has_the_hours_of_flux():
+    flux = {"model": "stub", "images": "flux", "image_model": "flux", "image_size": 1024}
+    text = describe_estimate(Options(4_000_000, **flux), Prices())
+    assert "about 8,426.0 hours of an H100 for FLUX" in text and "GB of images" in text
+    assert "674.1 hours" in describe_estimate(Options(4_000_000, image_steps=4, **flux), Prices())
 
 
 def test_what_a_stage_raises_stops_the_run_and_is_told(tmp_path, monkeypatch):
