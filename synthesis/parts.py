@@ -149,8 +149,10 @@ async def make_part(
         num_active = 4 + 2 * job.connections.concurrency
         begun = _begin(folder, part, source, stages)
         samples = await run_samples(begun, stages, num_active, report)
-        for limit in clients.limits:
-            limit.check()
+        # Rejects that are retried may fail again without loss, even if they are all that is asked.
+        if not _reopened_path(folder, part).is_file():
+            for limit in clients.limits:
+                limit.check()
         if options.min_image_distance is not None:
             reject_near_duplicates(samples, images, options.min_image_distance)
         write_part(folder, part, samples, images, options, cache)
