@@ -81,9 +81,9 @@ format: .venv/.ready
 	.venv/bin/ruff check --fix .
 	.venv/bin/ruff format .
 
-# The page in a browser: needs Debian's chromium and chromium-driver.
+# The pages in a browser: needs Debian's chromium and chromium-driver.
 test-demo: .venv-demo/.ready
-	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 .venv-demo/bin/python -m pytest tests/examples -m browser
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 .venv-demo/bin/python -m pytest -m browser tests/examples tests/synthesis/test_view_page.py
 
 test-slow: .venv/.ready
 	HF_HUB_OFFLINE=1 .venv/bin/python -m pytest tests -m "slow or network" -s

@@ -9,6 +9,8 @@ commands/audit.py describes the thresholds.
 import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
+from contextlib import closing
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -16,15 +18,15 @@ import numpy as np
 from fusion_vlm.audit.language_only import (
     MAX_QUESTIONS,
     NUM_FOLDS,
-    Features,
+    count_features,
     find_associations,
-    label_answers,
     list_features,
     tail,
     try_language_only,
 )
-from fusion_vlm.audit.questions import ATTRIBUTES, Question, find_attributes, read_question, unify_answers
+from fusion_vlm.audit.questions import ATTRIBUTES, Question, find_attributes, read_question
 from fusion_vlm.audit.report import AuditReport, Group, Pair
+from fusion_vlm.audit.store import QuestionStore
 from fusion_vlm.audit.thresholds import CERTAINTY, Limits, judge, parse_limits
 from fusion_vlm.rows.forms import CHAT_COLUMNS, read_dialogue
 from fusion_vlm.rows.readers import stream_rows
@@ -42,41 +44,68 @@ def audit(rows: Iterable[dict], limits: Limits | None = None, seed: int = 0) -> 
     """
     Audit the texts of rows, without their images.
 
+    Rows are read once, as they come. Questions are kept in a temporary file, and memory holds the questions that the
+    language-only model is fitted on: at most `MAX_QUESTIONS` at once.
+
     Args:
         rows (`Iterable[dict]`): rows with LLaVA's `conversations`, or `messages`. Types of questions may be declared
-            as `question_types` (a list, one for each turn) or as `type` of a turn. Only texts are kept in memory.
+            as `question_types` (a list, one for each turn) or as `type` of a turn.
         limits (`dict`, *optional*): thresholds to judge, from `parse_limits`; by default all, with their defaults.
         seed (`int`): seed of the folds of the language-only model, and of the questions drawn for it.
 
     Raises:
         ValueError: if no row has a question and an answer.
     """
-    questions, num_rows, num_skipped = [], 0, 0
-    for num_rows, row in enumerate(rows, 1):  # noqa: B007
-        turns = read_turns(row)
-        num_skipped += not turns
-        questions += [read_question(*turn, num_rows - 1, index) for index, turn in enumerate(turns)]
-    if not questions:
-        raise ValueError(
-            f"None of {num_rows} rows has a question and an answer. Expected LLaVA's `conversations`, or `messages`."
-        )
-    unify_answers(questions)
+    num_rows, num_skipped = 0, 0
+
+    def read_questions() -> Iterator[Question]:
+        nonlocal num_rows, num_skipped
+        for num_rows, row in enumerate(rows, 1):  # noqa: B007
+            turns = read_turns(row)
+            num_skipped += not turns
+            yield from (read_question(*turn, num_rows - 1, index) for index, turn in enumerate(turns))
+
+    with closing(QuestionStore(LAST_TURN)) as store:
+        store.add_all(read_questions())
+        if not len(store):
+            raise ValueError(
+                f"None of {num_rows} rows has a question and an answer. Expected LLaVA's `conversations`, or"
+                " `messages`."
+            )
+        store.shorten_answers()
+        report = _report(store, num_rows, num_skipped, seed)
+    judge(report, parse_limits(["default"]) if limits is None else limits)
+    return report
+
+
+def _report(store: QuestionStore, num_rows: int, num_skipped: int, seed: int) -> AuditReport:
     folds = np.random.RandomState(seed).permutation(num_rows) % NUM_FOLDS
-    features = Features.build(list_features(question) for question in questions)
-    by_type, by_turn = _partition(questions)
-    pairs, num_pairs = count_pairs(questions)
-    report = AuditReport(
+    tallies, joint = tally_questions(store.read_all())
+    pairs, num_pairs = find_pairs(joint)
+    sizes = Counter()
+    for type, _, num in store.list_groups():
+        sizes[type] += num
+    by_type = sorted(sizes, key=lambda type: (-sizes[type], type))
+    by_turn = sorted(
+        (f"{type} (turn {turn}{' and later' if turn == LAST_TURN else ''})", type, turn)
+        for type, turn, num in store.list_groups()
+        if MIN_PAIR <= num < sizes[type]
+    )
+
+    def measure(name: str, type: str, turn: int | None = None) -> Group:
+        group = _count(store, tallies, name, type, turn)
+        return _try_language(group, store, store.list_ids(type, turn), folds, seed)
+
+    return AuditReport(
         num_rows=num_rows,
         num_skipped=num_skipped,
-        num_questions=len(questions),
-        types=[_measure(name, questions, indices, features, folds, seed) for name, indices in by_type.items()],
-        turns=[_measure(name, questions, indices, features, folds, seed) for name, indices in by_turn.items()],
-        overall=_count("all", questions),
+        num_questions=len(store),
+        types=[measure(type, type) for type in by_type],
+        turns=[measure(*group) for group in by_turn],
+        overall=_count(store, tallies, "all"),
         pairs=pairs,
         num_pairs=num_pairs,
     )
-    judge(report, parse_limits(["default"]) if limits is None else limits)
-    return report
 
 
 def read_turns(row: dict) -> list[tuple[str, str, str | None]]:
@@ -99,67 +128,105 @@ def read_turns(row: dict) -> list[tuple[str, str, str | None]]:
     return turns
 
 
-def _partition(questions: list[Question]) -> tuple[dict[str, list[int]], dict[str, list[int]]]:
-    """Return the indices of the questions of each type, largest first, and of each type and turn."""
-    by_type, by_turn = defaultdict(list), defaultdict(list)
-    for index, question in enumerate(questions):
-        turn = f"{question.turn + 1}" if question.turn + 1 < LAST_TURN else f"{LAST_TURN} and later"
-        by_type[question.type].append(index)
-        by_turn[f"{question.type} (turn {turn})"].append(index)
-    by_type = dict(sorted(by_type.items(), key=lambda item: (-len(item[1]), item[0])))
-    sizes = {name: len(indices) for name, indices in by_type.items()}
-    by_turn = {
-        name: indices
-        for name, indices in sorted(by_turn.items())
-        if MIN_PAIR <= len(indices) < sizes[name.rpartition(" (turn ")[0]]
-    }
-    return by_type, by_turn
+@dataclass
+class Tally:
+    """What is counted of the questions of a type in a turn, beside the answers; see `Group`."""
+
+    yes_no: Counter = field(default_factory=Counter)
+    letters: Counter = field(default_factory=Counter)
+    numbers: Counter = field(default_factory=Counter)
+    letter_shares: float = 0.0  # sum over questions of 1 / number of options
+
+    def add(self, question: Question):
+        if question.meaning in ("yes", "no"):
+            self.yes_no[question.meaning] += 1
+        if question.options:
+            self.letters[question.answer] += 1
+            self.letter_shares += 1 / len(question.options)
+        is_count = question.type in ("count", "count: multiple_choice")
+        if is_count and question.meaning.isdecimal() and len(question.meaning) < 10:
+            self.numbers[question.meaning] += 1
+
+    def __add__(self, other: "Tally") -> "Tally":
+        return Tally(
+            self.yes_no + other.yes_no,
+            self.letters + other.letters,
+            self.numbers + other.numbers,
+            self.letter_shares + other.letter_shares,
+        )
 
 
-def _count(name: str, questions: list[Question]) -> Group:
-    """Count the answers of a group, without language-only model and words."""
-    counts = Counter(question.answer for question in questions)
-    shares = np.array(list(counts.values())) / len(questions)
-    meanings = Counter(question.meaning for question in questions)
-    lettered = [question for question in questions if question.options]
-    letters = Counter(question.answer for question in lettered)
-    group = Group(
-        name=name,
-        num=len(questions),
-        num_answers=len(counts),
-        answers=sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:10],
-        entropy=float(-(shares * np.log2(shares)).sum()) + 0.0,  # not -0.0
-        yes_no={"yes": meanings["yes"], "no": meanings["no"]},
-        letters=dict(sorted(letters.items())),
-        expected_letter=float(np.mean([1 / len(question.options) for question in lettered])) if lettered else 0.0,
-    )
-    if name.partition(" (")[0] in ("count", "count: multiple_choice"):
-        numbers = {meaning: count for meaning, count in meanings.items() if meaning.isdecimal() and len(meaning) < 10}
-        group.numbers = dict(sorted(numbers.items(), key=lambda item: int(item[0])))
-    return group
+def tally_questions(questions: Iterable[Question]) -> tuple[dict[tuple[str, int], Tally], Counter]:
+    """
+    Count the questions, which are in order of rows, in one pass.
+
+    Returns:
+        a `Tally` for each type and turn, and the number of rows that state each pair of an attribute and an object.
+    """
+    tallies, joint, row, found = defaultdict(Tally), Counter(), None, set()
+    for question in questions:
+        if question.row != row:
+            joint.update(found)
+            row, found = question.row, set()
+        found |= find_attributes(question)
+        tallies[question.type, min(question.turn + 1, LAST_TURN)].add(question)
+    joint.update(found)
+    return tallies, joint
 
 
-def _measure(
-    name: str, questions: list[Question], indices: list[int], features: Features, folds: np.ndarray, seed: int
+def _count(
+    store: QuestionStore,
+    tallies: dict[tuple[str, int], Tally],
+    name: str,
+    type: str | None = None,
+    turn: int | None = None,
 ) -> Group:
-    group = _count(name, [questions[index] for index in indices])
-    if len(indices) < MIN_LANGUAGE:
+    """Count the answers of a group, without language-only model and words."""
+    answers, num_by_count = store.count_answers(type, turn)
+    counts, nums = (np.array(values) for values in zip(*sorted(num_by_count.items()), strict=True))
+    total = int((counts * nums).sum())
+    shares = counts / total
+    keys = [key for key in sorted(tallies) if type in (None, key[0]) and turn in (None, key[1])]
+    tally = sum((tallies[key] for key in keys), Tally())
+    num_lettered = tally.letters.total()
+    return Group(
+        name=name,
+        num=total,
+        num_answers=int(nums.sum()),
+        answers=answers,
+        entropy=float(-(nums * shares * np.log2(shares)).sum()) + 0.0,  # not -0.0
+        yes_no={answer: tally.yes_no[answer] for answer in ("yes", "no")},
+        letters=dict(sorted(tally.letters.items())),
+        expected_letter=tally.letter_shares / num_lettered if num_lettered else 0.0,
+        # Of all questions together, numbers would be of several types.
+        numbers=dict(sorted(tally.numbers.items(), key=lambda item: int(item[0]))) if type else {},
+    )
+
+
+def _try_language(group: Group, store: QuestionStore, ids: np.ndarray, folds: np.ndarray, seed: int) -> Group:
+    """Add the language-only model and the words that predict answers, if there are enough questions."""
+    if len(ids) < MIN_LANGUAGE:
         return group
-    drawn = np.array(indices)
-    if len(drawn) > MAX_QUESTIONS:
-        drawn = np.sort(np.random.RandomState(seed).choice(drawn, MAX_QUESTIONS, replace=False))
-    some = [questions[index] for index in drawn]
-    labels, names = label_answers([question.answer for question in some])
-    own = features.take(drawn)
-    group.language_only = try_language_only(some, own, folds[[question.row for question in some]], labels)
-    group.words = find_associations(own, labels, names, MIN_PAIR)[:10]
+    if len(ids) > MAX_QUESTIONS:
+        ids = np.sort(np.random.RandomState(seed).choice(ids, MAX_QUESTIONS, replace=False))
+    questions = list(store.read(ids))
+    features, names = count_features(questions, list_features)
+    group.language_only = try_language_only(questions, features, folds[[question.row for question in questions]])
+    answers = [question.answer for question in questions]
+    group.words = find_associations(features, names, answers, MIN_PAIR)[:10]
     return group
 
 
-def count_pairs(questions: list[Question]) -> tuple[list[Pair], int]:
-    """Find the attributes that come with an object more often than by chance, and count all that were found."""
-    found = {(question.row, *pair) for question in questions for pair in find_attributes(question)}
-    joint = Counter((attribute, noun) for _, attribute, noun in found)
+def find_pairs(joint: Counter) -> tuple[list[Pair], int]:
+    """
+    Find the attributes that come with an object more often than by chance.
+
+    Args:
+        joint (`Counter`): number of rows by attribute and object.
+
+    Returns:
+        the ten pairs with the largest normalized mutual information, and the number of all that were counted.
+    """
     # Attributes are compared within their kind: a large red ball counts once among colors and once among sizes.
     totals, attributes, objects = Counter(), Counter(), Counter()
     for (attribute, noun), count in joint.items():
@@ -177,7 +244,7 @@ def count_pairs(questions: list[Question]) -> tuple[list[Pair], int]:
         chance = min(1.0, float(tail(count, num_objects, expected)) * len(joint))
         pairs.append(Pair(attribute, noun, count, npmi, chance))
     pairs = [pair for pair in pairs if pair.npmi > 0 and pair.chance < CERTAINTY]
-    return sorted(pairs, key=lambda pair: (-pair.npmi, pair.attribute, pair.object))[:10], len(found)
+    return sorted(pairs, key=lambda pair: (-pair.npmi, pair.attribute, pair.object))[:10], joint.total()
 
 
 def read_rows(path: str | Path) -> Iterator[dict]:

@@ -78,7 +78,7 @@ FOLLOW_UP = re.compile(
 )
 ANSWER_IS = re.compile(r"^.*\banswer is\b", re.IGNORECASE | re.DOTALL)
 MAX_SENTENCE_WORDS = 20  # in an answer that may hold a short one; longer answers are descriptions
-MIN_SHORT_ANSWERS = 3
+NUM_SHORT_WORDS, MIN_SHORT_ANSWERS = 3, 3  # most words of a short answer, and how often it occurs
 LETTER_LEAD = r"(?:(?:the |correct |right |best |my )*(?:answer|option|choice)(?: is)?:? *)(?:option |choice )?"
 LETTER_PATTERNS = (
     re.compile(rf"(?:{LETTER_LEAD})?[(\[]?([a-z])[)\].:,]*", re.IGNORECASE),  # the whole answer
@@ -304,21 +304,34 @@ def unify_answers(questions: list[Question]):
 
     "The scene shows a night sky." becomes `night sky` if other answers are "night sky".
     """
-    counts = Counter((question.type, question.answer) for question in questions if question.answer.count(" ") < 3)
+    answers = [(question.type, question.answer) for question in questions]
+    counts = Counter(each for each in answers if each[1].count(" ") < NUM_SHORT_WORDS)
     known = {answer for answer, count in counts.items() if count >= MIN_SHORT_ANSWERS}
     for question in questions:
-        words = question.answer.split()
-        if not 3 < len(words) <= MAX_SENTENCE_WORDS:
-            continue
-        spans = [" ".join(words[start : start + size]) for size in (3, 2, 1) for start in range(len(words) - size + 1)]
-        asked = f" {' '.join(split_into_words(question.stem))} "
-        hits = []
-        for span in spans:
-            is_new = f" {span} " not in asked and not any(f" {span} " in f" {hit} " for hit in hits)
-            if (question.type, span) in known and is_new:
-                hits.append(span)
-        if len(hits) == 1:
-            question.answer = question.meaning = hits[0]
+        shorten_answer(question, known)
+
+
+def shorten_answer(question: Question, known: set[tuple[str, str]]):
+    """
+    Replace the answer of a question, and its meaning, by the one short answer that it holds, if there is just one.
+
+    Args:
+        question (`Question`)
+        known (`set[tuple[str, str]]`): types and answers of at most `NUM_SHORT_WORDS` words that occur often.
+    """
+    words = question.answer.split()
+    if not NUM_SHORT_WORDS < len(words) <= MAX_SENTENCE_WORDS:
+        return
+    sizes = range(NUM_SHORT_WORDS, 0, -1)
+    spans = [" ".join(words[start : start + size]) for size in sizes for start in range(len(words) - size + 1)]
+    asked = f" {' '.join(split_into_words(question.stem))} "
+    hits = []
+    for span in spans:
+        is_new = f" {span} " not in asked and not any(f" {span} " in f" {hit} " for hit in hits)
+        if (question.type, span) in known and is_new:
+            hits.append(span)
+    if len(hits) == 1:
+        question.answer = question.meaning = hits[0]
 
 
 def find_attributes(question: Question) -> set[tuple[str, str]]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import ModuleType
 
 from fusion_vlm.audit.language_only import Association, LanguageOnly
+from fusion_vlm.rows.markdown import format_table
 
 
 OK, FAILED, NOT_JUDGED = "ok", "FAILED", "not judged"
@@ -151,7 +152,7 @@ class AuditReport:
 
     def table(self) -> str:
         """Write the types of questions as a Markdown table."""
-        head = [
+        head = (
             "type",
             "questions",
             "answers",
@@ -162,11 +163,8 @@ class AuditReport:
             "letters",
             "language only",
             "gain",
-        ]
-        rows = [_table_row(group) for group in [*self.types, self.overall]]
-        widths = [max(len(row[column]) for row in [head, *rows]) for column in range(len(head))]
-        lines = [head, ["-" * width for width in widths], *rows]
-        return "\n".join("| " + " | ".join(map(str.ljust, line, widths)) + " |" for line in lines)
+        )
+        return format_table(head, [_table_row(group) for group in [*self.types, self.overall]])
 
     def verdicts(self) -> str:
         """Write a line for each threshold, and one for each group outside of its limits."""

@@ -3,6 +3,7 @@
 import argparse
 import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 from fusion_vlm.commands.errors import UsageError
@@ -47,27 +48,41 @@ def add_arguments(parser: argparse.ArgumentParser):
         metavar="NAME[=LIMIT]",
         help="exit with code 1 if this threshold fails; `default`: all thresholds",
     )
+    parser.add_argument(
+        "--images",
+        action="store_true",
+        help="look for near-duplicate images, too, by perceptual hashes (a few milliseconds an image)",
+    )
+    parser.add_argument(
+        "--image-folder", type=Path, metavar="DIR", help="images of a JSON file (default: images/ beside it)"
+    )
     parser.add_argument("--seed", type=int, default=0, help="seed of the language-only model (default: 0)")
 
 
 def run(args: argparse.Namespace) -> int:
     # Late: they import numpy, and help texts have to answer at once.
     from fusion_vlm.audit.audit import audit, read_rows
+    from fusion_vlm.audit.images import audit_images
     from fusion_vlm.audit.report import NOT_JUDGED, plot
     from fusion_vlm.audit.thresholds import parse_limits
 
     try:
         limits = parse_limits(args.fail_on or ["default"])
-        report = audit(read_rows(Path(args.path).expanduser()), limits, args.seed)
+        path = Path(args.path).expanduser()
+        report = audit(read_rows(path), limits, args.seed)
+        images = audit_images(path, args.image_folder) if args.images else None
         if args.json:
             args.json.parent.mkdir(parents=True, exist_ok=True)
-            args.json.write_text(json.dumps(report.to_dict(), indent=1) + "\n", encoding="utf-8")
+            content = report.to_dict() | ({"images": asdict(images)} if images else {})
+            args.json.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
         if args.plot:
             plot(report, args.plot)
     except (ImportError, OSError, ValueError) as error:
         # Not code 1: scripts have to tell a threshold that failed from an audit that did not run.
         raise UsageError(str(error)) from error
     print(report.summary())
+    if images:
+        print(f"\n{images.summary()}")
     named = {text.partition("=")[0].strip() for text in args.fail_on}
     unjudged = [name for name in limits if name in named and report.verdict(name) == NOT_JUDGED]
     if unjudged:

@@ -49,6 +49,8 @@ COMMANDS = {
     "train": Command("train by a recipe", "train"),
     "consolidate": Command("make a folder of a sharded training checkpoint", "train"),
     "synthesize": Command("make training data from language", "synthesis"),
+    "synthesize view": Command("look at the samples of a run in a browser", "demo"),
+    "synthesize push": Command("upload the output of a run to the Hub", "synthesis"),
     "audit": Command("look for bias in training data", "synthesis"),
 }
 
@@ -70,7 +72,7 @@ class ShowVersions(argparse.Action):
 
 def build_overview() -> argparse.ArgumentParser:
     """Build the parser of `fusion-vlm` without a command, which lists the commands and reports a wrong one."""
-    rows = [f"  {name:13}{command.summary}" for name, command in COMMANDS.items()]
+    rows = [f"  {name:17}{command.summary}" for name, command in COMMANDS.items()]
     parser = argparse.ArgumentParser(
         prog="fusion-vlm",
         description=DESCRIPTION,
@@ -98,19 +100,27 @@ def build_parser(name: str) -> argparse.ArgumentParser:
 
 def import_command(name: str) -> ModuleType:
     """Return the module of a command."""
-    return importlib.import_module(f"fusion_vlm.commands.{name}")
+    return importlib.import_module(f"fusion_vlm.commands.{name.replace(' ', '_')}")
+
+
+def split_command(argv: list[str]) -> tuple[str, list[str]]:
+    """Split a command line into the command, which may have two words, and the rest."""
+    for num_words in (2, 1):
+        if (name := " ".join(argv[:num_words])) in COMMANDS:
+            return name, argv[num_words:]
+    return "", argv
 
 
 def run_command(argv: list[str]) -> int:
     """Run one command and return its exit code."""
-    if not argv or argv[0] not in COMMANDS:
+    name, rest = split_command(argv)
+    if not name:
         overview = build_overview()
         if argv and not argv[0].startswith("-"):
             near = difflib.get_close_matches(argv[0], COMMANDS, n=1)
             hint = f"Did you mean {near[0]}?" if near else f"The commands are {', '.join(COMMANDS)}."
             overview.error(f"there is no command {argv[0]!r}. {hint}")
         overview.parse_args(argv)  # exits: with the help or the version, or because there is no command
-    name, *rest = argv
     # Intermixed, so that options may stand between the questions of `ask` and the overrides of a recipe.
     parse = getattr(import_command(name), "parse_arguments", argparse.ArgumentParser.parse_intermixed_args)
     args = parse(build_parser(name), rest)

@@ -28,6 +28,7 @@ examples:
 The first command draws scenes with Pillow and writes exact questions and answers, without any model. In the second, a
 language model behind an OpenAI-compatible endpoint (key in OPENAI_API_KEY) writes, and FLUX or another endpoint draws.
 The last three make the same in three steps, each with the models that it needs; each can begin from rows of your own.
+`fusion-vlm synthesize view DIR` shows the samples, `fusion-vlm synthesize push DIR REPO` uploads them.
 Give the same command again to resume a run that was stopped or killed. Machines that see the folder share a run: give
 each the same command, and `--task I --num-tasks N`, with I from 0, so that each begins at another place."""
 
@@ -56,6 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser):
     )
     _add_stage_arguments(parser)
     _add_model_arguments(parser)
+    _add_filter_arguments(parser)
     _add_output_arguments(parser)
     add = parser.add_argument_group("speed").add_argument
     add("--runner", default="local", choices=("local", "ray"), help="what makes the parts of the run (default: local)")
@@ -98,6 +100,7 @@ def _add_output_arguments(parser: argparse.ArgumentParser):
     add = parser.add_argument_group("output").add_argument
     formats = ("webp", "jpeg", "png")
     add("--image-format", choices=formats, help="default: webp without loss for drawn scenes, jpeg else")
+    add("--license", metavar="ID", help="license of the set in its card, such as cc-by-4.0 (default: other)")
     add("--format", default="parquet", choices=("parquet", "webdataset"), help="of the shards (default: parquet)")
     add(
         "--llava",
@@ -106,12 +109,45 @@ def _add_output_arguments(parser: argparse.ArgumentParser):
     )
 
 
+def _add_filter_arguments(parser: argparse.ArgumentParser):
+    add = parser.add_argument_group("filters").add_argument
+    add(
+        "--filter",
+        action="append",
+        default=[],
+        metavar="NAME[=ARGUMENT]",
+        help="a filter that runs last; may be repeated: personal_data[=ENTITIES] (Presidio), unsafe_images=CLASSIFIER,"
+        " or one of yours, module:Class",
+    )
+    add(
+        "--min-image-distance",
+        type=int,
+        metavar="BITS",
+        help="reject an image whose hash differs in fewer of 64 bits from an earlier one of its part",
+    )
+
+
 def _add_model_arguments(parser: argparse.ArgumentParser):
     add = parser.add_argument_group("models").add_argument
     add("--llm", metavar="URL", help="OpenAI-compatible endpoint of the writing model, such as http://host:8000/v1")
     add("--model", metavar="NAME", help="name of that model at the endpoint")
-    add("--judge-model", metavar="NAME", help="model that checks the answers")
+    add("--judge-model", metavar="NAME", help="model that checks the answers against the description")
     add("--judge-llm", metavar="URL", help="endpoint of the judge (default: that of --llm)")
+    add(
+        "--judge-sees-image",
+        nargs="?",
+        const="",
+        metavar="NAME",
+        help="vision-language model that checks the answers against the image (default: --judge-model)",
+    )
+    add("--image-judge-llm", metavar="URL", help="endpoint of that model (default: that of the judge)")
+    add(
+        "--plant-errors",
+        type=float,
+        default=0.0,
+        metavar="SHARE",
+        help="have copies of this share of the samples judged with a wrong answer, to measure what judges accept",
+    )
     add("--temperature", type=float, default=0.7, help="of the language models (default: 0.7)")
     add("--max-tokens", type=int, default=1024, metavar="N", help="longest answer of a language model")
     add("--images", default="pillow", metavar="pillow|flux|URL", help="what draws; URL: /v1/images/generations")
@@ -153,6 +189,8 @@ def check_options(args: argparse.Namespace):
         raise UsageError("--ray-address needs --runner ray")
     if (args.llm is None) != (args.model is None):
         raise UsageError("--llm and --model are given together")
+    if args.judge_sees_image == "" and args.judge_model is None:
+        raise UsageError("--judge-sees-image needs the name of a model, here or as --judge-model")
     if args.images.startswith("http") and args.image_model is None:
         raise UsageError("--images URL needs --image-model")
     if args.image_batch != 1 and (args.images != "flux" or not 1 <= args.image_batch <= args.concurrency):
@@ -179,6 +217,9 @@ def build_options(args: argparse.Namespace, num: int):
         "image_size": args.image_size or (336 if drawer == "pillow" else 1024),
         "image_seed": not args.no_image_seed,
         "shard_format": args.format,
+        "image_judge_model": args.judge_model if args.judge_sees_image == "" else args.judge_sees_image,
+        "plant_share": args.plant_errors,
+        "filters": tuple(args.filter),
     }
     return Options(**given)
 
@@ -188,6 +229,7 @@ def run(args: argparse.Namespace):
     args.captions, args.input = (path and resolve_input(path) for path in (args.captions, args.input))
     # Late: they need extras and import numpy, and help texts have to answer at once.
     from fusion_vlm.audit.card import audit_for_card
+    from fusion_vlm.synthesis.card import set_license
     from fusion_vlm.synthesis.connections import Connections
     from fusion_vlm.synthesis.generate import generate
     from fusion_vlm.synthesis.output import read_counts, read_invalid_tokens
@@ -204,7 +246,13 @@ def run(args: argparse.Namespace):
     prices = Prices(args.price_in, args.price_out, args.price_image)
     address = args.images if options.images == "endpoint" else None
     names = ("concurrency", "timeout", "clip_device", "image_device", "image_batch")
-    connections = Connections(args.llm, args.judge_llm, address, **{name: getattr(args, name) for name in names})
+    connections = Connections(
+        llm=args.llm,
+        judge=args.judge_llm,
+        image_judge=args.image_judge_llm,
+        images=address,
+        **{name: getattr(args, name) for name in names},
+    )
     folder = RunFolder(output, options.num, args.task, args.num_tasks)
     num_workers = args.num_workers
     if num_workers is None:
@@ -233,6 +281,8 @@ def run(args: argparse.Namespace):
             " same command again."
         )
         return
+    if args.license:
+        set_license(folder.path, args.license)
     counts = read_counts(folder)
     print(describe_summary(summary, counts.tokens, read_invalid_tokens(folder), prices))
     print(f"output: {folder.path}")

@@ -1,7 +1,7 @@
-"""Upload a FUSION folder to the Hub: checked before long work, resumable, private by default."""
+"""Upload a folder to the Hub, a model or a data set: checked before long work, resumable, private by default."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -66,7 +66,7 @@ def may_pass(error: Exception) -> bool:
     return not isinstance(error, (OfflineModeIsEnabled, ValueError))
 
 
-def prepare_repository(api: HfApi, repo_id: str, *, public: bool = False) -> str:
+def prepare_repository(api: HfApi, repo_id: str, *, public: bool = False, repo_type: str = "model") -> str:
     """
     Check that a folder can be uploaded, and create the repository if it does not exist.
 
@@ -78,6 +78,8 @@ def prepare_repository(api: HfApi, repo_id: str, *, public: bool = False) -> str
         public (`bool`):
             Whether the repository is meant to be public. The visibility of an existing repository is never changed: a
             repository of the other visibility is refused.
+        repo_type (`str`):
+            `model` or `dataset`.
 
     Returns:
         `str`: `owner/name`.
@@ -90,25 +92,43 @@ def prepare_repository(api: HfApi, repo_id: str, *, public: bool = False) -> str
         user = api.whoami()["name"]
         repo_id = repo_id if "/" in repo_id else f"{user}/{repo_id}"
         try:
-            private = api.repo_info(repo_id).private
+            private = api.repo_info(repo_id, repo_type=repo_type).private
         except RepositoryNotFoundError:
-            return api.create_repo(repo_id, private=not public).repo_id
+            return api.create_repo(repo_id, private=not public, repo_type=repo_type).repo_id
         if private and public:
             raise PushError(
                 f"{repo_id} exists and is private. Leave --public out, or make it public in its settings on the Hub."
             )
         if not private and not public:
             raise PushError(f"{repo_id} exists and is public. Pass --public to upload there, or name another one.")
-        api.auth_check(repo_id, write=True)
+        api.auth_check(repo_id, write=True, repo_type=repo_type)
     return repo_id
 
 
-def upload(api: HfApi, repo_id: str, folder: Path):
+def upload(
+    api: HfApi,
+    repo_id: str,
+    folder: Path,
+    *,
+    repo_type: str = "model",
+    message: str = "Upload a FUSION model",
+    ignored: Sequence[str] = (),
+    replaced: Sequence[str] = STALE_FILES,
+    resume: str = "",
+):
     """
     Upload a folder to a repository that `prepare_repository` has accepted.
 
     Files that the repository has already are skipped, so an upload that broke off is resumed: after a pause, or when
-    the function is called again.
+    the function is called again. The Hub client commits a large folder in several steps.
+
+    Args:
+        api (`HfApi`), repo_id (`str`), folder (`Path`)
+        repo_type (`str`): `model` or `dataset`.
+        message (`str`): of the commit.
+        ignored (`Sequence[str]`): patterns of files that are not uploaded.
+        replaced (`Sequence[str]`): patterns of files in the repository that are deleted, unless the folder has them.
+        resume (`str`): how a user resumes the upload, for the error; by default a command of the Hub client.
 
     Raises:
         PushError: with the command that resumes the upload.
@@ -118,8 +138,10 @@ def upload(api: HfApi, repo_id: str, folder: Path):
             api.upload_folder(
                 repo_id=repo_id,
                 folder_path=folder,
-                commit_message="Upload a FUSION model",
-                delete_patterns=STALE_FILES,
+                repo_type=repo_type,
+                commit_message=message,
+                ignore_patterns=[*ignored],
+                delete_patterns=[*replaced],
             )
             return
         # RuntimeError is hf_xet's, ValueError the client's for a card with metadata that the Hub refuses.
@@ -127,7 +149,7 @@ def upload(api: HfApi, repo_id: str, folder: Path):
             if wait is None or not may_pass(error):
                 raise PushError(
                     f"{explain(error, repo_id)} {folder} is complete, and what was uploaded is kept: resume with"
-                    f" `hf upload {repo_id} {folder} .`"
+                    f" {resume or f'`hf upload {repo_id} {folder} .`'}"
                 ) from error
             print(f"{explain(error, repo_id)} Trying again in {wait} s.", flush=True)
             time.sleep(wait)

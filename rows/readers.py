@@ -9,10 +9,12 @@ import importlib
 import json
 import re
 import tarfile
+from array import array
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -21,8 +23,10 @@ from fusion_vlm.rows.forms import CHAT_COLUMNS, IMAGE_COLUMNS, RowError
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 JSON_SUFFIXES = (".json", ".jsonl")
+DECODER = json.JSONDecoder()
+PIECE_BYTES = 1_000_000  # of a JSON list that are read at once
 JSON_SPACE = re.compile(r"[ \t\r\n]*")
-BATCH_SIZE = 1000  # rows of a table that are read at once
+BATCH_SIZE, NUM_IMAGES = 1000, 32  # rows of a table that are read at once, without and with images
 
 
 def open_rows(path: Path, name: str) -> "JsonRows | TableRows":
@@ -92,7 +96,8 @@ def stream_parquet(path: str | Path, columns: Iterable[str], required: Iterable[
     """
     with import_table_library("pyarrow.parquet").ParquetFile(path) as file:
         names = _choose_columns(file.schema_arrow.names, columns, required, path)
-        for batch in file.iter_batches(batch_size=BATCH_SIZE, columns=names):
+        batch_size = NUM_IMAGES if set(IMAGE_COLUMNS) & set(names) else BATCH_SIZE
+        for batch in file.iter_batches(batch_size=batch_size, columns=names):
             yield from batch.to_pylist()
 
 
@@ -198,13 +203,11 @@ class JsonRows:
         self.path = path
         self.name = name
         self.unit = "line" if path.suffix == ".jsonl" else "entry"
-        if path.suffix == ".jsonl":
-            with open(path, "rb") as file:
-                spans = list(find_lines(file, name))
-        else:
-            spans = list(find_entries(path.read_bytes(), name))
+        find = find_lines if path.suffix == ".jsonl" else find_entries
+        with open(path, "rb") as file:
+            spans = array("q", chain.from_iterable(find(file, name)))
         # (rows, 3): first byte, end, and number of the line or entry from 1
-        self.spans = np.array(spans, dtype=np.int64).reshape(-1, 3)
+        self.spans = np.frombuffer(spans, dtype=np.int64).reshape(-1, 3)
 
     def __len__(self) -> int:
         return len(self.spans)
@@ -265,49 +268,97 @@ def find_lines(file: Iterable[bytes], name: str) -> Iterator[tuple[int, int, int
         start = end
 
 
-def _skip_space(text: str, position: int) -> int:
-    match = JSON_SPACE.match(text, position)
-    assert match is not None  # the pattern matches no space, too
-    return match.end()
-
-
-def find_entries(data: bytes, name: str) -> Iterator[tuple[int, int, int]]:
+class _Window:
     """
-    Find the first byte, end and number (from 1) of each entry of a JSON list.
+    A part of a file as text, one character for each byte: JSON's structure is ASCII.
+
+    Args:
+        file (`BinaryIO`): read in pieces of `PIECE_BYTES`.
+    """
+
+    def __init__(self, file: BinaryIO):
+        self.file, self.text, self.start, self.is_whole = file, "", 0, False
+        self.read()
+
+    def read(self):
+        """Read on: as much again as the text has, so that a long entry is not read many times."""
+        piece = self.file.read(max(PIECE_BYTES, len(self.text)))
+        self.text += piece.decode("latin-1")
+        self.is_whole = not piece
+
+    def drop(self, position: int):
+        """Drop the text before a position in it, if that is worth it."""
+        if position > PIECE_BYTES:
+            self.text, self.start = self.text[position:], self.start + position
+
+    def skip_space(self, position: int) -> int:
+        """Return the position in the file of what follows the space at a position in the file."""
+        while True:
+            match = JSON_SPACE.match(self.text, position - self.start)
+            assert match is not None  # the pattern matches no space, too
+            if match.end() < len(self.text) or self.is_whole:
+                return self.start + match.end()
+            self.read()
+
+    def peek(self, position: int, num: int = 1) -> str:
+        return self.text[position - self.start : position - self.start + num]
+
+    def find_end(self, position: int) -> int:
+        """
+        Return the end of the JSON value at a position in the file.
+
+        Raises:
+            ValueError: if there is none, with the place in the file.
+        """
+        while True:
+            self.drop(position - self.start)
+            try:
+                end = self.start + DECODER.raw_decode(self.text, position - self.start)[1]
+            except (ValueError, RecursionError) as error:
+                if self.is_whole or isinstance(error, RecursionError):
+                    place = self.start + getattr(error, "pos", position - self.start)
+                    raise ValueError(f"{getattr(error, 'msg', error)}: byte {place}") from error
+            else:
+                if end + 3 < self.start + len(self.text) or self.is_whole:  # a number may go on: 1 -> 1e+5
+                    return end
+            self.read()
+
+
+def find_entries(file: BinaryIO, name: str) -> Iterator[tuple[int, int, int]]:
+    """
+    Find the first byte, end and number (from 1) of each entry of a JSON list. Memory holds a piece of the file.
 
     Raises:
         ValueError: if the file is anything but one list, with the entry and the byte where it is not.
     """
-    # One character for each byte, so that positions are those of the file. JSON's structure is ASCII.
-    text = data.decode("latin-1")
-    decode = json.JSONDecoder().raw_decode
-    position = _skip_space(text, len(BYTE_ORDER_MARK) if data.startswith(BYTE_ORDER_MARK) else 0)
-    if position == len(text):
+    window = _Window(file)
+    position = window.skip_space(len(BYTE_ORDER_MARK) if window.peek(0, 3).encode("latin-1") == BYTE_ORDER_MARK else 0)
+    if not window.peek(position):
         raise ValueError(f"{name} is empty, expected a list of rows.")
-    if text[position] != "[":
+    if window.peek(position) != "[":
         raise ValueError(
-            f"{name} begins with {text[position : position + 20]!r}, expected a list, `[`, in UTF-8. JSON lines are"
+            f"{name} begins with {window.peek(position, 20)!r}, expected a list, `[`, in UTF-8. JSON lines are"
             " named .jsonl."
         )
-    position, number = _skip_space(text, position + 1), 0
-    is_open = text[position : position + 1] != "]"
+    position, number = window.skip_space(position + 1), 0
+    is_open = window.peek(position) != "]"
     while is_open:
         number += 1
         try:
-            end = decode(text, position)[1]
+            end = window.find_end(position)
             yield position, end, number
-            position = _skip_space(text, end)
-            if text[position : position + 1] not in (",", "]"):
-                raise json.JSONDecodeError("Expected `,` or `]`", text, position)
-        except (ValueError, RecursionError) as error:
+            position = window.skip_space(end)
+            if window.peek(position) not in (",", "]"):
+                raise ValueError(f"Expected `,` or `]`: byte {position}")
+        except ValueError as error:
             raise ValueError(f"{name}, entry {number}: not valid JSON, so the file cannot be read: {error}") from error
-        is_open = text[position] == ","
-        position = _skip_space(text, position + is_open)
-    rest = _skip_space(text, position + 1)
-    if rest < len(text):
+        is_open = window.peek(position) == ","
+        position = window.skip_space(position + is_open)
+    rest = window.skip_space(position + 1)
+    if window.peek(rest):
         # `cat a.json b.json`: the rows of the second list would be lost.
         raise ValueError(
-            f"{name}, byte {rest}: {text[rest : rest + 20]!r} follows the list, which ends after entry {number}."
+            f"{name}, byte {rest}: {window.peek(rest, 20)!r} follows the list, which ends after entry {number}."
             " A .json file is one list; join lists by their entries, or write one row a line and name the file .jsonl."
         )
 

@@ -38,7 +38,7 @@ import torch
 from PIL import Image
 
 from fusion_vlm.audit.audit import read_turns
-from fusion_vlm.audit.language_only import NUM_FOLDS, Features, label_answers, list_features, try_language_only
+from fusion_vlm.audit.language_only import NUM_FOLDS, count_features, list_features, try_language_only
 from fusion_vlm.audit.questions import Question, read_question, split_into_words, unify_answers
 from fusion_vlm.evaluation.answering import Answerer, Request
 from fusion_vlm.hub.loading import nf4_config
@@ -321,9 +321,8 @@ def try_words(questions: list[Question], by_type: dict[str, Counter]) -> float:
     folds = np.random.RandomState(0).permutation(max(question.row for question in questions) + 1) % NUM_FOLDS
     for kind in by_type:
         chosen = [question for question in questions if question.type == kind]
-        labels, _ = label_answers([question.answer for question in chosen])
-        features = Features.build(list_features(question) for question in chosen)
-        result = try_language_only(chosen, features, folds[[question.row for question in chosen]], labels)
+        features, _ = count_features(chosen, list_features)
+        result = try_language_only(chosen, features, folds[[question.row for question in chosen]])
         right += max(result.accuracy, result.majority) * len(chosen)
     return right / len(questions)
 

@@ -3,6 +3,7 @@
 import functools
 from dataclasses import dataclass
 
+from fusion_vlm.synthesis.filters.named import load_filter, parse_filter
 from fusion_vlm.synthesis.models.clip import ClipScorer
 from fusion_vlm.synthesis.models.renderers import EndpointRenderer, FluxRenderer
 from fusion_vlm.synthesis.pipeline import Clients, Options
@@ -15,7 +16,8 @@ class Connections:
     The addresses of models and how they are called: nothing that decides the result.
 
     Args:
-        llm (`str`, *optional*), judge (`str`, *optional*), images (`str`, *optional*): addresses of endpoints.
+        llm (`str`, *optional*), judge (`str`, *optional*), image_judge (`str`, *optional*), images (`str`,
+            *optional*): addresses of endpoints. Judges are at that of the one before by default.
         concurrency (`int`): calls in flight at once at each endpoint.
         timeout (`float`): seconds for an answer of a language model.
         clip_device (`str`), image_device (`str`): devices of CLIP and FLUX.
@@ -24,6 +26,7 @@ class Connections:
 
     llm: str | None = None
     judge: str | None = None
+    image_judge: str | None = None
     images: str | None = None
     concurrency: int = 8
     timeout: float = 120.0
@@ -34,6 +37,8 @@ class Connections:
 
 def connect(options: Options, connections: Connections) -> Clients:
     """Connect or load all models of a run in this process. Chat clients belong to the event loop that runs."""
+    for text in options.filters:
+        load_filter(*parse_filter(text))  # a filter that cannot be loaded stops the run before any work
     if options.is_exact:
         return Clients(concurrency=connections.concurrency)
     # Late: it needs pydantic, an extra, and exact runs do not.
@@ -41,12 +46,16 @@ def connect(options: Options, connections: Connections) -> Clients:
 
     settings = {name: getattr(options, name) for name in ("temperature", "max_tokens")}
     settings |= {name: getattr(connections, name) for name in ("concurrency", "timeout")}
-    judge = None
+    judge, image_judge = None, None
+    judge_url = connections.judge or connections.llm
     if options.judge_model:
-        judge = ChatClient(connections.judge or connections.llm, options.judge_model, **settings)
+        judge = ChatClient(judge_url, options.judge_model, **settings)
+    if options.image_judge_model:
+        image_judge = ChatClient(connections.image_judge or judge_url, options.image_judge_model, **settings)
     return Clients(
         writer=ChatClient(connections.llm, options.model, **settings) if options.model else None,
         judge=judge,
+        image_judge=image_judge,
         renderer=load_renderer(options, connections),
         clip_score=load_clip(options.clip_model, connections.clip_device) if options.clip_model else None,
         concurrency=connections.concurrency,

@@ -5,10 +5,12 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from fusion_vlm.synthesis.agreement import list_verdicts
 from fusion_vlm.synthesis.sample import Sample
 
 
 MAX_LISTED = 20  # different values of an entry of `Sample.source` that are counted; of more, nothing but that is known
+COUNTERS = ("kinds", "types", "reasons", "seeds", "missing_scores", "verdicts")
 
 
 @dataclass
@@ -25,6 +27,7 @@ class Counts:
             with each value; `None` for more than `MAX_LISTED` values.
         seeds (`Counter`): accepted samples by seed.
         missing_scores (`Counter`): accepted samples without a score, by scorer.
+        verdicts (`Counter`): verdicts of the judges on all samples, see `agreement.list_verdicts`.
         tokens (`dict[str, dict[str, int]]`): by model, `calls`, `prompt_tokens` and `completion_tokens` of valid
             answers.
     """
@@ -39,11 +42,13 @@ class Counts:
     sources: dict[str, dict[str, int] | None] = field(default_factory=dict)
     seeds: Counter = field(default_factory=Counter)
     missing_scores: Counter = field(default_factory=Counter)
+    verdicts: Counter = field(default_factory=Counter)
     tokens: dict[str, dict[str, int]] = field(default_factory=dict)
 
     def add(self, sample: Sample):
         """Count a finished sample."""
         self.num_images += sample.image is not None
+        self.verdicts.update(list_verdicts(sample))
         if sample.reason is not None:
             self.num_rejected += 1
             self.reasons["/".join(sample.rejected_by)] += 1
@@ -55,6 +60,8 @@ class Counts:
         self.seeds[str(sample.seed)] += 1
         self.missing_scores.update(name for name, score in sample.scores.items() if score is None)
         for name, value in sample.source.items():
+            if name in ("verdicts", "planted"):  # counted above
+                continue
             self._add_source(name, {value if isinstance(value, str) else json.dumps(value, sort_keys=True): 1})
 
     def _add_source(self, name: str, values: dict[str, int] | None):
@@ -71,7 +78,7 @@ class Counts:
         """Add the counts of other samples."""
         for name in ("num_samples", "num_turns", "num_rejected", "num_images"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
-        for name in ("kinds", "types", "reasons", "seeds", "missing_scores"):
+        for name in COUNTERS:
             getattr(self, name).update(getattr(other, name))
         for name, values in other.sources.items():
             self._add_source(name, values)
@@ -83,8 +90,7 @@ class Counts:
     @classmethod
     def from_json(cls, text: str) -> "Counts":
         data = json.loads(text)
-        counters = ("kinds", "types", "reasons", "seeds", "missing_scores")
-        return cls(**{**data, **{name: Counter(data[name]) for name in counters}})
+        return cls(**{**data, **{name: Counter(data[name]) for name in COUNTERS}})
 
 
 def add_tokens(total: dict[str, dict[str, int]], tokens: dict[str, dict[str, int]]):

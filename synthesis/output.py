@@ -5,18 +5,17 @@ Writes the files of a finished part, and those of a finished run: LLaVA's JSON, 
     data/            a shard for each part, with the images inside, which `rows.messages` and TRL read
     rejects/         rejected samples, whole, with their reasons; and their images
     train.json       LLaVA's form, for small runs or on demand; the image files are in images/
-    audit.json, audit.png
+    audit.json, audit.png, samples.png, rejected.png
 """
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import DatasetCardData
-
-from fusion_vlm.synthesis.counts import MAX_LISTED, Counts, add_tokens, merge_counts
+from fusion_vlm.synthesis.card import make_card, write_sheets
+from fusion_vlm.synthesis.counts import Counts, add_tokens, merge_counts
 from fusion_vlm.synthesis.models.call_cache import CallCache
 from fusion_vlm.synthesis.part_images import PartImages
 from fusion_vlm.synthesis.pipeline import MAX_LLAVA, Options
@@ -32,9 +31,6 @@ from fusion_vlm.synthesis.shards import (
     write_shard,
 )
 
-
-# Size categories of the Hub, each with the number of samples that it ends below.
-SIZES = {"n<1K": 10**3, "1K<n<10K": 10**4, "10K<n<100K": 10**5, "100K<n<1M": 10**6, "1M<n<10M": 10**7}
 
 # Audits the texts of accepted samples, may write files in the folder, and returns lines for the card.
 Audit = Callable[[Path, Iterable[dict]], list[str]]
@@ -143,8 +139,7 @@ def write_output(
         folder (`RunFolder`): the folder; all its parts are finished.
         options (`Options`)
         audit (`Audit`, *optional*): `fusion_vlm.audit.card.audit_for_card` is one.
-        info (`dict`, *optional*): entries for the card: `license` (an identifier of the Hub, default `other`),
-            `pretty_name` and `language` (default `en`). Other entries are written out.
+        info (`dict`, *optional*): entries for the card, see `make_card`.
     """
     counts = read_counts(folder)
     if options.llava:
@@ -152,7 +147,8 @@ def write_output(
         _write_llava(folder, options)
     is_audited = audit and options.has_turns and counts.num_samples
     audit_lines = audit(folder.path, read_texts(folder.path)) if is_audited else []
-    folder.write("README.md", make_card(counts, audit_lines, info or {}, options))
+    sheets = write_sheets(folder.path, counts)
+    folder.write("README.md", make_card(counts, audit_lines, info or {}, options, sheets))
     return counts
 
 
@@ -179,86 +175,3 @@ def to_llava(sample: Sample, image: str) -> dict:
     types = [turn.type for turn in sample.turns]
     head = {"id": sample.id, "image": image, "conversations": conversations}
     return {**head, "kind": sample.kind, "question_types": types}
-
-
-def make_card(counts: Counts, audit_lines: list[str], info: dict[str, Any], options: Options) -> str:
-    """Write the card of the data set: front matter of the Hub, contents, sources, rejects and audit."""
-    info = dict(info)
-    name = info.pop("pretty_name", "Visual questions made from language")
-    suffix = SHARD_SUFFIXES[options.shard_format]
-    data = DatasetCardData(
-        language=info.pop("language", "en"),
-        license=info.pop("license", "other"),
-        pretty_name=name,
-        task_categories=["visual-question-answering", "image-text-to-text"],
-        tags=["synthetic", "llava", "fusion-vlm"],
-        size_categories=[next((size for size, end in SIZES.items() if counts.num_samples < end), "n>10M")],
-        configs=[{"config_name": "default", "data_files": [{"split": "train", "path": f"data/train-*.{suffix}"}]}],
-    )
-    lines = [
-        f"# {name}",
-        "",
-        f"{counts.num_samples} samples, {_describe_form(options)} each, {counts.num_turns} questions in all; made"
-        f" by `fusion_vlm.synthesis`. {counts.num_rejected} more samples were rejected: `rejects/`.",
-        "",
-        *_form_lines(options),
-        "",
-        *_count_table("kind", "samples", counts.kinds),
-        *_count_table("type of question", "questions", counts.types),
-        "## Sources",
-        "",
-        f"Seeds: {', '.join(sorted(counts.seeds, key=int)) or 'none'}.",
-        "",
-        *_source_lines(counts),
-        *_info_lines(info),
-        "## Rejected",
-        "",
-        *(_count_table("reason", "samples", counts.reasons) or ["None.", ""]),
-        *audit_lines,
-    ]
-    return f"---\n{data.to_yaml()}\n---\n\n" + "\n".join(lines).rstrip() + "\n"
-
-
-def _describe_form(options: Options) -> str:
-    if options.has_turns:
-        return "an image and a conversation"
-    return "an image and its description" if options.has_images else "a description"
-
-
-def _form_lines(options: Options) -> list[str]:
-    lines = ["- `datasets.load_dataset` gives rows with `messages` and `images`."]
-    if options.shard_format == "webdataset":
-        lines = ["- `data/` is a WebDataset: an image and a JSON object with `messages` for each sample."]
-    if options.llava:
-        lines.append("- `train.json` is the same in LLaVA's form, with the images in `images/`.")
-    return lines
-
-
-def _count_table(name: str, unit: str, counts: Counter) -> list[str]:
-    if not counts:
-        return []
-    rows = [f"| {_cell(key)} | {count} |" for key, count in sorted(counts.items(), key=lambda row: (-row[1], row[0]))]
-    return [f"| {name} | {unit} |", "| --- | --- |", *rows, ""]
-
-
-def _cell(text: str) -> str:
-    return " ".join(text.split()).replace("|", "\\|")[:200]
-
-
-def _source_lines(counts: Counts) -> Iterator[str]:
-    for name, values in sorted(counts.sources.items()):
-        if values is None:
-            yield f"- {_cell(name)}: more than {MAX_LISTED} different"
-        else:
-            yield f"- {_cell(name)}: {'; '.join(f'{_cell(value)} ({n})' for value, n in sorted(values.items()))}"
-    for name, count in sorted(counts.missing_scores.items()):
-        yield f"- the score {_cell(name)} was not available for {count} samples"
-    yield ""
-
-
-def _info_lines(info: dict[str, Any]) -> list[str]:
-    lines = []
-    for name, value in sorted(info.items()):
-        text = value if isinstance(value, str) else json.dumps(value, indent=2, sort_keys=True, default=str)
-        lines += [f"## {name.replace('_', ' ').capitalize()}", "", "```", text, "```", ""]
-    return lines

@@ -17,6 +17,7 @@ from pathlib import Path
 from fusion_vlm.synthesis.connections import Connections, connect
 from fusion_vlm.synthesis.counts import Counts
 from fusion_vlm.synthesis.engine import Begun, run_samples
+from fusion_vlm.synthesis.filters.duplicates import reject_near_duplicates
 from fusion_vlm.synthesis.models.call_cache import CallCache
 from fusion_vlm.synthesis.output import read_invalid_tokens, write_part
 from fusion_vlm.synthesis.part_images import PartImages
@@ -151,6 +152,8 @@ async def make_part(job: Job, part: int, source: Source, clients: Clients, repor
         if not _reopened_path(folder, part).is_file():
             for limit in clients.limits:
                 limit.check()
+        if options.min_image_distance is not None:
+            reject_near_duplicates(samples, images, options.min_image_distance)
         write_part(folder, part, samples, images, options, cache)
     finally:
         if cache is not None:

@@ -19,6 +19,7 @@ from PIL import Image
 from fusion_vlm.synthesis.failures import FailureLimit, RunError
 from fusion_vlm.synthesis.filters.captions import CaptionRules
 from fusion_vlm.synthesis.filters.images import ImageFilter, StatementFilter
+from fusion_vlm.synthesis.filters.named import ApplyFilter, check_filters
 from fusion_vlm.synthesis.filters.turns import TurnRules
 from fusion_vlm.synthesis.kinds.contrasts import split_sides
 from fusion_vlm.synthesis.kinds.exact import ExactQuestions
@@ -62,7 +63,9 @@ class Options:
         caption_bounds (`tuple[tuple[str, float | None, float | None], ...]`): name, least and most value of rules in
             `CaptionRules`, in place of the paper's.
         model (`str`, *optional*): language model that writes. Without, questions and answers are exact.
-        judge_model (`str`, *optional*): language model that checks.
+        judge_model (`str`, *optional*): language model that checks the answers against the description.
+        image_judge_model (`str`, *optional*): model that checks the answers against the image.
+        plant_share (`float`): share of the samples of which a copy with a wrong answer is judged, too, see `Judge`.
         temperature (`float`), max_tokens (`int`): sent with each call of a language model.
         images (`str`): `pillow`, `flux` or `endpoint`.
         image_model (`str`, *optional*): model of `flux` or `endpoint`.
@@ -72,6 +75,8 @@ class Options:
         image_seed (`bool`): whether a seed is sent to `endpoint`.
         clip_model (`str`, *optional*): CLIP that scores images and answers. Without, these scores are not available.
         min_image_score (`float`, *optional*), min_statement_score (`float`, *optional*): least scores of CLIP.
+        min_image_distance (`int`, *optional*): bits in which the hashes of two images of a part have to differ.
+        filters (`tuple[str, ...]`): names of filters that run last, see `filters.named`.
         image_format (`str`, *optional*): `webp` (without loss), `jpeg` or `png`; by default `webp` for what Pillow
             draws, `jpeg` for what an image model draws.
         shard_format (`str`): `parquet` or `webdataset`.
@@ -97,6 +102,8 @@ class Options:
     caption_bounds: tuple[tuple[str, float | None, float | None], ...] = ()
     model: str | None = None
     judge_model: str | None = None
+    image_judge_model: str | None = None
+    plant_share: float = 0.0
     temperature: float = 0.7
     max_tokens: int = 1024
     images: str = "pillow"
@@ -109,6 +116,8 @@ class Options:
     clip_model: str | None = None
     min_image_score: float | None = None
     min_statement_score: float | None = None
+    min_image_distance: int | None = None
+    filters: tuple[str, ...] = ()
     image_format: str | None = None
     shard_format: str = "parquet"
     llava: bool | None = None
@@ -127,6 +136,11 @@ class Options:
         if self.num < 1:
             raise RunError(f"The number of samples is {self.num}, expected 1 or more.")
         self._check_stages()
+        if not 0 <= self.plant_share <= 1:
+            raise RunError(f"The share of planted errors is {self.plant_share:g}, expected 0 to 1.")
+        if self.min_image_distance is not None and not 1 <= self.min_image_distance <= 64:
+            raise RunError(f"The distance of images is {self.min_image_distance}, expected 1 to 64 bits.")
+        check_filters(self.filters)
         if self.clip_model is None and (self.min_image_score, self.min_statement_score) != (None, None):
             raise RunError("A least score needs a model that scores. Give --clip-model.")
         CaptionRules(bounds=self.caption_bounds)  # raises for an unknown rule, before the run has a folder
@@ -152,10 +166,10 @@ class Options:
             raise RunError("Pillow draws the built-in scenes, not captions. Give --images flux or a URL.")
         if self.model is None and self.needs_writer:
             is_scenes = self.rows is None and self.stages == STAGES
-            if not is_scenes or self.images != "pillow" or self.judge_model:
+            if not is_scenes or self.images != "pillow" or self.judge_model or self.image_judge_model:
                 raise RunError(
                     "Without a language model there are exact scenes drawn with Pillow and nothing else. Give --llm"
-                    " and --model, or leave out --captions, --images, --stage and --judge-model."
+                    " and --model, or leave out --captions, --images, --stage, --judge-model and --judge-sees-image."
                 )
 
     def _check_unused(self):
@@ -163,8 +177,15 @@ class Options:
         stages = " ".join(self.stages)
         if self.model is not None and not self.needs_writer:
             raise RunError(f"--llm and --model are for the stages descriptions and questions, not for {stages}.")
-        if self.judge_model is not None and not self.has_turns:
-            raise RunError(f"--judge-model is for the stages questions and filter, not for {stages}.")
+        has_judge = self.judge_model is not None or self.image_judge_model is not None
+        if has_judge and not self.has_turns:
+            raise RunError(
+                f"--judge-model and --judge-sees-image are for the stages questions and filter, not for {stages}."
+            )
+        if self.plant_share and not has_judge:
+            raise RunError("--plant-errors is for judges: give --judge-model or --judge-sees-image.")
+        if (self.filters or self.min_image_distance) and not self.has_images:
+            raise RunError(f"--filter and --min-image-distance are for samples with images, and {stages} makes none.")
         takes_images = self.first_stage in ("questions", "filter")
         if (self.image_column or self.image_folder) and not takes_images:
             raise RunError("--image-column and --image-folder are for runs that begin with questions or filter.")
@@ -214,7 +235,8 @@ class Options:
     @property
     def has_models(self) -> bool:
         """Return whether a stage waits for a model: of language, of images, or a CLIP."""
-        return (self.model, self.judge_model, self.clip_model) != (None, None, None) or self.images != "pillow"
+        models = (self.model, self.judge_model, self.image_judge_model, self.clip_model)
+        return any(models) or self.images != "pillow"
 
     @property
     def flux_steps(self) -> int:
@@ -243,7 +265,7 @@ class Clients:
     The models that a process has connected or loaded.
 
     Args:
-        writer (`ChatClient`, *optional*), judge (`ChatClient`, *optional*)
+        writer (`ChatClient`, *optional*), judge (`ChatClient`, *optional*), image_judge (`ChatClient`, *optional*)
         renderer (`Renderer`, *optional*): an image model.
         clip_score (`Callable[[Image, str], float]`, *optional*)
         concurrency (`int`): images that the renderer is asked for at once.
@@ -253,6 +275,7 @@ class Clients:
 
     writer: "ChatClient | None" = None
     judge: "ChatClient | None" = None
+    image_judge: "ChatClient | None" = None
     renderer: Renderer | None = None
     clip_score: Callable[[Image.Image, str], float] | None = None
     concurrency: int = 1
@@ -266,12 +289,13 @@ class Clients:
 
     def with_cache(self, cache: "CallCache") -> "Clients":
         """Return the same models with another cache of calls, that of a part."""
-        writer, judge = (client and client.with_cache(cache) for client in (self.writer, self.judge))
-        return dataclasses.replace(self, writer=writer, judge=judge)
+        clients = {name: getattr(self, name) for name in ("writer", "judge", "image_judge")}
+        cached = {name: client and client.with_cache(cache) for name, client in clients.items()}
+        return dataclasses.replace(self, **cached)
 
     @property
     def chat_clients(self) -> "list[ChatClient]":
-        return [client for client in (self.writer, self.judge) if client is not None]
+        return [client for client in (self.writer, self.judge, self.image_judge) if client is not None]
 
     @property
     def limits(self) -> list[FailureLimit]:
@@ -287,19 +311,29 @@ def build_stages(options: Options, images: PartImages, clients: Clients) -> list
 def exact_stages(options: Options, images: PartImages) -> list[Stage]:
     """Build the stages of a run without models."""
     renderer = PillowRenderer(options.image_size)
-    return [ExactQuestions(), Render(renderer, images, options.image_format)]
+    return [ExactQuestions(), Render(renderer, images, options.image_format), *named_filters(options, images)]
+
+
+def named_filters(options: Options, images: PartImages) -> list[Stage]:
+    """Build the stages of the filters that the options name."""
+    return [ApplyFilter(text, OpenImage(images)) for text in options.filters]
 
 
 def model_stages(options: Options, images: PartImages, clients: Clients) -> list[Stage]:
     """Build the stages of a run with a language model."""
     # Late: they need pydantic, an extra, and exact runs do not.
-    from fusion_vlm.synthesis.models.stages import AskFromDescription, Describe, Judge
+    from fusion_vlm.synthesis.models.judge import Judge
+    from fusion_vlm.synthesis.models.stages import AskFromDescription, Describe
 
     prompts = load_prompts()
     renderer = PillowRenderer(options.image_size) if options.images == "pillow" else clients.renderer
     open_image = OpenImage(images)
     description_rules = Keep(CaptionRules("description", options.caption_bounds), "description_rules")
     image_filter = Keep(ImageFilter(open_image, clients.clip_score, _bound(options.min_image_score)))
+
+    def read_image(sample: Sample) -> bytes:
+        return images.read(sample.image)
+
     stages = {
         "descriptions": [
             Keep(CaptionRules("caption", options.caption_bounds)),
@@ -320,9 +354,10 @@ def model_stages(options: Options, images: PartImages, clients: Clients) -> list
     if options.first_stage in ("questions", "filter"):
         chosen.insert(0, CheckImage(images))
     if options.has_turns:
+        judge = Judge(clients.judge, prompts, clients.image_judge, read_image, options.plant_share)
         statement_filter = StatementFilter(open_image, clients.clip_score, _bound(options.min_statement_score))
-        chosen += [Keep(TurnRules()), Judge(clients.judge, prompts), Keep(statement_filter)]
-    return chosen
+        chosen += [Keep(TurnRules()), judge, Keep(statement_filter)]
+    return [*chosen, *named_filters(options, images)]
 
 
 def _bound(score: float | None) -> float:

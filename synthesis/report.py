@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from fusion_vlm.rows.markdown import format_table
 from fusion_vlm.synthesis.counts import Counts
 from fusion_vlm.synthesis.kinds.table import find_kind
 from fusion_vlm.synthesis.models.load_prompts import load_prompts
@@ -12,6 +13,7 @@ from fusion_vlm.synthesis.pipeline import Options
 
 # Tokens that a model writes, about; those of questions and answers are in the record of each kind.
 DESCRIPTION_TOKENS, CAPTION_TOKENS, VERDICT_TOKENS = 180, 60, 60
+IMAGE_TOKENS = 1000  # of an image for a judge; models differ from 200 to 2,000
 CHARACTERS_PER_TOKEN = 4
 # Of an H100 for a step of FLUX.1 at 1024 pixels, from published figures; and bytes of a pixel of a photograph as JPEG.
 FLUX_STEP_SECONDS, PIXEL_BYTES = 0.13, 0.2
@@ -55,9 +57,13 @@ def estimate_tokens(options: Options) -> dict[str, dict[str, int]]:
             add(options.model, number, lengths[f"describe_{kind}"] + CAPTION_TOKENS, DESCRIPTION_TOKENS)
         if "questions" in options.stages:
             add(options.model, number, lengths[f"ask_{kind}"] + DESCRIPTION_TOKENS, num_answer_tokens)
-        if options.judge_model:
-            given = lengths["judge"] + DESCRIPTION_TOKENS + num_answer_tokens
-            add(options.judge_model, number, given, VERDICT_TOKENS)
+        num_judged = number + round(number * options.plant_share)  # copies with planted errors, too
+        for model, prompt, given in (
+            (options.judge_model, "judge", DESCRIPTION_TOKENS),
+            (options.image_judge_model, "judge_image", IMAGE_TOKENS),
+        ):
+            if model:
+                add(model, num_judged, lengths[prompt] + given + num_answer_tokens, VERDICT_TOKENS)
     return {model: dict(counts) for model, counts in tokens.items()}
 
 
@@ -133,11 +139,16 @@ def describe_summary(summary: dict, tokens: dict, invalid_tokens: dict, prices: 
             answers, and of the others, which were paid for, too.
         prices (`Prices`)
     """
-    width = max(map(len, summary["stages"]))
-    lines = [f"{'stage':{width}}  {'begun':>9}  {'kept':>9}  rejected"]
-    for stage, row in summary["stages"].items():
-        reasons = ", ".join(f"{rule} {number:,}" for rule, number in row["reasons"].items())
-        lines.append(f"{stage:{width}}  {row['begun']:>9,}  {row['kept']:>9,}  {reasons or '-'}")
+    rows = [
+        (
+            stage,
+            f"{row['begun']:,}",
+            f"{row['kept']:,}",
+            ", ".join(f"{rule} {n:,}" for rule, n in row["reasons"].items()),
+        )
+        for stage, row in summary["stages"].items()
+    ]
+    lines = [format_table(("stage", "begun", "kept", "rejected"), rows)]
     lines += ["", "kept: " + ", ".join(f"{kind} {number:,}" for kind, number in summary["kinds"].items())]
     if summary["not_available"]:
         lines.append("scores not available: " + ", ".join(summary["not_available"]))

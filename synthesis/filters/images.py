@@ -21,8 +21,7 @@ CROP_SIZE = 384  # side of the vision tower's input in pixels
 # The paper, appendix E.2.3: weights of a quadrant in SSIM_a, and of SSIM_a in the image score.
 QUADRANT_COEF = 0.25
 SSIM_COEF = 0.5
-# Wang et al. 2004, section III.C; pixels are in [0, 1] here.
-SSIM_WINDOW_SIZE, SSIM_SIGMA, SSIM_K1, SSIM_K2 = 11, 1.5, 0.01, 0.03
+SSIM_WINDOW_SIZE = 11  # pixels; of a Gaussian with sigma 1.5
 
 
 class ImageFilter:
@@ -132,24 +131,14 @@ def structural_similarity(first: Image.Image, second: Image.Image) -> float:
     Raises:
         ValueError: if the sizes differ or are smaller than the window.
     """
+    # Late: it takes half a second to import, in each worker process, and exact runs do not need it.
+    from skimage.metrics import structural_similarity as compute
+
     if first.size != second.size or min(first.size) < SSIM_WINDOW_SIZE:
         raise ValueError(
             f"The sizes are {first.size} and {second.size}, expected equal and {SSIM_WINDOW_SIZE} or more."
         )
-    first, second = (np.asarray(image.convert("L"), dtype=np.float64) / 255 for image in (first, second))
-    first_mean, second_mean, product = _blur(first), _blur(second), _blur(first * second)
-    squares = _blur(first**2 + second**2)
-    means, squared_means = first_mean * second_mean, first_mean**2 + second_mean**2
-    luminance = (2 * means + SSIM_K1**2) / (squared_means + SSIM_K1**2)
-    structure = (2 * (product - means) + SSIM_K2**2) / (squares - squared_means + SSIM_K2**2)
-    return float((luminance * structure).mean())
-
-
-def _blur(pixels: np.ndarray) -> np.ndarray:
-    """Compute weighted means under the Gaussian window: (height, width) -> (height - 10, width - 10)."""
-    offsets = np.arange(SSIM_WINDOW_SIZE) - SSIM_WINDOW_SIZE // 2
-    weights = np.exp(-(offsets**2) / (2 * SSIM_SIGMA**2))
-    weights /= weights.sum()
-    height, width = (size - SSIM_WINDOW_SIZE + 1 for size in pixels.shape)
-    rows = sum(weight * pixels[start : start + height] for start, weight in enumerate(weights))
-    return sum(weight * rows[:, start : start + width] for start, weight in enumerate(weights))
+    pixels = [np.asarray(image.convert("L")) for image in (first, second)]
+    # scikit-image's way to the window and the variances of the paper.
+    options = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
+    return float(compute(*pixels, data_range=255, **options))

@@ -5,12 +5,15 @@ Calls have a JSON schema, are retried, and are never repeated once finished: eac
 """
 
 import asyncio
+import base64
 import copy
 import hashlib
+import io
 import json
 import os
 from typing import Any
 
+from PIL import Image
 from pydantic import BaseModel, ValidationError
 
 from fusion_vlm.synthesis.failures import FailureLimit, RunError
@@ -124,7 +127,9 @@ class ChatClient:
         except (self.openai.APIError, ValueError):
             return
 
-    async def ask(self, prompt: str, text: str, answer_type: type[Answer], seed: int) -> Answer:
+    async def ask(
+        self, prompt: str, text: str, answer_type: type[Answer], seed: int, image: bytes | None = None
+    ) -> Answer:
         """
         Ask the model, or return the cached answer of an equal call.
 
@@ -132,12 +137,13 @@ class ChatClient:
             prompt (`str`), text (`str`): the system prompt and the user's message.
             answer_type (`type[Answer]`): sent as a JSON schema; the answer is checked against it.
             seed (`int`): sent, too. Calls that differ in nothing but the seed are different calls.
+            image (`bytes`, *optional*): an encoded image, sent before the text.
 
         Raises:
             CallError: if there is no valid answer.
             RunError: if too many calls in a row failed, or the server refuses all calls.
         """
-        body = self._request(prompt, text, answer_type, seed)
+        body = self._request(prompt, text if image is None else add_image(text, image), answer_type, seed)
         key = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
         if (stored := self.cache.get(key)) is not None:
             self._succeed()
@@ -165,11 +171,11 @@ class ChatClient:
             cache.put_error(key, error)
         self._unsettled.clear()
 
-    def _request(self, prompt: str, text: str, answer_type: type[Answer], seed: int) -> dict:
+    def _request(self, prompt: str, content: str | list[dict], answer_type: type[Answer], seed: int) -> dict:
         schema = {"name": answer_type.__name__, "schema": answer_type.json_schema(), "strict": True}
         return {
             "model": self.model,
-            "messages": [{"role": "system", "content": prompt}, {"role": "user", "content": text}],
+            "messages": [{"role": "system", "content": prompt}, {"role": "user", "content": content}],
             "response_format": {"type": "json_schema", "json_schema": schema},
             "temperature": self.temperature,
             "max_tokens": self.max_tokens,
@@ -227,3 +233,11 @@ class ChatClient:
 
     async def close(self):
         await self.sdk.close()
+
+
+def add_image(text: str, image: bytes) -> list[dict]:
+    """Return the content of a message with an image, as the API takes it: within the request."""
+    with Image.open(io.BytesIO(image)) as opened:
+        mime = opened.get_format_mimetype()
+    url = f"data:{mime};base64,{base64.b64encode(image).decode()}"
+    return [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": text}]

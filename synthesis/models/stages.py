@@ -1,4 +1,4 @@
-"""The stages that ask a language model: describe the image, ask questions from the description, judge the answers."""
+"""The stages that ask a language model to write: the description of an image, and questions from it."""
 
 from fusion_vlm.synthesis.kinds.contrasts import join_sides
 from fusion_vlm.synthesis.kinds.table import find_kind
@@ -7,11 +7,10 @@ from fusion_vlm.synthesis.models.answers import (
     ContrastDescription,
     Description,
     questions_type,
-    verdicts_on,
 )
 from fusion_vlm.synthesis.models.chat import ChatClient
 from fusion_vlm.synthesis.models.retries import CallError
-from fusion_vlm.synthesis.sample import Sample, Turn
+from fusion_vlm.synthesis.sample import Sample
 
 
 class LanguageModelStage:
@@ -19,7 +18,7 @@ class LanguageModelStage:
     Base class of the stages below. A call that failed after all tries rejects its sample, with the error as reason.
 
     Args:
-        client (`ChatClient`, *optional*): or another object with `model` and `ask`. Only the judge works without.
+        client (`ChatClient`, *optional*): or another object with `model` and `ask`.
         prompts (`dict[str, str]`): from `load_prompts`.
     """
 
@@ -73,33 +72,3 @@ class AskFromDescription(LanguageModelStage):
         for index, turn in enumerate(answer.turns):
             sample.turns.append(turn.to_turn(kind.turn_type, sample.rng(f"options {index}")))
         return sample
-
-
-class Judge(LanguageModelStage):
-    """
-    Has a model check every answer against the description; one wrong answer rejects the sample.
-
-    `scores["judge"]` is the share of correct answers, or `None`, not available, without a client.
-    """
-
-    name = "judge"
-
-    async def run(self, sample: Sample) -> Sample:
-        sample.scores[self.name] = None
-        if self.client is None:
-            return sample
-        turns = [f"{number}. {describe_turn(turn)}" for number, turn in enumerate(sample.turns, start=1)]
-        text = "\n\n".join([f"Description: {sample.description}", *turns])
-        answer = await self.ask(sample, "judge", text, verdicts_on(len(sample.turns)))
-        wrong = [number for number, verdict in enumerate(answer.verdicts, start=1) if not verdict.correct]
-        sample.scores[self.name] = 1 - len(wrong) / len(answer.verdicts)
-        if wrong:
-            problem = answer.verdicts[wrong[0] - 1].problem
-            sample.reject(self.name, f"wrong_answer: turn {wrong[0]}, {problem}")
-        return sample
-
-
-def describe_turn(turn: Turn) -> str:
-    """Write question, options and answer as text, for a judge to read."""
-    parts = (f"Question: {turn.question}", turn.listed_options, f"Answer: {turn.answer}")
-    return "\n".join(filter(None, parts))

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from fusion_vlm.audit.audit import audit, read_rows
+from fusion_vlm.audit.images import audit_images, find_near_duplicates
 from fusion_vlm.audit.language_only import tail
 from fusion_vlm.audit.questions import find_attributes, read_question
 from fusion_vlm.audit.thresholds import THRESHOLDS, parse_limits
@@ -281,11 +282,11 @@ def test_language_only_accuracy_is_that_of_held_out_questions():
     assert (model.accuracy, model.majority) == (1.0, 0.5)
 
 
-def test_chance_is_an_upper_bound_near_the_exact_probability():
-    for count, num, share in [(60, 100, 0.5), (75, 100, 0.5), (20, 20, 0.25), (9, 30, 0.1)]:
+def test_chance_is_the_exact_probability():
+    for count, num, share in [(60, 100, 0.5), (75, 100, 0.5), (20, 20, 0.25), (9, 30, 0.1), (0, 0, 0.5)]:
         exact = sum(comb(num, k) * share**k * (1 - share) ** (num - k) for k in range(count, num + 1))
-        assert exact <= tail(count, num, share) <= 1.2 * exact
-    assert tail(np.array([5]), 10, 0.5) == 1.0
+        assert tail(count, num, share) == pytest.approx(exact, rel=1e-9)
+    assert tail(np.array([0, 5]), 10, 0.5).tolist() == pytest.approx([1.0, 638 / 1024])
 
 
 def write(path: Path, rows: list) -> str:
@@ -396,3 +397,39 @@ def test_time_is_linear_enough_for_large_sets():
     start = time.process_time()
     audit(rows)
     assert time.process_time() - start < 6  # of 30 s for 100,000
+
+
+def test_near_duplicates_are_those_of_all_pairs():
+    rng = np.random.RandomState(0)
+    hashes = rng.randint(0, 2**63, 300).astype(np.uint64)
+    for copy in range(60):  # copies that differ in 0 to 5 bits, some of them in several bands
+        bits = rng.choice(64, copy % 6, replace=False)
+        flipped = np.bitwise_xor.reduce(np.uint64(1) << bits.astype(np.uint64), initial=np.uint64(0))
+        hashes[240 + copy] = hashes[copy] ^ flipped
+    distances = np.bitwise_count(hashes[:, None] ^ hashes)
+    earlier = np.tril(np.ones((300, 300), dtype=bool), -1)
+    found = find_near_duplicates(hashes, 3)
+    assert found.num_near == (earlier & (distances <= 3)).any(axis=1).sum() == 40
+    assert found.num_equal == (earlier & (distances == 0)).any(axis=1).sum() == 10
+    assert all(distances[pair] <= 3 for pair in found.examples) and found.largest_group == 2
+
+
+def test_near_duplicate_images_of_files_and_tables(tmp_path, capsys):
+    rng = np.random.RandomState(1)
+    (tmp_path / "images").mkdir()
+    pictures = [Image.fromarray(rng.randint(0, 256, (8, 8, 3), dtype=np.uint8)).resize((96, 96)) for _ in range(4)]
+    pictures.append(pictures[1].resize((48, 48)))
+    rows = make_rows(6)
+    for index, picture in enumerate(pictures):
+        picture.save(tmp_path / "images" / f"{index}.png")
+    path = write(tmp_path / "rows.json", rows)
+    found = audit_images(path)
+    assert (found.num, found.num_missing, found.num_near, found.examples) == (5, 1, 1, [(1, 4)])
+    table = [{**as_messages(row, False), "images": [picture]} for row, picture in zip(rows, pictures, strict=False)]
+    datasets.Dataset.from_list(table).to_parquet(tmp_path / "rows.parquet")
+    assert audit_images(tmp_path / "rows.parquet").examples == [(1, 4)]
+    report = tmp_path / "report.json"
+    assert main(["audit", path, "--images", "--json", str(report)]) == 0
+    assert "1 differ from an earlier one" in capsys.readouterr().out
+    assert json.loads(report.read_text())["images"]["num_near"] == 1
+    assert main(["audit", path, "--images", "--image-folder", str(tmp_path / "none")]) == 2

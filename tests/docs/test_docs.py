@@ -161,8 +161,9 @@ def test_commands_and_their_options_exist(page):
 def check_options(command: list[str], page: Path):
     """Check that a command of `fusion-vlm` and its options exist; `fusion-vlm a|b` names several."""
     options = {word.partition("=")[0] for word in command if word.startswith("--")}
-    for name in command[1].split("|"):
-        if not re.fullmatch(r"[a-z]+", name):  # COMMAND or --help
+    names = [" ".join(command[1:3])] if " ".join(command[1:3]) in COMMANDS else command[1].split("|")
+    for name in names:
+        if not re.fullmatch(r"[a-z ]+", name):  # COMMAND or --help
             continue
         assert name in COMMANDS, f"{page_name(page)}: there is no fusion-vlm {name}"
         if name == "serve" and "vllm" in command:

@@ -70,7 +70,7 @@ class Handler(BaseHTTPRequestHandler):
         hub = self.server
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         path = self.path.split("?")[0].removeprefix("/api/")
-        match = re.fullmatch(r"models/([^/]+/[^/]+)(?:/([^/]+).*)?", path)
+        match = re.fullmatch(r"(?:models|datasets)/([^/]+/[^/]+)(?:/([^/]+).*)?", path)
         repo_id, kind = (match[1], match[2] or "info") if match else (None, path)
         hub.requests.append(kind)
         if hub.failures.get(kind):
@@ -102,7 +102,7 @@ class Handler(BaseHTTPRequestHandler):
         return self.answer(200, {"commitUrl": f"{hub.endpoint}/{repo_id}/commit/1", "commitOid": "1" * 40})
 
     def upload_mode(self, path: str) -> dict:
-        files = self.server.files[self.path.split("/api/models/")[1].split("/preupload")[0]]
+        files = self.server.files[re.sub(r".*/api/(models|datasets)/", "", self.path).split("/preupload")[0]]
         oid = git_oid(files[path]) if path in files else None
         return {"path": path, "uploadMode": "regular", "shouldIgnore": False, "oid": oid}
 
@@ -325,3 +325,57 @@ def test_command_keeps_the_folder_if_the_upload_fails(hub, connected, tmp_path, 
 def test_public_alone_makes_no_sense(tmp_path, capsys):
     assert main(["convert", str(SOURCE), str(tmp_path / "out"), "--public"]) == 2
     assert "--public needs --push-to-hub" in capsys.readouterr().err
+
+
+def make_run(folder: Path):
+    """Make the files of a finished run, as far as an upload looks at them."""
+    card = b"---\nlicense: other\n---\n# A set\n"
+    files = {"README.md": card, "done.json": b"{}", "data/train-00000-of-00001.parquet": b"new rows"}
+    files |= {
+        "rejects/part-00000.jsonl": b"{}",
+        "rejected.png": b"picture",
+        "work/finish.lock": b"",
+        "audit.json": b"1",
+    }
+    for name, content in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+
+
+def push_run(folder: Path, hub, monkeypatch, *options: str) -> int:
+    monkeypatch.setattr(huggingface_hub, "HfApi", lambda token: HfApi(endpoint=hub.endpoint, token=TOKEN))
+    return main(["synthesize", "push", str(folder), "me/set", *options])
+
+
+def test_output_of_a_run_is_uploaded_without_rejects_and_old_shards(hub, tmp_path, monkeypatch, capsys):
+    make_run(tmp_path)
+    old = {
+        "data/train-00001-of-00002.parquet": b"old",
+        "data/train-00000-of-00001.parquet": b"old",
+        "notes.md": b"mine",
+    }
+    hub.add("me/set", True, **old)
+    assert push_run(tmp_path, hub, monkeypatch, "--license", "cc-by-4.0") == 0
+    files = hub.files["me/set"]
+    assert sorted(files) == ["README.md", "audit.json", "data/train-00000-of-00001.parquet", "notes.md"]
+    assert files["data/train-00000-of-00001.parquet"] == b"new rows" and b"license: cc-by-4.0" in files["README.md"]
+    assert "Uploaded to datasets/me/set" in capsys.readouterr().out
+    assert push_run(tmp_path, hub, monkeypatch, "--with-rejects") == 0
+    assert {"rejects/part-00000.jsonl", "rejected.png"} <= hub.files["me/set"].keys()
+
+
+def test_new_data_set_is_private_and_an_upload_that_broke_off_is_resumed(hub, tmp_path, monkeypatch, capsys):
+    make_run(tmp_path)
+    hub.failures["commit"] = [400]
+    assert push_run(tmp_path, hub, monkeypatch) == 1
+    assert "resume with the same command" in capsys.readouterr().err
+    assert hub.private == {"me/set": True}
+    assert push_run(tmp_path, hub, monkeypatch) == 0
+    assert "data/train-00000-of-00001.parquet" in hub.files["me/set"]
+
+
+def test_unfinished_run_is_not_uploaded(hub, tmp_path, monkeypatch, capsys):
+    make_run(tmp_path)
+    (tmp_path / "done.json").unlink()
+    assert push_run(tmp_path, hub, monkeypatch) == 2
+    assert "holds no finished run" in capsys.readouterr().err and not hub.requests

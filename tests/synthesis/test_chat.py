@@ -21,9 +21,10 @@ from fusion_vlm.synthesis.models.answers import (
 )
 from fusion_vlm.synthesis.models.call_cache import CallCache
 from fusion_vlm.synthesis.models.chat import MAX_REPLY_BYTES, ChatClient
+from fusion_vlm.synthesis.models.judge import Judge
 from fusion_vlm.synthesis.models.load_prompts import load_prompts
 from fusion_vlm.synthesis.models.retries import CallError
-from fusion_vlm.synthesis.models.stages import AskFromDescription, Describe, Judge
+from fusion_vlm.synthesis.models.stages import AskFromDescription, Describe
 from fusion_vlm.synthesis.sample import MAX_REASON, Sample, Turn
 
 from .stub_endpoint import FAULTS, StubEndpoint, answer
@@ -322,7 +323,7 @@ class FakeClient:
     def __init__(self, *contents):
         self.contents, self.asked = list(contents), []
 
-    async def ask(self, prompt, text, answer_type, seed):
+    async def ask(self, prompt, text, answer_type, seed, image=None):
         self.asked.append((prompt, text, seed))
         content = self.contents.pop(0)
         if isinstance(content, Exception):
@@ -339,7 +340,7 @@ def make_sample(kind: str = "short_conversation", number: int = 0, **values) -> 
 
 
 def test_there_is_a_prompt_for_every_kind():
-    expected = {f"{stage}_{kind}" for stage in ("describe", "ask") for kind in KINDS} | {"judge"}
+    expected = {f"{stage}_{kind}" for stage in ("describe", "ask") for kind in KINDS} | {"judge", "judge_image"}
     assert load_prompts().keys() == expected
     assert len(set(load_prompts().values())) == len(expected)
 
@@ -424,7 +425,7 @@ def test_the_letter_of_the_right_option_is_drawn():
 
 def test_a_missing_judge_is_not_available_and_no_pass():
     sample = run(Judge(None, load_prompts()), make_sample(turns=[Turn("What?", "A boat.", "scene")]))
-    assert sample.scores == {"judge": None} and sample.reason is None
+    assert sample.scores == {"judge": None, "image_judge": None} and sample.reason is None
 
 
 def test_the_judge_reads_all_and_rejects_what_is_wrong():

@@ -63,8 +63,10 @@ FILES = [
     "data",
     "images",
     "parts",
+    "rejected.png",
     "rejects",
     "run.json",
+    "samples.png",
     "train.json",
     "work",
 ]
