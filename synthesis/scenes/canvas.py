@@ -107,11 +107,11 @@ class Canvas:
 
     def paint_sign(self, sign: Sign, write: Callable[[Sign, int], Image.Image]):
         """Paint a sign; `write` returns its letters as a mask of the board's size, from the side of the image."""
-        parts = list_parts(sign)
-        rgb = tuple(sign.rgb)
-        self._border([points for _, points in parts], DARK_INK if luminance(rgb) > 0.5 else LIGHT_INK, BORDER)
-        for role, points in parts:
-            self.polygon(points, rgb if role == "main" else part_color(role, rgb))
+        if sign.form != "label":
+            rgb, parts = tuple(sign.rgb), list_parts(sign)
+            self._border([points for _, points in parts], DARK_INK if luminance(rgb) > 0.5 else LIGHT_INK, BORDER)
+            for _, points in parts:
+                self.polygon(points, rgb)
         letters = write(sign, self.side)
         if sign.angle:
             letters = letters.rotate(-sign.angle, Image.Resampling.BICUBIC, expand=True)

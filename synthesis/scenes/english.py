@@ -11,10 +11,11 @@ from fusion_vlm.synthesis.scenes.outlines import load_outlines
 from fusion_vlm.synthesis.scenes.scene import SceneObject
 
 
-NUMBERS = (
+NUMBER_WORDS = (
     "no one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen"
     " eighteen nineteen twenty"
-).split()
+)
+NUMBERS = tuple(NUMBER_WORDS.split())
 ALTERNATIVES = re.compile(r"\(([^()]*)\)")
 ADJECTIVES = ("size", "color", "pattern")  # in the order in which they are said
 

@@ -12,6 +12,7 @@ Circle = tuple[float, float, float]  # x, y and radius, as shares of the side
 GAP = 0.022  # between the circles around two objects
 MARGIN = 0.018  # to the border of the image
 HIDDEN = (0.2, 0.42)  # share of an object that the one in front of it hides
+MAX_CONTACT = 0.012  # share of an object that one which touches it may hide
 HOLE = {"ring": 0.68, "frame": 0.69}  # clear radius of the hole, as a share of the radius around; a square's half side
 
 
@@ -53,10 +54,7 @@ def place_relation(rng: random.Random, name: str, things: list[SceneObject], tak
     if name == "between":
         return _place_between(rng, things, taken)
     first, second = things
-    if name == "inside":
-        reach = second.radius
-    else:
-        reach = first.radius + second.radius
+    reach = second.radius if name == "inside" else first.radius + second.radius
     place = draw_free_place(rng, reach, taken, tries=40)
     if place is None:
         return False
@@ -102,8 +100,8 @@ def _slide(first: SceneObject, second: SceneObject, angle: float, name: str) -> 
         at + (near - 0.002) * turn for at, turn in ((second.x, math.cos(angle)), (second.y, math.sin(angle)))
     )
     return (
-        0 < hidden_share(first, second) < 0.02
-        and 0 < Tile(first).count_common(Tile(second)) < 0.02 * Tile(second).area
+        0 < hidden_share(first, second) < MAX_CONTACT
+        and 0 < Tile(first).count_common(Tile(second)) < MAX_CONTACT * Tile(second).area
     )
 
 

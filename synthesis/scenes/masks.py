@@ -65,12 +65,15 @@ def measure_scene(scene: Scene) -> list[Seen]:
     """Measure all objects of a scene, then all signs."""
     tiles = [Tile(thing) for thing in (*scene.objects, *scene.signs)]
     together = Image.new("L", (MASK_SIDE, MASK_SIDE))
-    for number, tile in enumerate(tiles, start=1):
-        together.paste(number, (tile.left, tile.top), tile.image)
+    hides = [True] * len(scene.objects) + [sign.form != "label" for sign in scene.signs]
+    for number, (tile, is_solid) in enumerate(zip(tiles, hides, strict=True), start=1):
+        if is_solid:
+            together.paste(number, (tile.left, tile.top), tile.image)
     counts = together.histogram()
     return [
-        Seen(tile.area / MASK_SIDE**2, counts[number] / tile.area, tile.box)
-        for number, tile in enumerate(tiles, start=1)
+        # A label is part of its object, so it is as visible as that is.
+        Seen(tile.area / MASK_SIDE**2, counts[number] / tile.area if is_solid else 1.0, tile.box)
+        for number, (tile, is_solid) in enumerate(zip(tiles, hides, strict=True), start=1)
     ]
 
 

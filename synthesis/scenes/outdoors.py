@@ -24,6 +24,7 @@ SUN, LOW_SUN, MOON = (255, 244, 196), (255, 214, 140), (236, 236, 222)
 LIGHT = {"sunset": ((150, 70, 40), 0.22), "night": ((14, 18, 50), 0.62)}  # falls on the ground: color and share
 # Nouns that the clutter of a place looks like; none of its objects has such a noun.
 LOOK_ALIKES = {
+    "a grassy field": (),
     "a forest": ("tree", "pine tree", "mushroom", "leaf", "acorn"),
     "a mountain range": ("triangle", "pine tree", "tent"),
     "a city": ("house", "castle", "lighthouse", "square", "rectangle", "car", "bus", "truck"),

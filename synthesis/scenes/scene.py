@@ -27,7 +27,7 @@ class SceneObject:
         scale (`float`): the value within the range of `size`: half of the square root of the area.
         x (`float`), y (`float`): the center, as shares of the side from the left and from the top.
         angle (`float`): rotation in degrees, clockwise.
-        facing (`str`, *optional*): `left` or `right`, for things that have a side to look to; arrows also `up`, `down`.
+        facing (`str`, *optional*): `left` or `right`, for things that have a side to look to.
         finish (`str`): `flat`, `shaded` (darker toward the bottom) or `outlined`.
     """
 
@@ -67,8 +67,9 @@ class Sign:
         color (`str`), rgb (`list[int]`): the board.
         ink (`list[int]`): the letters.
         font (`str`): name of a face in `fonts.available_fonts()`.
-        form (`str`): `board`, `rounded`, `oval` or `pole`.
+        form (`str`): `board`, `rounded`, `oval`, or `label` for text on an object, without a board.
         angle (`float`): rotation in degrees, clockwise.
+        on (`int`, *optional*): index of the object that a label is on.
     """
 
     lines: list[str]
@@ -82,6 +83,7 @@ class Sign:
     font: str
     form: str = "board"
     angle: float = 0.0
+    on: int | None = None
 
     @property
     def text(self) -> str:

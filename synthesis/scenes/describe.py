@@ -1,0 +1,71 @@
+"""Captions and descriptions of whole scenes."""
+
+from fusion_vlm.synthesis.scenes.english import capitalize, count_noun, join, list_looks, look, with_article
+from fusion_vlm.synthesis.scenes.scene import Background, Scene, SceneObject, Sign
+
+
+SURFACE_NAMES = {
+    "plain": "a plain background",
+    "gradient": "a background with a gradient",
+    "paper": "a grainy background",
+    "clouds": "a mottled background",
+    "ruled paper": "lined paper",
+    "planks": "wooden planks",
+    "tiles": "a tiled wall",
+    "wallpaper": "striped wallpaper",
+    "soft lights": "a blurred background",
+    "waves": "a wavy background",
+    "table": "a tabletop",
+}
+TIMES = {"day": " by day", "sunset": " at sunset", "night": " at night", None: ""}
+RELATION_WORDS = {"behind": "partly hidden behind", "inside": "inside", "touching": "touching", "between": "between"}
+THIRDS = (("upper left", "top", "upper right"), ("left", "center", "right"), ("lower left", "bottom", "lower right"))
+
+
+def name_background(background: Background) -> str:
+    """Return a background with its article, and the time of day of a place."""
+    if background.is_place:
+        return background.name + TIMES[background.time]
+    return SURFACE_NAMES.get(background.name, "a photograph")
+
+
+def name_third(thing: SceneObject | Sign) -> str:
+    """Return the ninth of the image that a center is in, with its preposition, for a rough description."""
+    row, column = min(2, int(thing.y * 3)), min(2, int(thing.x * 3))
+    place = THIRDS[row][column]
+    return f"{'at' if place in ('top', 'bottom') else 'on' if row == 1 and column != 1 else 'in'} the {place}"
+
+
+def list_contents(scene: Scene) -> str:
+    """List objects and signs in words."""
+    boards = [f'{with_article(sign.color)} sign that says "{sign.text}"' for sign in scene.signs if sign.on is None]
+    labeled = {sign.on: sign for sign in scene.signs if sign.on is not None}
+    plain = [thing for index, thing in enumerate(scene.objects) if index not in labeled]
+    named = [f'{with_article(look(scene.objects[index]))} that says "{sign.text}"' for index, sign in labeled.items()]
+    return join([*named, *boards, *([list_looks(plain)] if plain else [])])
+
+
+def write_caption(scene: Scene) -> str:
+    """Write a phrase without a period: `A beach at sunset with two red cars and a blue star`."""
+    if scene.background.is_place:
+        return capitalize(f"{name_background(scene.background)} with {list_contents(scene)}")
+    return capitalize(f"{list_contents(scene)} on {name_background(scene.background)}")
+
+
+def describe_scene(scene: Scene) -> str:
+    """Describe all of a scene in sentences: background, objects with size, look and place, signs, relations."""
+    sentences = [f"The picture shows {name_background(scene.background)}."]
+    number = len(scene.objects)
+    if number:
+        sentences.append(f"There {'is' if number == 1 else 'are'} {count_noun(number, '', 'object')} in it.")
+    labels = {sign.on: sign.text for sign in scene.signs if sign.on is not None}
+    for index, thing in enumerate(scene.objects):
+        said = f', and the text on it says "{labels[index]}"' if index in labels else ""
+        sentences.append(f"{capitalize(with_article(f'{thing.size} {look(thing)}'))} is {name_third(thing)}{said}.")
+    for sign in scene.signs:
+        if sign.on is None:
+            sentences.append(f'{capitalize(with_article(sign.color))} sign {name_third(sign)} says "{sign.text}".')
+    for name, first, *others in scene.relations:
+        others = join([f"the {scene.objects[index].noun}" for index in others])
+        sentences.append(f"The {scene.objects[first].noun} is {RELATION_WORDS[name]} {others}.")
+    return " ".join(sentences)
