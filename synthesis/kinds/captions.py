@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 from fusion_vlm.synthesis.kinds.kind import ONE_QUESTION, Kind
 from fusion_vlm.synthesis.sample import Sample, Turn
+from fusion_vlm.synthesis.scenes.ask_scene import say_before
 from fusion_vlm.synthesis.scenes.ask_text import name_sign
 from fusion_vlm.synthesis.scenes.backgrounds import draw_background, draw_place, draw_surface
 from fusion_vlm.synthesis.scenes.build import RELATIONS, build_scene
@@ -85,6 +86,7 @@ def _build_place(sample: Sample, rng: random.Random) -> list[Scene]:
 def _caption_place(sample: Sample, scenes: list[Scene], rng: random.Random) -> list[Turn]:
     place, looks = scenes[0].background.name, list_looks(scenes[0].objects)
     words = {"place": place, "Place": capitalize(place), "looks": looks, "Looks": capitalize(looks)}
+    words |= {"before": say_before(place), "Before": capitalize(say_before(place))}
     return _write_turn(rng, "caption.scene", words | {"time": TIMES[scenes[0].background.time]})
 
 

@@ -149,7 +149,8 @@ def _follow_chain(scene: Scene, rng: random.Random) -> Turn:
     phrase = first.phrase.format(other=start)
     middle, end = view[first.index], view[second.index]
     name = second.phrase.format(other=phrase)
-    steps = f"{capitalize(phrase)} is the {middle.noun}, and {second.phrase.format(other=f'the {middle.noun}')} is the {end.noun}"
+    last = second.phrase.format(other=f"the {middle.noun}")
+    steps = f"{capitalize(phrase)} is the {middle.noun}, and {last} is the {end.noun}"
     explain = say(rng, "explain.open")
     if rng.random() < 0.5:
         question = say(rng, "color.open", a=name, A=capitalize(name))

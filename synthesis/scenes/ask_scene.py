@@ -32,17 +32,30 @@ def ask_count(rng: random.Random, view: View, truth: bool | None) -> Fact | None
     return make_yes_no(rng, "count", words, truth, sentence, asks)
 
 
+def say_before(place: str) -> str:
+    """Return the preposition of objects and a place in the background."""
+    return "in" if place in INDOORS else "in front of"
+
+
 def ask_place(rng: random.Random, view: View, truth: bool | None) -> Fact | None:
     """Ask for the place in the background."""
     background = view.scene.background
     if not background.is_place:
         return None
-    words = {"place": background.name}
+    words = {"place": background.name, "before": say_before(background.name)}
     if truth is None:
         return make_fact(rng, "place", words, background.name, "scene", ("place",), frozenset({("indoors",)}), PLACES)
     claimed = background.name if truth else rng.choice([place for place in PLACES if place != background.name])
     sentence = say(rng, "place.say", **with_capitals(words))
-    return make_yes_no(rng, "place", {"place": claimed}, truth, sentence, ("place",), frozenset({("indoors",)}))
+    return make_yes_no(
+        rng,
+        "place",
+        {"place": claimed, "before": say_before(claimed)},
+        truth,
+        sentence,
+        ("place",),
+        frozenset({("indoors",)}),
+    )
 
 
 def ask_time(rng: random.Random, view: View, truth: bool | None) -> Fact | None:

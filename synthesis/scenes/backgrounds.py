@@ -5,7 +5,7 @@ import random
 from fusion_vlm.synthesis.scenes.canvas import Canvas
 from fusion_vlm.synthesis.scenes.indoors import INDOORS, ROOM_LOOK_ALIKES, paint_indoors
 from fusion_vlm.synthesis.scenes.outdoors import LOOK_ALIKES, OUTDOORS, TIMELESS, paint_outdoors
-from fusion_vlm.synthesis.scenes.photos import available_photos, paint_photo
+from fusion_vlm.synthesis.scenes.photos import PHOTO_LOOK_ALIKES, available_photos, paint_photo
 from fusion_vlm.synthesis.scenes.scene import Background
 from fusion_vlm.synthesis.scenes.surfaces import SURFACES, paint_surface
 
@@ -39,7 +39,7 @@ def draw_background(rng: random.Random) -> Background:
 def list_look_alikes(background: Background) -> set[str]:
     """Return the nouns that something in a background could be taken for."""
     if not background.is_place:
-        return set()
+        return set(PHOTO_LOOK_ALIKES.get(background.name, ()))
     names = {**LOOK_ALIKES, **ROOM_LOOK_ALIKES}[background.name]
     return {*names, *(SKY_LOOK_ALIKES if background.time else ())}
 

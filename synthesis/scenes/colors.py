@@ -71,6 +71,12 @@ def mix(one: Rgb, other: Rgb, share: float) -> Rgb:
     return tuple(round(a + (b - a) * share) for a, b in zip(one, other, strict=True))
 
 
+def contrast_ratio(one: Rgb, other: Rgb) -> float:
+    """Return the contrast of two colors as WCAG defines it, from 1 to 21; 4.5 is easy to read."""
+    lightness = [((to_lab(rgb)[0] + 16) / 116) ** 3 for rgb in (one, other)]
+    return (max(lightness) + 0.05) / (min(lightness) + 0.05)
+
+
 def contrast_ink(rgb: Rgb) -> Rgb:
     """Return dark ink for a light color and light ink for a dark color."""
     return DARK_INK if luminance(rgb) > 0.6 else LIGHT_INK

@@ -19,6 +19,7 @@ SURFACE_NAMES = {
 }
 TIMES = {"day": " by day", "sunset": " at sunset", "night": " at night", None: ""}
 RELATION_WORDS = {"behind": "partly hidden behind", "inside": "inside", "touching": "touching", "between": "between"}
+BORDER_WIDTH = 0.04  # of the thirds, where neither name would be clear
 THIRDS = (("upper left", "top", "upper right"), ("left", "center", "right"), ("lower left", "bottom", "lower right"))
 
 
@@ -30,10 +31,19 @@ def name_background(background: Background) -> str:
 
 
 def name_third(thing: SceneObject | Sign) -> str:
-    """Return the ninth of the image that a center is in, with its preposition, for a rough description."""
-    row, column = min(2, int(thing.y * 3)), min(2, int(thing.x * 3))
-    place = THIRDS[row][column]
-    return f"{'at' if place in ('top', 'bottom') else 'on' if row == 1 and column != 1 else 'in'} the {place}"
+    """Return the part of the image that a center is in, with its preposition; a larger part near a border."""
+    (row, row_clear), (column, column_clear) = (
+        (min(2, int(value * 3)), min(abs(value - 1 / 3), abs(value - 2 / 3)) >= BORDER_WIDTH)
+        for value in (thing.y, thing.x)
+    )
+    if row_clear and column_clear:
+        place = THIRDS[row][column]
+        return f"{'at' if place in ('top', 'bottom') else 'on' if row == 1 and column != 1 else 'in'} the {place}"
+    if column_clear and column != 1:
+        return f"on the {('left', '', 'right')[column]} side"
+    if row_clear and row != 1:
+        return f"in the {('upper', '', 'lower')[row]} part"
+    return "near the center"
 
 
 def list_contents(scene: Scene) -> str:

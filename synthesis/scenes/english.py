@@ -17,6 +17,7 @@ NUMBER_WORDS = (
 )
 NUMBERS = tuple(NUMBER_WORDS.split())
 ALTERNATIVES = re.compile(r"\(([^()]*)\)")
+SPACE_BEFORE_MARK = re.compile(r" ([.,?!:])")
 ADJECTIVES = ("size", "color", "pattern")  # in the order in which they are said
 
 
@@ -97,7 +98,9 @@ def say(rng: random.Random, name: str, **words: str) -> str:
     phrase = rng.choice(_load_phrases()[name])
     while "(" in phrase:
         phrase = ALTERNATIVES.sub(lambda match: rng.choice(match[1].split("|")), phrase, count=1)
-    return " ".join(phrase.format(**words).split())
+    # An empty alternative leaves a space behind; texts of signs keep theirs, as they are filled in later.
+    phrase = SPACE_BEFORE_MARK.sub(r"\1", " ".join(phrase.split()))
+    return phrase.format(**words)
 
 
 def list_sections() -> dict[str, tuple[str, ...]]:

@@ -27,6 +27,14 @@ PHOTOS = (
     "moon.png",
     "rocket.jpg",
 )
+# Nouns that something in a photograph could be taken for.
+PHOTO_LOOK_ALIKES = {
+    "chelsea.png": ("cat",),
+    "coffee.png": ("mug", "circle", "oval", "bucket"),
+    "hubble_deep_field.jpg": ("star",),
+    "moon.png": ("circle",),
+    "rocket.jpg": ("rocket", "lighthouse"),
+}
 MIN_CROP = 0.5  # of the shorter side
 
 

@@ -7,16 +7,16 @@ from pathlib import Path
 
 from fusion_vlm.synthesis.scenes.backgrounds import list_look_alikes
 from fusion_vlm.synthesis.scenes.build import draw_nouns, draw_object
-from fusion_vlm.synthesis.scenes.colors import COLORS, DARK_INK, LIGHT_INK, color_distance, contrast_ink, jitter_color
+from fusion_vlm.synthesis.scenes.colors import COLORS, DARK_INK, LIGHT_INK, contrast_ink, contrast_ratio, jitter_color
 from fusion_vlm.synthesis.scenes.layout import Circle, place_apart
 from fusion_vlm.synthesis.scenes.lettering import TEXT_HEIGHT, TEXT_WIDTH, draw_face, measure_text
-from fusion_vlm.synthesis.scenes.outlines import load_outlines
 from fusion_vlm.synthesis.scenes.scene import Background, Scene, SceneObject, Sign
 
 
 FORMS = ("board", "board", "rounded", "oval")
 LETTER_SIZE = (0.062, 0.12)  # of the em square, as a share of the side
 MIN_LETTER_SIZE = 0.047  # where there is little room: capitals have 11 pixels at 336
+MIN_CONTRAST = 4.0  # of ink and board
 MAX_WIDTH, MAX_HEIGHT = 0.62, 0.4
 # Objects that carry text, and the box for it: center and sides, in shares of the radius around the object.
 CARRIERS = {
@@ -33,6 +33,7 @@ CARRIERS = {
     "drum": (0.0, 0.25, 1.2, 0.4),
 }
 CARRIER_SCALE = (0.15, 0.19)
+LABEL_SHARE = 0.45  # of the texts, if they are short
 
 
 @cache
@@ -113,7 +114,9 @@ def draw_sign(rng: random.Random, lines: list[str], color: str, shrink: float = 
     """Draw the form of a sign; its size follows from its text."""
     face = draw_face(rng, lines)
     rgb = jitter_color(rng, color)
-    inks = [ink for ink in (DARK_INK, LIGHT_INK, (150, 30, 30), (24, 60, 130)) if color_distance(ink, rgb) > 55]
+    inks = [
+        ink for ink in (DARK_INK, LIGHT_INK, (150, 30, 30), (24, 60, 130)) if contrast_ratio(ink, rgb) > MIN_CONTRAST
+    ]
     ink = rng.choice([*inks, contrast_ink(rgb)])
     wide, tall = measure_text(lines, face)
     form = rng.choice(FORMS)
@@ -169,14 +172,19 @@ def _try_sign_scene(
     carriers = rng.sample([noun for noun in CARRIERS if noun not in excluded], len(texts))
     families = set()
     for lines, color, noun in zip(texts, colors, carriers, strict=True):
-        if _fits_carrier(lines) and rng.random() < 0.35 and load_outlines()[noun].family not in families:
-            carrier = draw_object(rng, noun, "large", color=color, pattern="plain")
-            carrier.scale, carrier.angle, carrier.facing = round(rng.uniform(*CARRIER_SCALE), 4), 0.0, None
-            families.add(load_outlines()[noun].family)
-            if not place_apart(rng, [carrier], taken):
+        carrier = _draw_carrier(rng, lines, noun, color) if rng.random() < LABEL_SHARE else None
+        if carrier is not None and carrier[0].outline.family not in families:
+            thing, label = carrier
+            families.add(thing.outline.family)
+            if not place_apart(rng, [thing], taken):
                 return None
-            scene.objects.append(carrier)
-            scene.signs.append(_label(rng, lines, carrier, len(scene.objects) - 1))
+            scene.objects.append(thing)
+            label.x, label.y, label.on = (
+                round(thing.x + label.x, 4),
+                round(thing.y + label.y, 4),
+                len(scene.objects) - 1,
+            )
+            scene.signs.append(label)
         else:
             sign = draw_sign(rng, lines, color, shrink)
             place = draw_free_sign(rng, sign, taken)
@@ -189,11 +197,6 @@ def _try_sign_scene(
         return None
     scene.objects += things
     return scene
-
-
-def _fits_carrier(lines: list[str]) -> bool:
-    """Check whether a text is short enough to be read on an object."""
-    return max(map(len, lines)) * len(lines) <= 8
 
 
 def draw_free_sign(rng: random.Random, sign: Sign, taken: list[Circle]) -> tuple[float, float] | None:
@@ -212,12 +215,14 @@ def draw_free_sign(rng: random.Random, sign: Sign, taken: list[Circle]) -> tuple
     return None
 
 
-def _label(rng: random.Random, lines: list[str], carrier: SceneObject, index: int) -> Sign:
-    """Draw the text on an object, as large as its box allows."""
-    across, down, width, height = (round(share * carrier.radius, 4) for share in CARRIERS[carrier.noun])
-    rgb = tuple(carrier.rgb)
+def _draw_carrier(rng: random.Random, lines: list[str], noun: str, color: str) -> tuple[SceneObject, Sign] | None:
+    """Draw an object and the text on it, relative to its center; None if the text is too long to be read there."""
+    thing = draw_object(rng, noun, "large", color=color, pattern="plain")
+    thing.scale, thing.angle, thing.facing = round(rng.uniform(*CARRIER_SCALE), 4), 0.0, None
+    across, down, width, height = (round(share * thing.radius, 4) for share in CARRIERS[noun])
     face = draw_face(rng, lines)
-    place = (round(carrier.x + across, 4), round(carrier.y + down, 4))
-    return Sign(
-        lines, *place, width, height, carrier.color, list(rgb), list(contrast_ink(rgb)), face, "label", on=index
-    )
+    wide, tall = measure_text(lines, face)
+    if min(TEXT_WIDTH * width / wide, TEXT_HEIGHT * height / tall) < MIN_LETTER_SIZE:
+        return None
+    ink = list(contrast_ink(tuple(thing.rgb)))
+    return thing, Sign(lines, across, down, width, height, thing.color, list(thing.rgb), ink, face, "label")
