@@ -44,7 +44,9 @@ def add_arguments(parser: argparse.ArgumentParser):
     _add_model_arguments(parser)
     _add_output_arguments(parser)
     add = parser.add_argument_group("speed").add_argument
-    add("--num-workers", type=int, default=os.cpu_count(), metavar="N", help="most processes (default: one a core)")
+    add("--runner", default="local", choices=("local", "ray"), help="what makes the parts of the run (default: local)")
+    add("--ray-address", metavar="HOST:PORT", help="cluster for --runner ray (default: Ray on this machine)")
+    add("--num-workers", type=int, metavar="N", help="most processes, or parts on Ray (default: one a core)")
     add("--concurrency", type=int, default=8, metavar="N", help="calls in flight at an endpoint; a kill repeats them")
     add("--timeout", type=float, default=120.0, metavar="SECONDS", help="for an answer of the language model")
     add("--task", type=int, default=0, metavar="I", help="index of this task, from 0: where it begins")
@@ -106,6 +108,8 @@ def parse_bound(text: str) -> tuple[str, float | None, float | None]:
 
 def check_options(args: argparse.Namespace):
     """Raise a UsageError for options that do not go together."""
+    if args.ray_address and args.runner != "ray":
+        raise UsageError("--ray-address needs --runner ray")
     if (args.llm is None) != (args.model is None):
         raise UsageError("--llm and --model are given together")
     if args.images.startswith("http") and args.image_model is None:
@@ -123,7 +127,7 @@ def run(args: argparse.Namespace):
     from fusion_vlm.synthesis.connections import Connections
     from fusion_vlm.synthesis.generate import generate
     from fusion_vlm.synthesis.models.renderers import FLUX
-    from fusion_vlm.synthesis.output import read_counts
+    from fusion_vlm.synthesis.output import read_counts, read_invalid_tokens
     from fusion_vlm.synthesis.pipeline import Options
     from fusion_vlm.synthesis.report import Prices, describe_estimate, describe_summary
     from fusion_vlm.synthesis.run_folder import RunFolder
@@ -148,12 +152,22 @@ def run(args: argparse.Namespace):
         args.llm, args.judge_llm, address, args.concurrency, args.timeout, args.clip_device, args.image_device
     )
     folder = RunFolder(args.output.expanduser(), args.num, args.task, args.num_tasks)
+    num_workers = args.num_workers
+    if num_workers is None:
+        num_workers = 0 if args.runner == "ray" else os.cpu_count() or 1
     print(describe_estimate(options, prices), flush=True)
     if args.dry_run:
         return
     try:
         summary = generate(
-            options, folder, connections, args.num_workers, audit_for_card, retry_rejected=args.retry_rejected
+            options,
+            folder,
+            connections,
+            num_workers,
+            audit_for_card,
+            retry_rejected=args.retry_rejected,
+            runner=args.runner,
+            ray_address=args.ray_address,
         )
     except KeyboardInterrupt:
         print("\nInterrupted. The same command continues from here.", file=sys.stderr)
@@ -166,5 +180,5 @@ def run(args: argparse.Namespace):
         )
         return
     counts = read_counts(folder)
-    print(describe_summary(summary, counts.tokens, counts.invalid_tokens, prices))
+    print(describe_summary(summary, counts.tokens, read_invalid_tokens(folder), prices))
     print(f"output: {folder.path}")

@@ -25,8 +25,8 @@ class Counts:
             with each value; `None` for more than `MAX_LISTED` values.
         seeds (`Counter`): accepted samples by seed.
         missing_scores (`Counter`): accepted samples without a score, by scorer.
-        tokens (`dict[str, dict[str, int]]`), invalid_tokens (`dict[str, dict[str, int]]`): by model, `calls`,
-            `prompt_tokens` and `completion_tokens` of valid answers, and of the others, which were paid for, too.
+        tokens (`dict[str, dict[str, int]]`): by model, `calls`, `prompt_tokens` and `completion_tokens` of valid
+            answers.
     """
 
     num_samples: int = 0
@@ -40,7 +40,6 @@ class Counts:
     seeds: Counter = field(default_factory=Counter)
     missing_scores: Counter = field(default_factory=Counter)
     tokens: dict[str, dict[str, int]] = field(default_factory=dict)
-    invalid_tokens: dict[str, dict[str, int]] = field(default_factory=dict)
 
     def add(self, sample: Sample):
         """Count a finished sample."""
@@ -76,8 +75,7 @@ class Counts:
             getattr(self, name).update(getattr(other, name))
         for name, values in other.sources.items():
             self._add_source(name, values)
-        for name in ("tokens", "invalid_tokens"):
-            add_tokens(getattr(self, name), getattr(other, name))
+        add_tokens(self.tokens, other.tokens)
 
     def to_json(self) -> str:
         return json.dumps(vars(self), indent=1, sort_keys=True) + "\n"

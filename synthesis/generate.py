@@ -20,6 +20,7 @@ from fusion_vlm.synthesis.output import Audit, read_counts, write_output
 from fusion_vlm.synthesis.part_images import PartImages
 from fusion_vlm.synthesis.parts import Job, make_parts, reopen_parts
 from fusion_vlm.synthesis.pipeline import Clients, Options, build_stages
+from fusion_vlm.synthesis.ray_runner import run_on_ray
 from fusion_vlm.synthesis.report import summarize
 from fusion_vlm.synthesis.run_folder import RunFolder
 from fusion_vlm.synthesis.shards import SHARD_SUFFIXES
@@ -38,6 +39,8 @@ def generate(
     num_workers: int = 0,
     audit: Audit | None = None,
     retry_rejected: Iterable[str] | None = None,
+    runner: str = "local",
+    ray_address: str | None = None,
 ) -> dict | None:
     """
     Make the parts of a run that are missing, and write the output if no other task has parts in progress.
@@ -46,9 +49,11 @@ def generate(
         options (`Options`)
         folder (`RunFolder`): folder of the run, and the task.
         connections (`Connections`)
-        num_workers (`int`): most worker processes; with 0, this process makes the parts.
+        num_workers (`int`): most worker processes; with 0, this process makes the parts, or Ray uses all its cores.
         audit (`Audit`, *optional*): audits the output, see `write_output`.
         retry_rejected (`Iterable[str]`, *optional*): retries rejects of these rules first, see `reopen_parts`.
+        runner (`str`): `local` or `ray`.
+        ray_address (`str`, *optional*): of a cluster; without one, Ray runs on this machine.
 
     Returns:
         `dict`, *optional*: the result of `summarize`, or `None` while other tasks are not finished.
@@ -60,24 +65,31 @@ def generate(
     if retry_rejected is not None:
         reopen_parts(folder, retry_rejected, SHARD_SUFFIXES[options.shard_format])
     if folder.missing_parts():
-        num_workers = count_workers(options, folder, connections, num_workers)
+        num_workers = count_workers(options, folder, connections, num_workers, runner)
         shared = dataclasses.replace(connections, concurrency=-(-connections.concurrency // max(num_workers, 1)))
         job = Job(options, folder, shared)
         with bar(job) as progress:
-            if num_workers:
+            if runner == "ray":
+                run_on_ray(job, ray_address, num_workers, progress)
+            elif num_workers:
                 WorkerPool(job, num_workers, progress).run()
             else:
                 run_here(job, progress)
     return finish(options, folder, audit)
 
 
-def count_workers(options: Options, folder: RunFolder, connections: Connections, num_workers: int) -> int:
-    """Return how many processes are of use: at most one for each part, and one if it holds a model on a device."""
+def count_workers(
+    options: Options, folder: RunFolder, connections: Connections, num_workers: int, runner: str = "local"
+) -> int:
+    """Return how many parts to make at once: no more than are of use, 0 for this process or all that Ray has."""
     num_useful = len(folder.missing_parts())
     if options.images == "flux" or options.clip_model:
-        num_useful = 1
-    elif not options.is_exact:
+        # The models are on one device of this machine. On Ray, each part has a GPU of its own.
+        return min(num_workers, 1) if runner == "local" else num_workers
+    if not options.is_exact:
         num_useful = min(num_useful, -(-connections.concurrency // CALLS_PER_PROCESS))
+    if runner == "ray" and num_workers == 0:
+        return 0 if options.is_exact else num_useful
     return min(num_workers, num_useful)
 
 

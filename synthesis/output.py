@@ -16,7 +16,7 @@ from typing import Any
 
 from huggingface_hub import DatasetCardData
 
-from fusion_vlm.synthesis.counts import MAX_LISTED, Counts, merge_counts
+from fusion_vlm.synthesis.counts import MAX_LISTED, Counts, add_tokens, merge_counts
 from fusion_vlm.synthesis.models.call_cache import CallCache
 from fusion_vlm.synthesis.part_images import PartImages
 from fusion_vlm.synthesis.pipeline import MAX_LLAVA, Options
@@ -73,13 +73,15 @@ def write_part(
         for sample in accepted:
             path = folder.path / "images" / llava_name(sample, folder, part)
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(images.read(sample.image))
+            folder.write(path, images.read(sample.image))
     _write_rejects(folder, part, rejected, images)
     counts = Counts()
     for sample in samples:
         counts.add(sample)
     if cache is not None:
-        counts.tokens, counts.invalid_tokens = cache.tokens, cache.invalid_tokens
+        counts.tokens = cache.tokens
+        if cache.invalid_tokens:
+            folder.write(folder.invalid_tokens_path(part), json.dumps(cache.invalid_tokens))
     folder.write(folder.counts_path(part), counts.to_json())
 
 
@@ -110,6 +112,15 @@ def llava_name(sample: Sample, folder: RunFolder, part: int) -> str:
 def read_counts(folder: RunFolder) -> Counts:
     """Return the counts of all finished parts together."""
     return merge_counts(Counts.from_json(folder.counts_path(part).read_text()) for part in folder.done_parts())
+
+
+def read_invalid_tokens(folder: RunFolder, part: int | None = None) -> dict[str, dict[str, int]]:
+    """Return the tokens by model of answers that were not valid but paid for: of a part, or of all parts."""
+    total: dict[str, dict[str, int]] = {}
+    for path in folder.work_dir.glob("invalid-*.json") if part is None else [folder.invalid_tokens_path(part)]:
+        if path.is_file():
+            add_tokens(total, json.loads(path.read_text()))
+    return total
 
 
 def write_output(

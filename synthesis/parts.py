@@ -7,6 +7,7 @@ finished part can be reopened to retry some of its rejects.
 
 import asyncio
 import json
+import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -14,9 +15,10 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from fusion_vlm.synthesis.connections import Connections, connect
+from fusion_vlm.synthesis.counts import Counts
 from fusion_vlm.synthesis.engine import Begun, run_samples
 from fusion_vlm.synthesis.models.call_cache import CallCache
-from fusion_vlm.synthesis.output import write_part
+from fusion_vlm.synthesis.output import read_invalid_tokens, write_part
 from fusion_vlm.synthesis.part_images import PartImages
 from fusion_vlm.synthesis.pipeline import Clients, Options, build_stages, open_source
 from fusion_vlm.synthesis.run_folder import RunFolder
@@ -205,7 +207,11 @@ def reopen_parts(folder: RunFolder, rules: Iterable[str], shard_suffix: str) -> 
 def _reopen_part(folder: RunFolder, part: int, rejects: list[Sample], retried: set[str], shard_suffix: str):
     # The marker of a finished part goes last: a kill before leaves the part as it was.
     (folder.path / "done.json").unlink(missing_ok=True)
+    shutil.rmtree(folder.part_dir(part), ignore_errors=True)
     images = PartImages(folder.part_dir(part) / "images", is_kept=True)
+    cache = CallCache(folder.part_dir(part) / "calls.jsonl")
+    cache.add_totals(Counts.from_json(folder.counts_path(part).read_text()).tokens, read_invalid_tokens(folder, part))
+    cache.close()
     samples = {sample.source["position"]: sample for sample in rejects}
     for row in read_shard(folder.shard_path(part, shard_suffix), ("images", "sample")):
         sample = Sample.from_dict(json.loads(row["sample"]))

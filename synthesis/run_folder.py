@@ -7,6 +7,7 @@ The folder of a run: where its files are, who may write them, and how a file is 
     parts/part-00012.json                  counts of a part; it is written last, so a part that has it is finished
     work/part-00012/                       images and calls of a part under way; removed when the part is finished
     work/part-00012.lock                   held by the process that makes the part
+    work/invalid-00012.json                tokens of the answers of a part that were not valid
     done.json                              the last file that is written
 
 A part is the unit of work, of resuming and of output. Processes claim parts, so any number of them share a folder.
@@ -88,6 +89,10 @@ class RunFolder:
     def reject_images_path(self, part: int) -> Path:
         return self.path / "rejects" / f"images-{part:05d}.parquet"
 
+    def invalid_tokens_path(self, part: int) -> Path:
+        """Return the file of the tokens of answers that were not valid: what faults cost is no part of the result."""
+        return self.work_dir / f"invalid-{part:05d}.json"
+
     def prepare(self, config: dict):
         """
         Create the folder, or check that it holds a run of the same configuration.
@@ -100,9 +105,11 @@ class RunFolder:
         others = {path.name for path in self.path.iterdir()} - {*names} if self.path.is_dir() else set()
         if others and "run.json" not in others:
             raise RunError(f"{self.path} is not empty and holds no run. Give another --output.")
+        config = json.loads(json.dumps({"format": FORMAT, **config}))
+        if others:
+            check_config(json.loads((self.path / "run.json").read_text()), config, self.path)
         for name in names:
             (self.path / name).mkdir(parents=True, exist_ok=True)
-        config = json.loads(json.dumps({"format": FORMAT, **config}))
         with self.locked("run"):
             if not (self.path / "run.json").is_file():
                 self.write("run.json", json.dumps(config, indent=2) + "\n")

@@ -8,7 +8,6 @@ import pickle
 import signal
 import threading
 import traceback
-from collections import Counter
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
@@ -18,6 +17,7 @@ from tqdm import tqdm
 
 from fusion_vlm.synthesis.failures import RunError
 from fusion_vlm.synthesis.parts import Job, Report, make_parts
+from fusion_vlm.synthesis.run_folder import RunFolder
 
 
 MAX_DEATHS = 3  # processes that may die over one part before the run stops
@@ -58,7 +58,8 @@ class WorkerPool:
         self.job, self.num_workers, self.progress = job, num_workers, progress
         self.context = multiprocessing.get_context("spawn")
         self.workers: dict[Connection, _Worker] = {}
-        self.deaths: Counter = Counter()
+        # By part, None before the first: deaths since the part got farther, and how far it got.
+        self.deaths: dict[int | None, tuple[int, int]] = {}
 
     def run(self):
         """
@@ -96,6 +97,7 @@ class WorkerPool:
             return
         if name == "begin":
             worker.samples_by_part[value] = 0
+            self.deaths.pop(None, None)
         elif name == "sample":
             worker.samples_by_part[value] += 1
             self.progress.update()
@@ -113,22 +115,30 @@ class WorkerPool:
             return
         for part, num_samples in (worker.samples_by_part or {None: 0}).items():
             self.progress.update(-num_samples)
-            self.deaths[part] += 1
-            if self.deaths[part] == MAX_DEATHS:
-                raise RunError(self._describe_deaths(part, num_samples, worker.process.exitcode))
+            num_deaths, farthest = self.deaths.get(part, (0, -1))
+            if num_samples > farthest:
+                num_deaths, farthest = 0, num_samples
+            self.deaths[part] = num_deaths + 1, farthest
+            if num_deaths + 1 == MAX_DEATHS:
+                raise RunError(describe_deaths(self.job.folder, part, _name_exit(worker.process.exitcode)))
         self._start()
 
-    def _describe_deaths(self, part: int | None, num_samples: int, exit_code: int) -> str:
-        by = f"signal {signal.Signals(-exit_code).name}" if exit_code < 0 else f"exit code {exit_code}"
-        place = "before they began"
-        if part is not None:
-            indices = self.job.folder.part_indices(part)
-            place = f"at samples {indices[0]} to {indices[-1]}, the last after {num_samples} of them"
-        return (
-            f"{MAX_DEATHS} processes died {place} ({by}). The usual cause is a lack of memory: give fewer"
-            f" --num-workers (now {self.num_workers}), or a smaller --image-size in another --output. The same command"
-            " continues; finished parts stay."
-        )
+
+def _name_exit(exit_code: int) -> str:
+    return f"signal {signal.Signals(-exit_code).name}" if exit_code < 0 else f"exit code {exit_code}"
+
+
+def describe_deaths(folder: RunFolder, part: int | None, cause: str) -> str:
+    """Say in words that processes died over a part, or before they began one, and what to do."""
+    place = "before they began"
+    if part is not None:
+        indices = folder.part_indices(part)
+        place = f"over samples {indices[0]} to {indices[-1]}"
+    return (
+        f"{MAX_DEATHS} processes died {place} ({cause}). The usual cause is a lack of memory: give fewer"
+        " --num-workers, or a smaller --image-size in another --output. The same command continues; finished parts"
+        " stay."
+    )
 
 
 def _work(job: Job, pipe: Connection):

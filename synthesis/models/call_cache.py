@@ -57,6 +57,10 @@ class CallCache:
         """Count the tokens of an answer that was paid for but is not valid."""
         self._write({"model": model, "tokens": num_tokens})
 
+    def add_totals(self, tokens: dict[str, dict[str, int]], invalid_tokens: dict[str, dict[str, int]]):
+        """Count the tokens by model of an earlier cache."""
+        self._write({"totals": [tokens, invalid_tokens]})
+
     def _write(self, entry: dict):
         line = json.dumps(entry).encode() + b"\n"
         with self._lock:
@@ -67,6 +71,10 @@ class CallCache:
     def _add(self, entry: dict):
         if "error" in entry:
             self._errors[entry["key"]] = entry["error"]
+            return
+        if "totals" in entry:
+            add_tokens(self.tokens, entry["totals"][0])
+            add_tokens(self.invalid_tokens, entry["totals"][1])
             return
         prompt, completion = entry["tokens"]
         counts = {"calls": 1, "prompt_tokens": prompt, "completion_tokens": completion}
