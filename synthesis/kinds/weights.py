@@ -36,10 +36,21 @@ def parse_weights(texts: Iterable[str]) -> Weights:
     return reduce_weights(tuple(weights.items()))
 
 
-def reduce_weights(weights: Weights) -> Weights:
+def reduce_weights(weights: Iterable[tuple[str, int]]) -> Weights:
     """Divide weights by what divides all of them."""
+    weights = tuple(weights)
     divisor = gcd(*(weight for _, weight in weights))
     return tuple((kind, weight // divisor) for kind, weight in weights)
+
+
+def count_samples(num: int, weights: Weights) -> dict[str, int]:
+    """Count the samples of each kind among the first `num`."""
+    order = _order(weights)
+    turns, rest = divmod(num, len(order))
+    counts = {kind: turns * weight for kind, weight in weights}
+    for kind, _ in order[:rest]:
+        counts[kind] += 1
+    return counts
 
 
 def find_sample(index: int, weights: Weights) -> tuple[str, int]:

@@ -5,14 +5,14 @@ import random
 from fusion_vlm.synthesis.scenes.canvas import Canvas
 from fusion_vlm.synthesis.scenes.indoors import INDOORS, ROOM_LOOK_ALIKES, paint_indoors
 from fusion_vlm.synthesis.scenes.outdoors import LOOK_ALIKES, OUTDOORS, TIMELESS, paint_outdoors
-from fusion_vlm.synthesis.scenes.photos import PHOTO_LOOK_ALIKES, available_photos, paint_photo
+from fusion_vlm.synthesis.scenes.photos import PHOTO_LOOK_ALIKES, PHOTOS, paint_photo
 from fusion_vlm.synthesis.scenes.scene import Background
 from fusion_vlm.synthesis.scenes.surfaces import SURFACES, paint_surface
 
 
 PLACES = (*OUTDOORS, *INDOORS)
 TIMES = ("day", "sunset", "night")
-PHOTO_SHARE = 0.15  # of the backgrounds that are no places, where there are photographs
+PHOTO_SHARE = 0.15  # of the backgrounds that are no places
 SKY_LOOK_ALIKES = ("circle", "cloud", "crescent", "star")  # of sun, clouds, moon and stars
 
 
@@ -25,9 +25,8 @@ def draw_place(rng: random.Random, name: str | None = None) -> Background:
 
 def draw_surface(rng: random.Random) -> Background:
     """Draw a surface or a photograph, where nothing can be confused with an object."""
-    photos = available_photos()
-    if photos and rng.random() < PHOTO_SHARE:
-        return Background("photo", rng.choice(sorted(photos)), rng.getrandbits(32))
+    if rng.random() < PHOTO_SHARE:
+        return Background("photo", rng.choice(PHOTOS), rng.getrandbits(32))
     return Background("surface", rng.choice(list(SURFACES)), rng.getrandbits(32))
 
 

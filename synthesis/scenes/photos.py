@@ -1,8 +1,8 @@
 """
-Photographs as backgrounds, from scikit-image where it is installed.
+Photographs as backgrounds, from the package scikit-image of the extra `synthesis`.
 
-Its package holds them in `skimage/data`; their docstrings there name the licenses: CC0 or in the public domain.
-`identify_photos` belongs to the identity of a run, so a run cannot go on where the photographs differ.
+The package holds them in `skimage/data`; its docstrings name the licenses: CC0 or in the public domain. The set is
+fixed. A missing photograph is an error, because another set would draw other pixels for the same seed.
 """
 
 import hashlib
@@ -38,31 +38,31 @@ PHOTO_LOOK_ALIKES = {
 MIN_CROP = 0.5  # of the shorter side
 
 
-@cache
-def available_photos() -> dict[str, Path]:
-    """Return the paths of the photographs that are installed, by name."""
+def _find_photo(name: str) -> Path:
     package = importlib.util.find_spec("skimage")
-    if package is None or package.origin is None:
-        return {}
-    folder = Path(package.origin).parent / "data"
-    return {name: folder / name for name in PHOTOS if (folder / name).is_file()}
+    path = Path(package.submodule_search_locations[0]) / "data" / name if package else None
+    if path is None or not path.is_file():
+        raise ImportError(
+            f"Scenes need the photograph {name} of scikit-image, which is not installed:"
+            ' pip install "fusion-vlm[synthesis]".'
+        )
+    return path
 
 
+@cache
 def identify_photos() -> str:
-    """Return a hash of the installed photographs; an empty text without any."""
-    contents = [path.read_bytes() for path in available_photos().values()]
-    return hashlib.sha256(b"".join(contents)).hexdigest()[:16] if contents else ""
+    """
+    Return a hash of all photographs.
+
+    Raises:
+        ImportError: if one is not installed.
+    """
+    return hashlib.sha256(b"".join(_find_photo(name).read_bytes() for name in PHOTOS)).hexdigest()[:16]
 
 
 @cache
 def _load(name: str) -> Image.Image:
-    photos = available_photos()
-    if name not in photos:
-        raise FileNotFoundError(
-            f"A scene has the photograph {name!r} of scikit-image behind it, which is not installed. Install"
-            " scikit-image, or draw the scenes again."
-        )
-    with Image.open(photos[name]) as image:
+    with Image.open(_find_photo(name)) as image:
         return image.convert("RGB")
 
 
