@@ -40,7 +40,7 @@ def ask_direction(rng: random.Random, view: View, truth: bool | None) -> Fact | 
     first, second, name, other = found
     direction = view.find_direction(first, second)
     words = {"a": name.text, "b": other.text, "where": DIRECTIONS[direction]}
-    asks, tells = ("direction", *sorted((first, second))), name.tells | other.tells
+    asks, tells = ("direction", first, second), name.tells | other.tells | {("direction", second, first)}
     if truth is None:
         return make_fact(rng, "direction", words, direction, "spatial", asks, tells, tuple(DIRECTIONS))
     claimed = direction if truth else OPPOSITES[direction]
@@ -139,7 +139,7 @@ def ask_related(rng: random.Random, view: View, truth: bool | None) -> Fact | No
 def ask_larger(rng: random.Random, view: View, truth: bool | None) -> Fact | None:
     """Ask which of two objects is larger, or smaller."""
     found = _draw_pair(rng, view, lambda one, other: view.is_larger(one, other) or view.is_larger(other, one))
-    if found is None or set(found[:2]) & set(view.behind):
+    if found is None or set(found[:2]) & {*view.behind, *view.nested}:
         return None
     first, second, name, other = found
     larger = rng.random() < 0.5
@@ -161,8 +161,6 @@ def ask_larger(rng: random.Random, view: View, truth: bool | None) -> Fact | Non
 def ask_extreme(rng: random.Random, view: View, truth: bool | None) -> Fact | None:
     """Ask which object is farthest to a side, or the largest or smallest."""
     found = {name: index for name, index in view.find_extremes().items() if index in view.singles}
-    if view.behind:
-        found = {name: index for name, index in found.items() if name not in ("largest", "smallest")}
     if truth is not None or not found:
         return None
     superlative = rng.choice(sorted(found))
@@ -221,8 +219,7 @@ def find_steps(rng: random.Random, view: View) -> list[Step]:
         if nearest is not None:
             steps.append(Step(nearest, f"the object {rng.choice(('nearest', 'closest'))} to {{other}}", index))
     for name, index in view.find_extremes().items():
-        if not (view.behind and name in ("largest", "smallest")):
-            steps.append(Step(index, f"the {name} object"))
+        steps.append(Step(index, f"the {name} object"))
     phrases = {"inside": "the object inside", "touching": "the object that touches", "behind": "the object behind"}
     for name, first, *others in view.scene.relations:
         if name in phrases:

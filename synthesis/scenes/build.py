@@ -157,7 +157,8 @@ def _recolor(rng: random.Random, thing: SceneObject):
 def _prepare_relation(rng: random.Random, scene: Scene, others: list[SceneObject], relation: str):
     """Give the first of the further objects sizes that fit the relation, and note it in the scene."""
     if relation == "inside":
-        container = draw_object(rng, rng.choice(CONTAINERS), "large")
+        look_alikes = list_look_alikes(scene.background)
+        container = draw_object(rng, rng.choice([noun for noun in CONTAINERS if noun not in look_alikes]), "large")
         container.scale = round(rng.uniform(*CONTAINER_SCALE), 4)
         others[1] = container
         others[0].size, others[0].scale = "small", round(rng.uniform(*SIZES["small"]), 4)

@@ -13,6 +13,7 @@ from fusion_vlm.synthesis.scenes.scene import SceneObject, Sign
 
 
 BORDER = 0.005  # around objects and signs, so that they stand out from any background
+MAX_CORNERS = 24
 PERIOD = 0.95  # of a pattern, as a share of twice an object's scale
 # Colors of parts that are not the main color.
 PART_COLORS = {
@@ -85,7 +86,9 @@ class Canvas:
         pixels = max(1, round(2 * width * self.side))
         for points in polygons:
             scaled = [(x * self.side, y * self.side) for x, y in points]
-            self.draw.line([*scaled, *scaled[:2]], fill, pixels, joint="curve")
+            # Round joints are slow, and curves of many points have no corner that needs one.
+            joint = "curve" if len(points) < MAX_CORNERS else None
+            self.draw.line([*scaled, *scaled[:2]], fill, pixels, joint)
 
     def _texture(self, thing: SceneObject) -> tuple[Image.Image | None, tuple[int, int]]:
         """Return the image that fills the main parts of an object, if they are not flat, and its upper left corner."""

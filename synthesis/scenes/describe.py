@@ -9,8 +9,8 @@ SURFACE_NAMES = {
     "gradient": "a background with a gradient",
     "paper": "a grainy background",
     "clouds": "a mottled background",
-    "ruled paper": "lined paper",
-    "planks": "wooden planks",
+    "ruled paper": "a lined page",
+    "planks": "a wall of boards",
     "tiles": "a tiled wall",
     "wallpaper": "striped wallpaper",
     "soft lights": "a blurred background",
@@ -69,9 +69,12 @@ def describe_scene(scene: Scene) -> str:
     if number:
         sentences.append(f"There {'is' if number == 1 else 'are'} {count_noun(number, '', 'object')} in it.")
     labels = {sign.on: sign.text for sign in scene.signs if sign.on is not None}
+    containers = {relation[2] for relation in scene.relations if relation[0] == "inside"}
     for index, thing in enumerate(scene.objects):
         said = f', and the text on it says "{labels[index]}"' if index in labels else ""
-        sentences.append(f"{capitalize(with_article(f'{thing.size} {look(thing)}'))} is {name_third(thing)}{said}.")
+        # What contains another object is always large, so its size says nothing.
+        size = "" if index in containers else f"{thing.size} "
+        sentences.append(f"{capitalize(with_article(f'{size}{look(thing)}'))} is {name_third(thing)}{said}.")
     for sign in scene.signs:
         if sign.on is None:
             sentences.append(f'{capitalize(with_article(sign.color))} sign {name_third(sign)} says "{sign.text}".')

@@ -16,7 +16,7 @@ FOLDER = Path(__file__).parent
 @cache
 def identify_drawing() -> dict[str, str]:
     """
-    Return hashes of the grammar (code and texts), the fonts and the photographs, and Pillow's version.
+    Return hashes of the grammar (code and texts), of fonts and photographs, and the version of Pillow.
 
     Raises:
         ImportError: if a font or a photograph is not installed.

@@ -12,7 +12,7 @@ from fusion_vlm.synthesis.scenes.scene import Sign
 TEXT_WIDTH, TEXT_HEIGHT = 0.86, 0.8  # share of a board that the text may fill
 ROUND_WIDTH, ROUND_HEIGHT = 0.72, 0.66  # of an oval
 LEADING = 1.22  # distance of lines, as a share of the size
-PROBE = 200  # size in pixels at which a text is measured
+PROBE = 80  # size in pixels at which a text is measured
 
 
 @cache

@@ -89,11 +89,8 @@ def _city(canvas: Canvas, rng: random.Random, horizon: float):
         left = -0.02
         while left < 1:
             width, top = rng.uniform(0.07, 0.16), rng.uniform(0.14, 0.5) + 0.16 * row
-            wall = mix(
-                vary_color(rng, rng.choice(((156, 158, 174), (176, 160, 150), (140, 150, 164)))),
-                (214, 222, 232),
-                shade,
-            )
+            tone = rng.choice(((156, 158, 174), (176, 160, 150), (140, 150, 164)))
+            wall = mix(vary_color(rng, tone), (214, 222, 232), shade)
             canvas.box(left, top, left + width, street, wall)
             lit = (244, 230, 180) if rng.random() < 0.6 else (196, 206, 220)
             for line in range(int((street - top) / 0.05)):

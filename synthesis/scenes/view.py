@@ -55,6 +55,8 @@ class View:
         self.seen: list[Seen] = measured[: len(scene.objects)]
         self.seen_signs: list[Seen] = measured[len(scene.objects) :]
         self.behind = [relation[1] for relation in scene.relations if relation[0] == "behind"]
+        # What is inside another object is always small, and the other one large.
+        self.nested = {index for relation in scene.relations if relation[0] == "inside" for index in relation[1:]}
         # In front of a place, "the red object" could be something of the place.
         self.may_be_generic = not scene.background.is_place
         self.singles = [
@@ -173,6 +175,8 @@ class View:
             clear = all(sign * (two - one) > 0.03 for one, two in zip(*edges, strict=True))
             if clear and abs(measure(first) - measure(second)) > 0.08:
                 found[name] = first
+        if self.nested or self.behind:
+            return found
         ordered = sorted(indices, key=lambda index: self.seen[index].area)
         if self.is_larger(ordered[-1], ordered[-2]):
             found["largest"] = ordered[-1]
