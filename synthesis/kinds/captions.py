@@ -40,7 +40,7 @@ def _build_counts(sample: Sample, rng: random.Random) -> list[Scene]:
     groups = [(("noun", "color", "pattern"), number)]
     if number < 9 and rng.random() < 0.6:
         groups.append((("noun", "color", "pattern"), rng.randint(1, 12 - number)))
-    return [build_scene(rng, draw_background(rng), groups, num_others=rng.randint(0, 2))]
+    return [build_scene(rng, draw_surface(rng), groups, num_others=rng.randint(0, 2))]
 
 
 def _caption_counts(sample: Sample, scenes: list[Scene], rng: random.Random) -> list[Turn]:

@@ -182,6 +182,9 @@ def _compare(sample: Sample, scenes: list[Scene], rng: random.Random) -> Fact:
     same = form == NUM_FORMS - 1
     possible = [change for change in CLOSED_CHANGES if (change in changed) != same]
     possible = [change for change in possible if _list_candidates(change, differences, scenes)]
+    if "background" in changed:
+        # Another background may add something that counts as an object.
+        possible = [change for change in possible if change != "number"]
     change = rng.choice(possible)
     index = rng.choice(_list_candidates(change, differences, scenes))
     question = say(rng, "same_in_both.ask", what=_name_subject(change, index, scenes))
@@ -225,7 +228,15 @@ def _name_subject(change: str, index: int | None, scenes: list[Scene]) -> str:
 def _compare_one(change: str, index: int | None, scenes: list[Scene]) -> str:
     """Say what one thing is in the left and in the right image, or in both, without a period."""
     if change == "number":
-        subject, values = "the number of objects", [NUMBERS[len(scene.objects)] for scene in scenes]
+        numbers = [len(scene.objects) for scene in scenes]
+        more = abs(numbers[0] - numbers[1])
+        if more and any(scene.background.has_things for scene in scenes):
+            # What is in the background may count as an object, too.
+            sides = ("left", "right") if numbers[0] > numbers[1] else ("right", "left")
+            return f"the {sides[0]} image has {NUMBERS[more]} more object{'s' * (more > 1)} than the {sides[1]} image"
+        if any(scene.background.has_things for scene in scenes):
+            return "the number of objects is the same in both images"
+        subject, values = "the number of objects", [NUMBERS[number] for number in numbers]
     elif change == "background":
         subject, values = "the background", [name_background(scene.background) for scene in scenes]
     elif change == "object":

@@ -25,7 +25,7 @@ def build_conversation_scenes(sample: Sample, rng: random.Random) -> list[Scene]
     The number of the other objects is drawn by itself, so that the number of all does not tell that of the group.
     """
     background = draw_background(rng)
-    common = rng.choice(COMMON if background.is_place else (*COMMON, *GENERIC))
+    common = rng.choice(COMMON if background.has_things else (*COMMON, *GENERIC))
     number = 1 + draw_evenly(sample, "count", MAX_COUNT)
     num_others = rng.randint(3, max(3, min(6, MAX_OBJECTS - number)))
     num_decoys = rng.randint(0, max(0, min(3, MAX_OBJECTS - number - num_others))) if len(common) == 2 else 0

@@ -42,14 +42,14 @@ def _build_scenes(sample: Sample, rng: random.Random) -> list[Scene]:
         return [_build_exception(rng)]
     if form == CHAIN:
         while True:
-            scene = build_scene(rng, draw_background(rng), num_others=rng.randint(4, 6))
+            scene = build_scene(rng, draw_surface(rng), num_others=rng.randint(4, 6))
             if _find_chains(random.Random(0), View(scene)):
                 return [scene]
     difference = 1 + draw_evenly(sample, "difference", 9)
     fewer = rng.randint(1, (MAX_TOTAL - difference) // 2)
     numbers = rng.sample([fewer, fewer + difference], 2)
     background = draw_background(rng)
-    common = rng.choice(COMMON if background.is_place else (*COMMON, ("color",), ("pattern",)))
+    common = rng.choice(COMMON if background.has_things else (*COMMON, ("color",), ("pattern",)))
     return [build_scene(rng, background, [(common, number) for number in numbers])]
 
 

@@ -2,6 +2,7 @@
 
 import random
 
+from fusion_vlm.synthesis.scenes.backgrounds import list_look_alikes
 from fusion_vlm.synthesis.scenes.colors import COLORS
 from fusion_vlm.synthesis.scenes.english import list_adjectives, say, with_article
 from fusion_vlm.synthesis.scenes.facts import Fact, make_fact, make_yes_no, with_capitals
@@ -97,6 +98,7 @@ def ask_exists(rng: random.Random, view: View, truth: bool | None) -> Fact | Non
         taken = {other.noun for other in view.scene.objects}
         families = {other.outline.family for other in view.scene.objects}
         if changed == "noun":
+            taken |= list_look_alikes(view.scene.background)
             free = [n for n, outline in load_outlines().items() if n not in taken and outline.family not in families]
             if "pattern" in claimed:
                 free = [noun for noun in free if load_outlines()[noun].takes_pattern]

@@ -6,13 +6,14 @@ from fusion_vlm.synthesis.scenes.canvas import Canvas
 from fusion_vlm.synthesis.scenes.indoors import INDOORS, ROOM_LOOK_ALIKES, paint_indoors
 from fusion_vlm.synthesis.scenes.outdoors import LOOK_ALIKES, OUTDOORS, TIMELESS, paint_outdoors
 from fusion_vlm.synthesis.scenes.photos import PHOTO_LOOK_ALIKES, PHOTOS, paint_photo
-from fusion_vlm.synthesis.scenes.scene import Background
+from fusion_vlm.synthesis.scenes.scene import THING_PHOTOS, Background
 from fusion_vlm.synthesis.scenes.surfaces import SURFACES, paint_surface
 
 
 PLACES = (*OUTDOORS, *INDOORS)
 TIMES = ("day", "sunset", "night")
-PHOTO_SHARE = 0.15  # of the backgrounds that are no places
+PHOTO_SHARE = 0.15  # of the surfaces
+THING_PHOTO_SHARE = 0.04  # of all backgrounds
 SKY_LOOK_ALIKES = ("circle", "cloud", "crescent", "star")  # of sun, clouds, moon and stars
 
 
@@ -24,15 +25,19 @@ def draw_place(rng: random.Random, name: str | None = None) -> Background:
 
 
 def draw_surface(rng: random.Random) -> Background:
-    """Draw a surface or a photograph, where nothing can be confused with an object."""
+    """Draw a surface or a photograph of a texture, where nothing can be confused with an object."""
     if rng.random() < PHOTO_SHARE:
-        return Background("photo", rng.choice(PHOTOS), rng.getrandbits(32))
+        textures = [name for name in PHOTOS if name not in THING_PHOTOS]
+        return Background("photo", rng.choice(textures), rng.getrandbits(32))
     return Background("surface", rng.choice(list(SURFACES)), rng.getrandbits(32))
 
 
 def draw_background(rng: random.Random) -> Background:
     """Draw a place, a surface or a photograph."""
-    return draw_place(rng) if rng.random() < 0.5 else draw_surface(rng)
+    share = rng.random()
+    if share < THING_PHOTO_SHARE:
+        return Background("photo", rng.choice(THING_PHOTOS), rng.getrandbits(32))
+    return draw_place(rng) if share < 0.5 else draw_surface(rng)
 
 
 def list_look_alikes(background: Background) -> set[str]:

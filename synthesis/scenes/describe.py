@@ -66,7 +66,7 @@ def describe_scene(scene: Scene) -> str:
     """Describe all of a scene in sentences: background, objects with size, look and place, signs, relations."""
     sentences = [f"The picture shows {name_background(scene.background)}."]
     number = len(scene.objects)
-    if number:
+    if number and not scene.background.has_things:
         sentences.append(f"There {'is' if number == 1 else 'are'} {count_noun(number, '', 'object')} in it.")
     labels = {sign.on: sign.text for sign in scene.signs if sign.on is not None}
     containers = {relation[2] for relation in scene.relations if relation[0] == "inside"}

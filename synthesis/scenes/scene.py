@@ -11,6 +11,7 @@ from fusion_vlm.synthesis.scenes.outlines import Outline, load_outlines
 PATTERNS = ("plain", "striped", "polka-dotted", "checkered", "zigzag")
 # Half of the square root of an object's area, as a share of the image side. Any two sizes differ by a fifth or more.
 SIZES = {"small": (0.036, 0.042), "medium": (0.052, 0.061), "large": (0.077, 0.093)}
+THING_PHOTOS = ("chelsea.png", "coffee.png", "rocket.jpg")  # photographs of things, not of textures
 MAX_COUNT = 12  # the highest number of a group
 
 
@@ -110,6 +111,11 @@ class Background:
     @property
     def is_place(self) -> bool:
         return self.kind == "place"
+
+    @property
+    def has_things(self) -> bool:
+        """Return whether something in the background could be called an object."""
+        return self.is_place or self.name in THING_PHOTOS
 
 
 @dataclass

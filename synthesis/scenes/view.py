@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from itertools import combinations
 
 from fusion_vlm.synthesis.scenes.english import list_adjectives
-from fusion_vlm.synthesis.scenes.masks import Seen, measure_scene
+from fusion_vlm.synthesis.scenes.masks import WHOLE, Seen, measure_scene
 from fusion_vlm.synthesis.scenes.scene import Scene, SceneObject
 
 
 ATTRIBUTES = ("color", "pattern", "size")
+TOUCHING = 0.96  # visible share that is enough of an object which another one touches
 MIN_DISTANCE = 0.16  # of two centers of which one is left of the other, or above it
 MIN_SLOPE = 2.0  # how much larger the distance along the direction has to be than the one across
 ZONES = (
@@ -58,7 +59,7 @@ class View:
         # What is inside another object is always small, and the other one large.
         self.nested = {index for relation in scene.relations if relation[0] == "inside" for index in relation[1:]}
         # In front of a place, "the red object" could be something of the place.
-        self.may_be_generic = not scene.background.is_place
+        self.may_be_generic = not scene.background.has_things
         self.singles = [
             index
             for index, thing in enumerate(scene.objects)
@@ -73,8 +74,12 @@ class View:
 
     def num_hidden(self) -> int:
         """Count the objects and signs that are hidden though the scene was not built so."""
-        hidden = [not seen.is_whole for seen in (*self.seen, *self.seen_signs)]
-        return sum(is_hidden for index, is_hidden in enumerate(hidden) if index not in self.behind)
+        touching = {index for relation in self.scene.relations if relation[0] == "touching" for index in relation[1:]}
+        return sum(
+            seen.visible < (TOUCHING if index in touching else WHOLE)
+            for index, seen in enumerate((*self.seen, *self.seen_signs))
+            if index not in self.behind
+        )
 
     def name(self, rng: random.Random, index: int, avoid: tuple[str, ...] = ()) -> Name | None:
         """
@@ -148,7 +153,7 @@ class View:
     def find_nearest(self, index: int) -> int | None:
         """Return the object that is clearly nearest to another, by centers and by circles."""
         others = [other for other in range(len(self.scene.objects)) if other != index]
-        if len(others) < 2 or self.scene.signs:
+        if len(others) < 2 or self.scene.signs or not self.may_be_generic:
             return None
         for measure in (self.distance, self.gap):
             first, second = sorted(others, key=lambda other: measure(index, other))[:2]  # noqa: B023
@@ -161,7 +166,7 @@ class View:
         """Return the objects that are clearly the leftmost, rightmost, highest, lowest, largest and smallest."""
         found = {}
         indices = range(len(self.scene.objects))
-        if len(indices) < 3 or self.scene.signs:
+        if len(indices) < 3 or self.scene.signs or not self.may_be_generic:
             return {}
         for name, sign, measure in (
             ("leftmost", 1, lambda index: self[index].x),
