@@ -13,7 +13,7 @@ CORE_TESTS = tests/commands tests/serving tests/training/test_collator.py tests/
 	tests/small_model/test_model.py tests/test_*.py
 PYTEST = HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(1)/bin/python -m pytest --numprocesses 2 --dist loadfile
 
-.PHONY: demo demo-convert demo-page test lint format test-demo test-slow test-gpu test-transformers test-versions test-newest test-vllm
+.PHONY: demo demo-convert demo-page test lint format test-demo test-slow test-gpu test-transformers test-versions test-newest test-vllm test-ray
 
 demo: .venv/.ready
 	.venv/bin/python examples/quickstart.py
@@ -54,6 +54,10 @@ VLLM_TESTS ?=
 test-vllm: .venv-vllm/.ready
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 .venv-vllm/bin/python -m pytest tests/serving/vllm $(VLLM_TESTS)
 
+# The runner on Ray, killed in every way. Its own environment, so that the suite needs no Ray.
+test-ray: .venv-ray/.ready
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 .venv-ray/bin/python -m pytest tests/synthesis/test_ray.py -m ray -s
+
 lint: .venv/.ready
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
@@ -86,6 +90,9 @@ test-transformers: .venv/.ready
 
 .venv-newest/.ready: constraints-newest.txt setup.cfg pyproject.toml
 	@sh make_environment.sh .venv-newest constraints-newest.txt 11 "$(PYTHON)" ".[convert,test-core]"
+
+.venv-ray/.ready: constraints.txt setup.cfg pyproject.toml
+	@sh make_environment.sh .venv-ray constraints.txt 11 "$(PYTHON)" ".[ray,test-core]"
 
 # Its own environment, because Gradio needs an older Pillow than the suite has.
 .venv-demo/.ready: constraints-demo.txt setup.cfg pyproject.toml

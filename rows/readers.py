@@ -8,6 +8,7 @@ memory. What a row looks like is the matter of `rows.forms`; tables that people 
 import importlib
 import json
 import re
+import tarfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -58,7 +59,7 @@ def stream_rows(path: str | Path, columns: Iterable[str]) -> Iterator[Any]:
 
     Args:
         path (`str` or `Path`): a `.json`, `.jsonl` or `.parquet` file, a folder of `datasets.save_to_disk` (all
-            splits), or a folder with parquet files or one JSON file.
+            splits), or a folder with parquet files, tar files of a WebDataset, or one JSON file.
         columns (`Iterable[str]`): the only columns that are read of tables, so that images stay on disk.
 
     Raises:
@@ -123,12 +124,24 @@ def _stream_folder(path: Path, columns: Iterable[str]) -> Iterator[Any]:
     elif files := sorted(path.rglob("*.parquet")):
         for file in files:
             yield from stream_parquet(file, columns)
+    elif files := sorted(path.rglob("*.tar")):
+        for file in files:
+            yield from _stream_tar(file, columns)
     else:
         files = [file for file in (path / "train.json", path / "train.jsonl") if file.exists()]
         files = files or sorted([*path.glob("*.json"), *path.glob("*.jsonl")])
         if len(files) != 1:
             raise ValueError(f"{path} holds no .parquet and {len(files)} .json files, expected one. Name the file.")
         yield from stream_rows(files[0], columns)
+
+
+def _stream_tar(path: Path, columns: Iterable[str]) -> Iterator[dict]:
+    """Yield what the JSON files of a WebDataset hold, with some of their keys."""
+    with tarfile.open(path) as tar:
+        for member in tar:
+            if member.name.endswith(".json") and (file := tar.extractfile(member)) is not None:
+                row = check_row(parse_json(file.read()))
+                yield {name: row[name] for name in columns if name in row}
 
 
 def _choose_columns(names: list[str], columns: Iterable[str], required: Iterable[str], path: str | Path) -> list[str]:

@@ -19,6 +19,7 @@ class Connections:
         concurrency (`int`): calls in flight at once at each endpoint.
         timeout (`float`): seconds for an answer of a language model.
         clip_device (`str`), image_device (`str`): devices of CLIP and FLUX.
+        image_batch (`int`): images that FLUX draws at once, at most `concurrency`.
     """
 
     llm: str | None = None
@@ -28,6 +29,7 @@ class Connections:
     timeout: float = 120.0
     clip_device: str = "cpu"
     image_device: str = "cuda"
+    image_batch: int = 1
 
 
 def connect(options: Options, connections: Connections) -> Clients:
@@ -43,7 +45,7 @@ def connect(options: Options, connections: Connections) -> Clients:
     if options.judge_model:
         judge = ChatClient(connections.judge or connections.llm, options.judge_model, **settings)
     return Clients(
-        writer=ChatClient(connections.llm, options.model, **settings),
+        writer=ChatClient(connections.llm, options.model, **settings) if options.model else None,
         judge=judge,
         renderer=load_renderer(options, connections),
         clip_score=load_clip(options.clip_model, connections.clip_device) if options.clip_model else None,
@@ -61,9 +63,11 @@ def load_renderer(options: Options, connections: Connections) -> Renderer | None
     """Load or connect the image model; None if Pillow draws."""
     side = options.image_size
     if options.images == "flux":
-        settings = {"num_inference_steps": options.image_steps, "guidance_scale": options.image_guidance}
-        settings = {name: value for name, value in settings.items() if value is not None}
-        return FluxRenderer(options.image_model, side, side, device=connections.image_device, **settings)
+        settings = {"num_inference_steps": options.flux_steps, "dtype": options.image_dtype}
+        settings |= {"device": connections.image_device}
+        if options.image_guidance is not None:
+            settings["guidance_scale"] = options.image_guidance
+        return FluxRenderer(options.image_model, side, side, batch_size=connections.image_batch, **settings)
     if options.images == "endpoint":
         return EndpointRenderer(
             connections.images, options.image_model, f"{side}x{side}", send_seed=options.image_seed

@@ -35,18 +35,20 @@ async def run_samples(
     stages: list[Stage],
     num_active: int = 8,
     report: Callable[[], None] = lambda: None,
+    in_threads: bool = False,
 ) -> list[Sample]:
     """
     Run samples through stages, and return them in the order in which they came.
 
-    Async stages run in the event loop. If there is one, the others run in threads, so that a long computation does not
-    delay the answers of a model. Without async stages all run here, one sample after another.
+    Async stages run in the event loop. The others run here, or in threads if they wait for a model, or if a long
+    computation would delay the answers of one.
 
     Args:
         begun (`Iterable[Begun]`): read as samples are needed.
         stages (`list[Stage]`): in order. Rejected samples skip the following stages.
         num_active (`int`): samples in progress at once.
         report (`Callable`): called for each finished sample.
+        in_threads (`bool`): whether stages that are not async run in threads.
 
     Raises:
         Exception: any error of a stage, at once. Samples in progress are lost.
@@ -57,7 +59,7 @@ async def run_samples(
         async def run_lane():
             """Run samples one after another. All lanes take them from the same iterator."""
             for place, item in work:
-                finished[place] = await _run_sample(item, stages, threads)
+                finished[place] = await _run_sample(item, stages, threads if in_threads else None)
                 report()
 
         lanes = [asyncio.create_task(run_lane()) for _ in range(num_active)]
@@ -70,15 +72,14 @@ async def run_samples(
     return [finished[place] for place in range(len(finished))]
 
 
-async def _run_sample(begun: Begun, stages: list[Stage], threads: ThreadPoolExecutor) -> Sample:
+async def _run_sample(begun: Begun, stages: list[Stage], threads: ThreadPoolExecutor | None) -> Sample:
     sample, left = begun.sample, stages[begun.next_stage :]
-    has_calls = any(map(is_async, stages))
     # Neighboring stages of one sort run together, so that a sample goes to a thread once.
     for is_call, group in groupby(left, key=is_async):
         if is_call:
             for stage in group:
                 sample = await stage(sample) if sample.reason is None else sample
-        elif has_calls:
+        elif threads is not None:
             loop = asyncio.get_running_loop()
             sample = await loop.run_in_executor(threads, run_stages, list(group), sample)
         else:

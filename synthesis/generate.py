@@ -24,6 +24,8 @@ from fusion_vlm.synthesis.ray_runner import run_on_ray
 from fusion_vlm.synthesis.report import summarize
 from fusion_vlm.synthesis.run_folder import RunFolder
 from fusion_vlm.synthesis.shards import SHARD_SUFFIXES
+from fusion_vlm.synthesis.sources.given import STAGE
+from fusion_vlm.synthesis.sources.source import DEDUPLICATE, prepare_rows
 from fusion_vlm.synthesis.workers import WorkerPool, bar, run_here
 
 
@@ -65,6 +67,8 @@ def generate(
     if retry_rejected is not None:
         reopen_parts(folder, retry_rejected, SHARD_SUFFIXES[options.shard_format])
     if folder.missing_parts():
+        if options.rows:
+            prepare_rows(options, folder.path, options.num)
         num_workers = count_workers(options, folder, connections, num_workers, runner)
         shared = dataclasses.replace(connections, concurrency=-(-connections.concurrency // max(num_workers, 1)))
         job = Job(options, folder, shared)
@@ -86,7 +90,7 @@ def count_workers(
     if options.images == "flux" or options.clip_model:
         # The models are on one device of this machine. On Ray, each part has a GPU of its own.
         return min(num_workers, 1) if runner == "local" else num_workers
-    if not options.is_exact:
+    if options.has_models:
         num_useful = min(num_useful, -(-connections.concurrency // CALLS_PER_PROCESS))
     if runner == "ray" and num_workers == 0:
         return 0 if options.is_exact else num_useful
@@ -109,6 +113,8 @@ def run_part(options: Options, folder: RunFolder, part: int, connections: Connec
     Raises:
         RunError: if a service is down.
     """
+    if options.rows and not (folder.work_dir / "input" / "prepared.json").is_file():
+        prepare_rows(options, folder.path, options.num)
     asyncio.run(make_parts(Job(options, folder, connections), parts=[part]))
     return folder.is_done(part)
 
@@ -132,8 +138,8 @@ def finish(options: Options, folder: RunFolder, audit: Audit | None = None) -> d
 
 def _write_output(options: Options, folder: RunFolder, audit: Audit | None) -> dict:
     stages = [stage.name for stage in build_stages(options, PartImages(folder.work_dir), Clients())]
-    if options.captions:
-        stages.insert(0, "deduplicate")
+    if options.rows:
+        stages = [*dict.fromkeys([DEDUPLICATE if options.first_stage == "descriptions" else STAGE, *stages])]
     counts = read_counts(folder)
     summary = summarize(counts, stages)
     info = {"options": options.config(), "stages": summary["stages"]}

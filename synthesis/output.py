@@ -66,6 +66,8 @@ def write_part(
     if repeated := [name for name, number in Counter(sample.id for sample in samples).items() if number > 1]:
         raise ValueError(f"There are two samples with the id {repeated[0]!r}, expected each once.")
     accepted = [sample for sample in samples if sample.reason is None]
+    for sample in accepted:
+        _check_finished(sample, options)
     rejected = [sample for sample in samples if sample.reason is not None]
     with folder.replacing(folder.shard_path(part, SHARD_SUFFIXES[options.shard_format])) as path:
         write_shard(path, accepted, images, options.shard_format)
@@ -83,6 +85,14 @@ def write_part(
         if cache.invalid_tokens:
             folder.write(folder.invalid_tokens_path(part), json.dumps(cache.invalid_tokens))
     folder.write(folder.counts_path(part), counts.to_json())
+
+
+def _check_finished(sample: Sample, options: Options):
+    if (options.has_images and not sample.image) or (options.has_turns and not sample.turns):
+        raise ValueError(
+            f"The sample {sample.id} has the image {sample.image!r} and {len(sample.turns)} turns, expected an image"
+            " and turns, or a reason why it was rejected."
+        )
 
 
 def _write_rejects(folder: RunFolder, part: int, rejected: list[Sample], images: PartImages):
@@ -140,7 +150,8 @@ def write_output(
     if options.llava:
         (folder.path / "images").mkdir(exist_ok=True)
         _write_llava(folder, options)
-    audit_lines = audit(folder.path, read_texts(folder.path)) if audit and counts.num_samples else []
+    is_audited = audit and options.has_turns and counts.num_samples
+    audit_lines = audit(folder.path, read_texts(folder.path)) if is_audited else []
     folder.write("README.md", make_card(counts, audit_lines, info or {}, options))
     return counts
 
@@ -187,7 +198,7 @@ def make_card(counts: Counts, audit_lines: list[str], info: dict[str, Any], opti
     lines = [
         f"# {name}",
         "",
-        f"{counts.num_samples} samples, an image and a conversation each, {counts.num_turns} questions in all; made"
+        f"{counts.num_samples} samples, {_describe_form(options)} each, {counts.num_turns} questions in all; made"
         f" by `fusion_vlm.synthesis`. {counts.num_rejected} more samples were rejected: `rejects/`.",
         "",
         *_form_lines(options),
@@ -206,6 +217,12 @@ def make_card(counts: Counts, audit_lines: list[str], info: dict[str, Any], opti
         *audit_lines,
     ]
     return f"---\n{data.to_yaml()}\n---\n\n" + "\n".join(lines).rstrip() + "\n"
+
+
+def _describe_form(options: Options) -> str:
+    if options.has_turns:
+        return "an image and a conversation"
+    return "an image and its description" if options.has_images else "a description"
 
 
 def _form_lines(options: Options) -> list[str]:

@@ -20,10 +20,11 @@ from fusion_vlm.synthesis.engine import Begun, run_samples
 from fusion_vlm.synthesis.models.call_cache import CallCache
 from fusion_vlm.synthesis.output import read_invalid_tokens, write_part
 from fusion_vlm.synthesis.part_images import PartImages
-from fusion_vlm.synthesis.pipeline import Clients, Options, build_stages, open_source
+from fusion_vlm.synthesis.pipeline import Clients, Options, build_stages
 from fusion_vlm.synthesis.run_folder import RunFolder
 from fusion_vlm.synthesis.sample import Sample
 from fusion_vlm.synthesis.shards import read_reject_file, read_reject_images, read_shard
+from fusion_vlm.synthesis.sources.source import SOURCE_STAGES, Source, open_source
 from fusion_vlm.synthesis.stage import Stage
 
 
@@ -56,7 +57,7 @@ class Job:
 
     @property
     def num_lanes(self) -> int:
-        return 1 if self.options.is_exact else NUM_LANES
+        return NUM_LANES if self.options.has_models else 1
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ async def make_parts(job: Job, report: Report = Report(), parts: Iterable[int] |
     if not job.folder.missing_parts():
         return
     only = None if parts is None else set(parts)
-    source = open_source(job.options)
+    source = open_source(job.options, job.folder)
     clients = connect(job.options, job.connections)
     async with AsyncExitStack() as stack:
         for client in clients.chat_clients:
@@ -103,7 +104,7 @@ async def make_parts(job: Job, report: Report = Report(), parts: Iterable[int] |
 
 async def _run_lane(
     job: Job,
-    source: Callable[[int], Sample],
+    source: Source,
     clients: Clients,
     report: Report,
     only: set[int] | None,
@@ -132,9 +133,7 @@ async def _run_lane(
             await asyncio.sleep(PASS_SECONDS)
 
 
-async def make_part(
-    job: Job, part: int, source: Callable[[int], Sample], clients: Clients, report: Callable[[], None]
-):
+async def make_part(job: Job, part: int, source: Source, clients: Clients, report: Callable[[], None]):
     """Make a part that this process holds, and write its files. `report` is called at the end of each sample."""
     folder, options = job.folder, job.options
     images = PartImages(folder.part_dir(part) / "images", is_kept=options.images != "pillow")
@@ -146,22 +145,23 @@ async def make_part(
         stages = build_stages(options, images, clients)
         # As many again as calls at once, so that a call follows each that ends; and some for the other stages.
         num_active = 4 + 2 * job.connections.concurrency
-        begun = _begin(folder, part, source, stages)
-        samples = await run_samples(begun, stages, num_active, report)
-        for limit in clients.limits:
-            limit.check()
+        begun = _begin(folder, part, source, images, stages)
+        samples = await run_samples(begun, stages, num_active, report, options.has_models)
+        # Rejects that are retried may fail again without loss, even if they are all that is asked.
+        if not _reopened_path(folder, part).is_file():
+            for limit in clients.limits:
+                limit.check()
         write_part(folder, part, samples, images, options, cache)
     finally:
         if cache is not None:
             cache.close()
 
 
-def _begin(folder: RunFolder, part: int, source: Callable[[int], Sample], stages: list[Stage]) -> Iterator[Begun]:
+def _begin(folder: RunFolder, part: int, source: Source, images: PartImages, stages: list[Stage]) -> Iterator[Begun]:
     """Yield the samples of a part: new ones, or those of a part that was reopened."""
     path = _reopened_path(folder, part)
     if not path.is_file():
-        for index in folder.part_indices(part):
-            yield Begun(source(index))
+        yield from map(Begun, source.read(folder.part_indices(part), images))
         return
     names = [stage.name for stage in stages]
     with open(path, encoding="utf-8") as file:
@@ -216,7 +216,8 @@ def _reopen_part(folder: RunFolder, part: int, rejects: list[Sample], retried: s
     for row in read_shard(folder.shard_path(part, shard_suffix), ("images", "sample")):
         sample = Sample.from_dict(json.loads(row["sample"]))
         samples[sample.source["position"]] = sample
-        images.write(sample.image, row["images"][0]["bytes"])
+        if sample.image is not None:
+            images.write(sample.image, row["images"][0]["bytes"])
     names = {sample.id: sample.image for sample in rejects}
     for sample_id, content in read_reject_images(folder.reject_images_path(part)):
         images.write(names[sample_id], content)
@@ -227,6 +228,8 @@ def _reopen_part(folder: RunFolder, part: int, rejects: list[Sample], retried: s
 
 def _matches(sample: Sample, rules: tuple[str, ...]) -> bool:
     stage, rule = sample.rejected_by
+    if stage in SOURCE_STAGES:
+        return False  # the row is not read again
     return any(fnmatch(rule, pattern) or fnmatch(f"{stage}/{rule}", pattern) for pattern in rules)
 
 

@@ -1,8 +1,9 @@
 """
 The data engine as two lists of stages.
 
-`exact_steps` needs the scene grammar alone, `model_steps` a language model and any renderer. `Options` has everything
-that decides the result; how fast and on which machine a run works is elsewhere.
+`exact_stages` need the scene grammar alone, `model_stages` a language model and any renderer. A run of the latter can
+be a part of the way: descriptions, images, questions, or only the filters of what is there already. `Options` has
+everything that decides the result; how fast and on which machine a run works is elsewhere.
 """
 
 import dataclasses
@@ -11,20 +12,18 @@ import math
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import islice
 from typing import TYPE_CHECKING
 
 from PIL import Image
 
 from fusion_vlm.synthesis.failures import FailureLimit, RunError
-from fusion_vlm.synthesis.filters.captions import CaptionRules, Deduplicate, read_captions
+from fusion_vlm.synthesis.filters.captions import CaptionRules
 from fusion_vlm.synthesis.filters.images import ImageFilter, StatementFilter
 from fusion_vlm.synthesis.filters.turns import TurnRules
-from fusion_vlm.synthesis.inputs import identify
 from fusion_vlm.synthesis.kinds.contrasts import split_sides
-from fusion_vlm.synthesis.kinds.exact import ExactQuestions, make_scene_sample
+from fusion_vlm.synthesis.kinds.exact import ExactQuestions
 from fusion_vlm.synthesis.kinds.table import KINDS, find_kind
-from fusion_vlm.synthesis.kinds.weights import Weights, find_sample, reduce_weights
+from fusion_vlm.synthesis.kinds.weights import Weights, reduce_weights
 from fusion_vlm.synthesis.models.load_prompts import load_prompts
 from fusion_vlm.synthesis.models.renderers import RenderError
 from fusion_vlm.synthesis.part_images import FORMATS, SUFFIXES, PartImages, encode_image
@@ -32,7 +31,10 @@ from fusion_vlm.synthesis.sample import Sample
 from fusion_vlm.synthesis.scenes.identity import identify_drawing
 from fusion_vlm.synthesis.scenes.render import PillowRenderer, paste_sides
 from fusion_vlm.synthesis.shards import SHARD_SUFFIXES
-from fusion_vlm.synthesis.stage import Filter, Renderer, Stage
+from fusion_vlm.synthesis.sources.identity import identify_input
+from fusion_vlm.synthesis.sources.inputs import find_input
+from fusion_vlm.synthesis.sources.source import CheckImage
+from fusion_vlm.synthesis.stage import STAGES, Filter, Renderer, Stage
 
 
 if TYPE_CHECKING:
@@ -52,8 +54,14 @@ class Options:
         seed (`int`)
         kinds (`tuple[str, ...]`): some of `KINDS`, taken in turn.
         weights (`tuple[int, ...]`): how often each of the kinds comes; equally often without.
-        captions (`str`, *optional*): file or Hub data set, see `read_captions`. Without, scenes are drawn at random.
-        caption_column (`str`), caption_split (`str`): column and split of the captions.
+        stages (`tuple[str, ...]`): some of `STAGES` that follow each other, or `filter` alone.
+        captions (`str`, *optional*): a file, a pattern of files, a folder or a data set on the Hub, see `find_input`.
+            Without, scenes are drawn at random.
+        input (`str`, *optional*): the same for rows that another stage begins from, or for captions.
+        caption_split (`str`): split of a data set.
+        caption_column (`str`), description_column (`str`), conversation_column (`str`, *optional*), image_column
+            (`str`, *optional*): columns of these rows.
+        image_folder (`str`, *optional*): folder that paths of images begin in; does not count for the result.
         caption_bounds (`tuple[tuple[str, float | None, float | None], ...]`): name, least and most value of rules in
             `CaptionRules`, in place of the paper's.
         model (`str`, *optional*): language model that writes. Without, questions and answers are exact.
@@ -62,7 +70,8 @@ class Options:
         images (`str`): `pillow`, `flux` or `endpoint`.
         image_model (`str`, *optional*): model of `flux` or `endpoint`.
         image_size (`int`): side in pixels.
-        image_steps (`int`, *optional*), image_guidance (`float`, *optional*): of `flux`; see `FluxRenderer`.
+        image_steps (`int`, *optional*), image_guidance (`float`, *optional*), image_dtype (`str`): of `flux`; see
+            `FluxRenderer`.
         image_seed (`bool`): whether a seed is sent to `endpoint`.
         clip_model (`str`, *optional*): CLIP that scores images and answers. Without, these scores are not available.
         min_image_score (`float`, *optional*), min_statement_score (`float`, *optional*): least scores of CLIP.
@@ -80,9 +89,15 @@ class Options:
     seed: int = 0
     kinds: tuple[str, ...] = KINDS
     weights: tuple[int, ...] = ()
+    stages: tuple[str, ...] = STAGES
     captions: str | None = None
+    input: str | None = None
     caption_column: str = "caption"
     caption_split: str = "train"
+    description_column: str = "description"
+    conversation_column: str | None = None
+    image_column: str | None = None
+    image_folder: str | None = None
     caption_bounds: tuple[tuple[str, float | None, float | None], ...] = ()
     model: str | None = None
     judge_model: str | None = None
@@ -93,6 +108,7 @@ class Options:
     image_size: int = 336
     image_steps: int | None = None
     image_guidance: float | None = None
+    image_dtype: str = "bfloat16"
     image_seed: bool = True
     clip_model: str | None = None
     min_image_score: float | None = None
@@ -105,7 +121,7 @@ class Options:
         if self.image_format is None:
             object.__setattr__(self, "image_format", "webp" if self.images == "pillow" else "jpeg")
         if self.llava is None:
-            object.__setattr__(self, "llava", self.num <= MAX_LLAVA)
+            object.__setattr__(self, "llava", self.num <= MAX_LLAVA and self.has_turns)
         for name, known in (("image_format", FORMATS), ("shard_format", SHARD_SUFFIXES)):
             if getattr(self, name) not in known:
                 raise RunError(f"The {name} is {getattr(self, name)!r}, expected one of {', '.join(known)}.")
@@ -116,30 +132,104 @@ class Options:
             raise RunError(f"There are {len(self.weights)} weights for {len(self.kinds)} kinds, expected one each.")
         if self.num < 1:
             raise RunError(f"The number of samples is {self.num}, expected 1 or more.")
-        if self.captions and self.images == "pillow":
-            raise RunError("Pillow draws the built-in scenes, not captions. Give --images flux or a URL.")
-        if self.model is None and (self.captions or self.images != "pillow" or self.judge_model):
-            raise RunError(
-                "Without a language model there are exact scenes drawn with Pillow and nothing else. Give --llm and"
-                " --model, or leave out --captions, --images and --judge-model."
-            )
+        self._check_stages()
         if self.clip_model is None and (self.min_image_score, self.min_statement_score) != (None, None):
             raise RunError("A least score needs a model that scores. Give --clip-model.")
         CaptionRules(bounds=self.caption_bounds)  # raises for an unknown rule, before the run has a folder
         self._check_unused()
 
+    def _check_stages(self):
+        """Raise for stages that cannot be, or that lack what they need."""
+        positions = [STAGES.index(stage) for stage in self.stages if stage in STAGES]
+        is_in_order = positions == list(range(positions[0], positions[0] + len(positions))) if positions else False
+        if self.stages != ("filter",) and not (is_in_order and len(positions) == len(self.stages)):
+            raise RunError(
+                f"The stages are {' '.join(self.stages)}, expected some of {', '.join(STAGES)} that follow each other,"
+                " or filter alone."
+            )
+        if self.captions and (self.input or self.first_stage != "descriptions"):
+            raise RunError(
+                f"--captions is for runs that begin with descriptions, without --input; the first stage is"
+                f" {self.first_stage}."
+            )
+        if self.rows is None and self.first_stage != "descriptions":
+            raise RunError(f"The stage {self.first_stage} begins from rows of a data set. Give --input.")
+        if self.first_stage == "descriptions" and self.rows and "images" in self.stages and self.images == "pillow":
+            raise RunError("Pillow draws the built-in scenes, not captions. Give --images flux or a URL.")
+        if self.model is None and self.needs_writer:
+            is_scenes = self.rows is None and self.stages == STAGES
+            if not is_scenes or self.images != "pillow" or self.judge_model:
+                raise RunError(
+                    "Without a language model there are exact scenes drawn with Pillow and nothing else. Give --llm"
+                    " and --model, or leave out --captions, --images, --stage and --judge-model."
+                )
+
     def _check_unused(self):
         """Raise for options that would have no effect."""
-        if self.caption_bounds and not self.captions:
+        stages = " ".join(self.stages)
+        if self.model is not None and not self.needs_writer:
+            raise RunError(f"--llm and --model are for the stages descriptions and questions, not for {stages}.")
+        if self.judge_model is not None and not self.has_turns:
+            raise RunError(f"--judge-model is for the stages questions and filter, not for {stages}.")
+        takes_images = self.first_stage in ("questions", "filter")
+        if (self.image_column or self.image_folder) and not takes_images:
+            raise RunError("--image-column and --image-folder are for runs that begin with questions or filter.")
+        if self.conversation_column and self.first_stage != "filter":
+            raise RunError("--conversation-column is for the stage filter.")
+        if self.description_column != "description" and self.first_stage == "descriptions":
+            raise RunError(
+                "--description-column is for runs that begin from descriptions: --stage images or a later one."
+            )
+        if self.llava and not self.has_turns:
+            raise RunError(f"--llava is for samples with questions, and {stages} writes none.")
+        if self.images != "pillow" and "images" not in self.stages:
+            raise RunError(f"--images is for the stage images, not for {stages}.")
+        if self.clip_model is not None and self.stages == ("descriptions",):
+            raise RunError("--clip-model scores images, and the stage descriptions has none.")
+        if self.caption_bounds and not self.rows:
             raise RunError("--caption-bound is for --captions: exact captions have no rules.")
-        if self.images != "flux" and (self.image_steps, self.image_guidance) != (None, None):
-            raise RunError("--image-steps and --image-guidance are for --images flux.")
+        flux_options = (self.image_steps, self.image_guidance, self.image_dtype)
+        if self.images != "flux" and flux_options != (None, None, "bfloat16"):
+            raise RunError("--image-steps, --image-guidance and --image-dtype are for --images flux.")
         if self.images != "endpoint" and not self.image_seed:
             raise RunError("--no-image-seed is for --images URL.")
 
     @property
+    def rows(self) -> str | None:
+        """Return where the rows of the run are; None for random scenes."""
+        return self.captions or self.input
+
+    @property
+    def first_stage(self) -> str:
+        return self.stages[0]
+
+    @property
+    def needs_writer(self) -> bool:
+        return "descriptions" in self.stages or "questions" in self.stages
+
+    @property
+    def has_images(self) -> bool:
+        """Return whether finished samples have images."""
+        return self.stages != ("descriptions",)
+
+    @property
+    def has_turns(self) -> bool:
+        """Return whether finished samples have questions."""
+        return self.stages[-1] in ("questions", "filter")
+
+    @property
+    def has_models(self) -> bool:
+        """Return whether a stage waits for a model: of language, of images, or a CLIP."""
+        return (self.model, self.judge_model, self.clip_model) != (None, None, None) or self.images != "pillow"
+
+    @property
+    def flux_steps(self) -> int:
+        """Return the steps of FLUX: those given, or those of the model's authors."""
+        return self.image_steps or (4 if "schnell" in (self.image_model or "").lower() else 50)
+
+    @property
     def is_exact(self) -> bool:
-        return self.model is None
+        return self.model is None and self.rows is None
 
     @property
     def kind_weights(self) -> Weights:
@@ -147,11 +237,13 @@ class Options:
         return reduce_weights(zip(self.kinds, self.weights or [1] * len(self.kinds), strict=True))
 
     def config(self) -> dict:
-        """Return all that makes two runs the same, for `RunFolder.prepare`. A file of captions is its content."""
+        """Return all that makes two runs the same, for `RunFolder.prepare`. Rows are known by their content."""
         config = dataclasses.asdict(self)
-        if self.captions is not None:
-            config["captions"] = identify(self.captions)
-        if self.images == "pillow":
+        del config["image_folder"]
+        if self.rows is not None:
+            name = "captions" if self.captions else "input"
+            config[name] = identify_input(find_input(self.rows, self.caption_split, self.image_column))
+        if self.images == "pillow" and (self.rows is None or "images" in self.stages):
             config["drawing"] = identify_drawing()
         if not self.is_exact:
             config["prompts"] = hashlib.sha256(repr(load_prompts()).encode()).hexdigest()
@@ -219,68 +311,35 @@ def model_stages(options: Options, images: PartImages, clients: Clients) -> list
     prompts = load_prompts()
     renderer = PillowRenderer(options.image_size) if options.images == "pillow" else clients.renderer
     open_image = OpenImage(images)
-    image_filter = ImageFilter(open_image, clients.clip_score, _bound(options.min_image_score))
-    statement_filter = StatementFilter(open_image, clients.clip_score, _bound(options.min_statement_score))
-    return [
-        Keep(CaptionRules("caption", options.caption_bounds)),
-        Describe(clients.writer, prompts),
-        Keep(CaptionRules("description", options.caption_bounds), "description_rules"),
-        Render(renderer, images, options.image_format, clients.renderer_limit, clients.renderer_slots),
-        Keep(image_filter),
-        AskFromDescription(clients.writer, prompts),
-        Keep(TurnRules()),
-        Judge(clients.judge, prompts),
-        Keep(statement_filter),
-    ]
+    description_rules = Keep(CaptionRules("description", options.caption_bounds), "description_rules")
+    image_filter = Keep(ImageFilter(open_image, clients.clip_score, _bound(options.min_image_score)))
+    stages = {
+        "descriptions": [
+            Keep(CaptionRules("caption", options.caption_bounds)),
+            Describe(clients.writer, prompts),
+            description_rules,
+        ],
+        "images": [
+            Render(renderer, images, options.image_format, clients.renderer_limit, clients.renderer_slots),
+            image_filter,
+        ],
+        "questions": [AskFromDescription(clients.writer, prompts)],
+    }
+    chosen = [stage for name in options.stages for stage in stages.get(name, ())]
+    if options.first_stage in ("images", "questions"):
+        chosen.insert(0, description_rules)  # those of this engine pass again
+    if options.first_stage == "filter":
+        chosen.append(image_filter)
+    if options.first_stage in ("questions", "filter"):
+        chosen.insert(0, CheckImage(images))
+    if options.has_turns:
+        statement_filter = StatementFilter(open_image, clients.clip_score, _bound(options.min_statement_score))
+        chosen += [Keep(TurnRules()), Judge(clients.judge, prompts), Keep(statement_filter)]
+    return chosen
 
 
 def _bound(score: float | None) -> float:
     return -math.inf if score is None else score
-
-
-def open_source(options: Options) -> Callable[[int], Sample]:
-    """Open the input of a run: a function that returns the sample of an index before its first stage."""
-    return CaptionSource(options) if options.captions else SceneSource(options)
-
-
-class SceneSource:
-    """Returns samples with random scenes, the kinds in turn."""
-
-    def __init__(self, options: Options):
-        self.options = options
-
-    def __call__(self, index: int) -> Sample:
-        # Numbered within each kind, because draws are balanced over consecutive numbers.
-        kind, number = find_sample(index, self.options.kind_weights)
-        sample = make_scene_sample(number, kind, self.options.seed)
-        sample.source["position"] = index
-        return sample
-
-
-class CaptionSource:
-    """
-    Returns samples of the first `num` captions, the kinds in turn. Duplicates of earlier captions are rejected.
-
-    Raises:
-        RunError: if there are fewer captions.
-    """
-
-    def __init__(self, options: Options):
-        rows = read_captions(options.captions, options.caption_column, options.caption_split)
-        identity = identify(options.captions)  # not the path, which may differ between the tasks of a run
-        # Not a step, because steps run in no fixed order, and the first of equal texts is to be kept.
-        deduplicate = Keep(Deduplicate())
-        self.samples = []
-        for index, (caption, source) in enumerate(islice(rows, options.num)):
-            kind, _ = find_sample(index, options.kind_weights)
-            source = {**source, "captions": identity, "position": index}
-            sample = Sample(f"{kind}-{index:07}", kind, options.seed, caption=caption, source=source)
-            self.samples.append(deduplicate(sample))
-        if len(self.samples) < options.num:
-            raise RunError(f"{options.captions} has {len(self.samples)} captions, expected {options.num} (--num).")
-
-    def __call__(self, index: int) -> Sample:
-        return self.samples[index]
 
 
 class Keep:

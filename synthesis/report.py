@@ -14,6 +14,8 @@ from fusion_vlm.synthesis.pipeline import Options
 # Tokens that a model writes, about; those of questions and answers are in the record of each kind.
 DESCRIPTION_TOKENS, CAPTION_TOKENS, VERDICT_TOKENS = 180, 60, 60
 CHARACTERS_PER_TOKEN = 4
+# Of an H100 for a step of FLUX.1 at 1024 pixels, from published figures; and bytes of a pixel of a photograph as JPEG.
+FLUX_STEP_SECONDS, PIXEL_BYTES = 0.13, 0.2
 
 
 @dataclass(frozen=True)
@@ -49,8 +51,10 @@ def estimate_tokens(options: Options) -> dict[str, dict[str, int]]:
 
     for kind, number in count_samples(options.num, options.kind_weights).items():
         num_answer_tokens = find_kind(kind).num_answer_tokens
-        add(options.model, number, lengths[f"describe_{kind}"] + CAPTION_TOKENS, DESCRIPTION_TOKENS)
-        add(options.model, number, lengths[f"ask_{kind}"] + DESCRIPTION_TOKENS, num_answer_tokens)
+        if "descriptions" in options.stages:
+            add(options.model, number, lengths[f"describe_{kind}"] + CAPTION_TOKENS, DESCRIPTION_TOKENS)
+        if "questions" in options.stages:
+            add(options.model, number, lengths[f"ask_{kind}"] + DESCRIPTION_TOKENS, num_answer_tokens)
         if options.judge_model:
             given = lengths["judge"] + DESCRIPTION_TOKENS + num_answer_tokens
             add(options.judge_model, number, given, VERDICT_TOKENS)
@@ -60,10 +64,25 @@ def estimate_tokens(options: Options) -> dict[str, dict[str, int]]:
 def describe_estimate(options: Options, prices: Prices) -> str:
     """Describe the estimate in a few lines, to read before a run."""
     tokens = {} if options.is_exact else estimate_tokens(options)
-    lines = [f"{options.num:,} samples of {len(options.kinds)} kinds, {options.num:,} images ({options.images})"]
+    num_images = options.num if "images" in options.stages else 0
+    images = f"{num_images:,} images ({options.images})" if num_images else "no new images"
+    lines = [f"{options.num:,} samples of {len(options.kinds)} kinds, {images}"]
     lines += [f"about {describe_tokens(model, counts)}" for model, counts in tokens.items()]
-    cost = prices.cost(tokens.values(), options.num)
+    if options.images != "pillow":
+        lines += _describe_images(options)
+    cost = prices.cost(tokens.values(), num_images)
     return "\n".join(lines + ([] if cost is None else [f"about {cost:,.2f} in all, at the prices given"]))
+
+
+def _describe_images(options: Options) -> list[str]:
+    """Describe what the images of a model take: a contrast has two."""
+    numbers = [1 + find_kind(kind).has_two_images for kind in options.kinds]
+    num_pixels = options.num * sum(numbers) / len(numbers) * options.image_size**2
+    lines = [f"about {num_pixels * PIXEL_BYTES / 1e9:,.1f} GB of images as JPEG"]
+    if options.images == "flux":
+        hours = num_pixels / 1024**2 * options.flux_steps * FLUX_STEP_SECONDS / 3600
+        lines.append(f"about {hours:,.1f} hours of an H100 for FLUX")
+    return lines
 
 
 def describe_tokens(model: str, counts: dict[str, int]) -> str:

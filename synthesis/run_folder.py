@@ -6,6 +6,7 @@ The folder of a run: where its files are, who may write them, and how a file is 
     rejects/part-00012.jsonl               rejected samples, whole; rejects/images-00012.parquet has their images
     parts/part-00012.json                  counts of a part; it is written last, so a part that has it is finished
     work/part-00012/                       images and calls of a part under way; removed when the part is finished
+    work/input/                            rows that the run begins from, prepared once; removed at the end
     work/part-00012.lock                   held by the process that makes the part
     work/invalid-00012.json                tokens of the answers of a part that were not valid
     done.json                              the last file that is written
@@ -28,6 +29,7 @@ from fusion_vlm.synthesis.failures import RunError
 
 
 FORMAT = 2  # of the files above; a run of another format is refused
+FOLDERS = ("work", "data", "rejects", "parts")
 MIN_PART_SIZE, MAX_PARTS = 64, 8000  # the Hub advises fewer than 10,000 files in a folder
 
 
@@ -93,6 +95,23 @@ class RunFolder:
         """Return the file of the tokens of answers that were not valid: what faults cost is no part of the result."""
         return self.work_dir / f"invalid-{part:05d}.json"
 
+    def check(self):
+        """
+        Check that the folder is empty, or holds a run.
+
+        Raises:
+            RunError: if the folder holds something else.
+        """
+        # A run that was killed before it wrote its configuration has created folders of this list and nothing else.
+        others = {path.name for path in self.path.iterdir()} - {*FOLDERS} if self.path.is_dir() else set()
+        if others and "run.json" not in others:
+            raise RunError(f"{self.path} is not empty and holds no run. Give another --output.")
+
+    def read_num(self) -> int | None:
+        """Return the number of samples of the run in the folder, or None if there is none."""
+        path = self.path / "run.json"
+        return json.loads(path.read_text())["num"] if path.is_file() else None
+
     def prepare(self, config: dict):
         """
         Create the folder, or check that it holds a run of the same configuration.
@@ -100,15 +119,11 @@ class RunFolder:
         Raises:
             RunError: if the folder holds something else, or a run of another format or configuration.
         """
-        # A run that was killed before it wrote its configuration has created folders of this list and nothing else.
-        names = ("work", "data", "rejects", "parts")
-        others = {path.name for path in self.path.iterdir()} - {*names} if self.path.is_dir() else set()
-        if others and "run.json" not in others:
-            raise RunError(f"{self.path} is not empty and holds no run. Give another --output.")
+        self.check()
         config = json.loads(json.dumps({"format": FORMAT, **config}))
-        if others:
+        if self.read_num():
             check_config(json.loads((self.path / "run.json").read_text()), config, self.path)
-        for name in names:
+        for name in FOLDERS:
             (self.path / name).mkdir(parents=True, exist_ok=True)
         with self.locked("run"):
             if not (self.path / "run.json").is_file():
@@ -132,7 +147,9 @@ class RunFolder:
 
     def write(self, path: str | Path, content: str | bytes):
         """Write a file of the folder, by its relative or whole path. A kill leaves the whole file or none."""
-        with self.replacing(self.path / path) as temporary:
+        # A whole path begins with that of the folder, which may be relative itself.
+        path = path if Path(path).is_relative_to(self.path) else self.path / path
+        with self.replacing(Path(path)) as temporary:
             temporary.write_bytes(content.encode() if isinstance(content, str) else content)
 
     def lock(self, name: str) -> FileLock:
@@ -184,7 +201,9 @@ class RunFolder:
     def clean(self):
         """Remove what kills have left of a run whose parts are all finished."""
         for path in self.work_dir.iterdir():
-            if path.suffix == ".tmp":
+            if path.name.startswith("input") and path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            elif path.suffix == ".tmp":
                 path.unlink(missing_ok=True)
             elif path.name.startswith("part-") and path.is_dir():
                 shutil.rmtree(path, ignore_errors=True)

@@ -28,6 +28,8 @@ SHARD_FEATURES = {
     "images": _IMAGES,
     "kind": _TEXT,
     "question_types": _TEXTS,
+    "caption": _TEXT,
+    "description": _TEXT,
     "sample": _TEXT,
 }
 REJECT_FEATURES = {"id": _TEXT, "images": _IMAGES}
@@ -51,17 +53,7 @@ def write_shard(path: Path, samples: Iterable[Sample], images: PartImages, shard
 
 
 def to_row(sample: Sample, images: PartImages) -> dict:
-    """
-    Build the row of a sample. Contents are plain text: readers put the image before the first.
-
-    Raises:
-        ValueError: if the sample has no image or no turns.
-    """
-    if not sample.image or not sample.turns:
-        raise ValueError(
-            f"The sample {sample.id} has the image {sample.image!r} and {len(sample.turns)} turns, expected an image"
-            " and turns, or a reason why it was rejected."
-        )
+    """Build the row of a sample. Contents are plain text: readers put the image before the first."""
     messages = []
     for turn in sample.turns:
         messages.append({"role": "user", "content": clean(turn.question_with_options)})
@@ -69,9 +61,11 @@ def to_row(sample: Sample, images: PartImages) -> dict:
     return {
         "id": sample.id,
         "messages": messages,
-        "images": [{"bytes": images.read(sample.image), "path": sample.image}],
+        "images": [{"bytes": images.read(sample.image), "path": sample.image}] if sample.image else [],
         "kind": sample.kind,
         "question_types": [turn.type for turn in sample.turns],
+        "caption": clean(sample.caption),
+        "description": clean(sample.description),
         "sample": json.dumps(sample.to_dict()),
     }
 
@@ -119,12 +113,9 @@ def _build_schema(features: dict):
 def _write_tar(path: Path, rows: Iterable[dict]):
     with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
         for row in rows:
-            (image,) = row.pop("images")
+            members = [(image["path"], image["bytes"]) for image in row.pop("images")]
             row["sample"] = json.loads(row["sample"])
-            for name, content in (
-                (image["path"], image["bytes"]),
-                (f"{Path(image['path']).stem}.json", json.dumps(row).encode()),
-            ):
+            for name, content in (*members, (f"{row['id']}.json", json.dumps(row).encode())):
                 member = tarfile.TarInfo(name)  # without time and owner, so that bytes are equal
                 member.size = len(content)
                 tar.addfile(member, io.BytesIO(content))
@@ -159,7 +150,8 @@ def _read_tar(path: Path, columns: list[str]) -> Iterator[dict]:
             row = json.load(tar.extractfile(member))
             row["sample"] = json.dumps(row["sample"])
             if "images" in columns:
-                row["images"] = [{"bytes": tar.extractfile(image).read(), "path": image.name}]
+                row["images"] = [{"bytes": tar.extractfile(image).read(), "path": image.name}] if image else []
+            image = None
             yield {name: row[name] for name in columns}
 
 

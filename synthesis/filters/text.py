@@ -12,8 +12,18 @@ def normalize(text: str) -> str:
     stay, and so does a text that is nothing but punctuation.
     """
     folded = unicodedata.normalize("NFKC", text).casefold()
-    spaced = "".join(" " if unicodedata.category(character)[0] == "P" else character for character in folded)
-    return " ".join(spaced.split()) or folded.strip()
+    return " ".join(folded.translate(_SPACES).split()) or folded.strip()
+
+
+class _Spaces(dict):
+    """Maps the codes of punctuation to spaces, and others to themselves; filled as codes are met."""
+
+    def __missing__(self, code: int) -> int:
+        self[code] = found = ord(" ") if unicodedata.category(chr(code))[0] == "P" else code
+        return found
+
+
+_SPACES = _Spaces()
 
 
 def quote(text: str) -> str:

@@ -12,7 +12,9 @@ import binascii
 import functools
 import io
 import os
+import queue
 import threading
+from concurrent.futures import Future
 from typing import Any
 
 from PIL import Image
@@ -46,11 +48,13 @@ class FluxRenderer:
     FLUX through `diffusers` (extra `flux`), as in the paper: FLUX.1-dev with 50 steps.
 
     Args:
-        pipeline (`str` or `diffusers.FluxPipeline`): the pipeline, or its name or folder to load in bfloat16.
+        pipeline (`str` or `diffusers.FluxPipeline`): the pipeline, or its name or folder to load.
         width (`int`), height (`int`): in pixels, multiples of 16.
         num_inference_steps (`int`): 50 for FLUX.1-dev, 4 for FLUX.1-schnell.
-        guidance_scale (`float`): how closely the image follows the text.
-        device (`str`): device for a pipeline that is given by name.
+        guidance_scale (`float`): how closely the image follows the text; FLUX.1-schnell ignores it.
+        device (`str`), dtype (`str`): device and type of the weights of a pipeline that is given by name.
+        batch_size (`int`): most images that are drawn at once, if so many threads call. Each has noise of its own, so
+            a batch changes an image by rounding only.
     """
 
     name = "flux"
@@ -64,40 +68,60 @@ class FluxRenderer:
         num_inference_steps: int = 50,
         guidance_scale: float = 3.5,
         device: str = "cuda",
+        dtype: str = "bfloat16",
+        batch_size: int = 1,
     ):
-        self.pipeline = _load_flux(pipeline, device) if isinstance(pipeline, str) else pipeline
+        self.pipeline = _load_flux(pipeline, device, dtype) if isinstance(pipeline, str) else pipeline
         self.model = self.pipeline.name_or_path
         self.width, self.height = width, height
         self.num_inference_steps, self.guidance_scale = num_inference_steps, guidance_scale
-        # One image at a time, because a pipeline keeps the state of its scheduler.
+        self.batch_size = batch_size
+        # One batch at a time, because a pipeline keeps the state of its scheduler.
         self.lock = threading.Lock()
+        self.waiting: queue.Queue[tuple[Sample, Future]] = queue.Queue()
 
     def __call__(self, sample: Sample) -> Image.Image:
+        future = Future()
+        self.waiting.put((sample, future))
+        # Whoever has the lock draws for those that wait, until its own image is there.
+        with self.lock:
+            while not future.done():
+                self._draw_batch()
+        return future.result()
+
+    def _draw_batch(self):
         import torch  # late: it takes seconds to import, and runs with other renderers need none
 
-        # On the CPU, so that the noise is the same on every device.
-        generator = torch.Generator("cpu").manual_seed(sample.rng("image").getrandbits(63))
-        with self.lock:
+        size = min(self.batch_size, self.waiting.qsize())
+        samples, futures = zip(*(self.waiting.get() for _ in range(size)), strict=True)
+        try:
+            # On the CPU, so that the noise is the same on every device.
+            seeds = [sample.rng("image").getrandbits(63) for sample in samples]
             output = self.pipeline(
-                prompt=image_prompt(sample),
+                prompt=[image_prompt(sample) for sample in samples],
                 width=self.width,
                 height=self.height,
                 num_inference_steps=self.num_inference_steps,
                 guidance_scale=self.guidance_scale,
-                generator=generator,
+                generator=[torch.Generator("cpu").manual_seed(seed) for seed in seeds],
             )
-        return output.images[0].convert("RGB")
+        except BaseException as error:
+            for future in futures:
+                future.set_exception(error)
+            return
+        for future, image in zip(futures, output.images, strict=True):
+            future.set_result(image.convert("RGB"))
 
 
 @functools.cache  # one copy in a process that makes several parts
-def _load_flux(name: str, device: str) -> Any:
+def _load_flux(name: str, device: str, dtype: str) -> Any:
     try:
         from diffusers import FluxPipeline  # late: an extra
     except ImportError as error:
         raise ImportError("Rendering with FLUX needs `pip install fusion-vlm[flux]`.") from error
     import torch
 
-    pipeline = FluxPipeline.from_pretrained(name, dtype=torch.bfloat16).to(device)
+    pipeline = FluxPipeline.from_pretrained(name, dtype=getattr(torch, dtype)).to(device)
     pipeline.set_progress_bar_config(disable=True)  # a bar for each image would hide the bar of the run
     return pipeline
 

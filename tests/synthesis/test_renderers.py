@@ -6,6 +6,7 @@ import io
 import json
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
@@ -212,12 +213,12 @@ class FakePipeline:
 
     def __call__(self, prompt, width, height, num_inference_steps, guidance_scale, generator):
         self.running += 1
-        assert self.running == 1, "two images at a time"
+        assert self.running == 1, "two batches at a time"
         time.sleep(0.01)
         self.calls.append((prompt, num_inference_steps, guidance_scale))
-        noise = torch.randint(256, (height, width), generator=generator, dtype=torch.uint8)
+        noises = [torch.randint(256, (height, width), generator=part, dtype=torch.uint8) for part in generator]
         self.running -= 1
-        return type("Output", (), {"images": [Image.fromarray(noise.numpy())]})
+        return type("Output", (), {"images": [Image.fromarray(noise.numpy()) for noise in noises]})
 
 
 def test_flux_draws_the_description_with_the_sample_s_seed():
@@ -228,18 +229,31 @@ def test_flux_draws_the_description_with_the_sample_s_seed():
     assert images[0].mode == "RGB" and images[0].size == (16, 32)
     first, again, other_id, other_seed = (image.tobytes() for image in images)
     assert first == again and len({first, other_id, other_seed}) == 3
-    assert pipeline.calls == [("a red ball", 4, 1.5)] * 4 and renderer.model == "fake"
+    assert pipeline.calls == [(["a red ball"], 4, 1.5)] * 4 and renderer.model == "fake"
 
 
-def test_flux_renders_one_image_at_a_time_whatever_thread_calls():
-    renderer = FluxRenderer(FakePipeline(), width=16, height=16)
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_flux_renders_one_batch_at_a_time_whatever_thread_calls(batch_size):
+    pipeline = FakePipeline()
+    renderer = FluxRenderer(pipeline, width=16, height=16, batch_size=batch_size)
+    samples = [make_sample(id=str(index)) for index in range(9)]
+    alone = [renderer(sample).tobytes() for sample in samples]
+    del pipeline.calls[:]
+    with ThreadPoolExecutor(9) as threads:
+        assert [image.tobytes() for image in threads.map(renderer, samples)] == alone
+    sizes = [len(prompts) for prompts, *_ in pipeline.calls]
+    assert sum(sizes) == 9 and max(sizes) == batch_size
 
-    async def render_all():
-        samples = [make_sample(id=str(index)) for index in range(6)]
-        return await asyncio.gather(*(asyncio.to_thread(renderer, sample) for sample in samples))
 
-    alone = [renderer(make_sample(id=str(index))).tobytes() for index in range(6)]
-    assert [image.tobytes() for image in asyncio.run(render_all())] == alone
+def test_an_error_of_a_batch_reaches_each_of_its_callers():
+    def fail(**_):
+        raise RuntimeError("out of memory")
+
+    fail.name_or_path = "fake"
+    renderer = FluxRenderer(fail, batch_size=3)
+    with ThreadPoolExecutor(3) as threads:
+        futures = [threads.submit(renderer, make_sample(id=str(index))) for index in range(3)]
+        assert [str(future.exception()) for future in futures] == ["out of memory"] * 3
 
 
 @pytest.fixture(scope="module")
@@ -301,3 +315,18 @@ def test_a_flux_pipeline_of_diffusers_renders_the_same_image_for_the_same_sample
     np.testing.assert_array_equal(first, again)
     assert (first != other_seed).any() and (first != other_text).any()
     assert renderer.model == flux_folder
+
+
+def test_a_batch_of_a_flux_pipeline_is_its_images_one_by_one(flux_folder):
+    settings = {"width": 32, "height": 16, "num_inference_steps": 2, "device": "cpu", "dtype": "float32"}
+    samples = [make_sample(id=str(index)) for index in range(3)]
+    alone = [np.asarray(FluxRenderer(flux_folder, **settings)(sample), dtype=int) for sample in samples]
+    renderer = FluxRenderer(flux_folder, batch_size=3, **settings)
+    renderer.lock.acquire()  # all wait, and so come into one batch
+    with ThreadPoolExecutor(3) as threads:
+        futures = [threads.submit(renderer, sample) for sample in samples]
+        while renderer.waiting.qsize() < 3:
+            time.sleep(0.01)
+        renderer.lock.release()
+        for future, image in zip(futures, alone, strict=True):
+            assert np.abs(np.asarray(future.result(), dtype=int) - image).max() <= 1
