@@ -13,6 +13,7 @@ from fusion_vlm.synthesis.scenes.lettering import TEXT_HEIGHT, TEXT_WIDTH, draw_
 from fusion_vlm.synthesis.scenes.scene import Background, Scene, SceneObject, Sign
 
 
+TOWN_SHARE = 0.3  # of the signs with one word
 FORMS = ("board", "board", "rounded", "oval")
 LETTER_SIZE = (0.062, 0.12)  # of the em square, as a share of the side
 MIN_LETTER_SIZE = 0.047  # where there is little room: capitals have 11 pixels at 336
@@ -60,7 +61,7 @@ def draw_text(rng: random.Random, form: str | None = None) -> list[str]:
     words = load_words()
     form = form or rng.choice(("word", "word", "number", "lines", "lines", "phrase"))
     if form == "word":
-        lines = [rng.choice(words["word"])]
+        lines = [_draw_town(rng) if rng.random() < TOWN_SHARE else rng.choice(words["word"])]
     elif form == "number":
         return [_draw_number(rng)]
     elif form == "phrase":
@@ -79,9 +80,18 @@ def draw_text(rng: random.Random, form: str | None = None) -> list[str]:
                 [street, str(rng.randint(2, 9900))],
                 [rng.choice(words["word"]), rng.choice(words["word"]), _draw_number(rng)],
                 [rng.choice(words["shop"]), _draw_number(rng)],
+                [_draw_town(rng), f"{rng.randint(2, 180)} miles"],
+                [_draw_town(rng), rng.choice(words["shop"])],
+                ["Welcome to", _draw_town(rng)],
             )
         )
     return _set_case(rng, lines)
+
+
+def _draw_town(rng: random.Random) -> str:
+    """Draw the name of a town that may not exist."""
+    words = load_words()
+    return rng.choice(words["town_start"]) + rng.choice(words["town_end"])
 
 
 def _set_case(rng: random.Random, lines: list[str]) -> list[str]:
