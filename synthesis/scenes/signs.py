@@ -13,7 +13,7 @@ from fusion_vlm.synthesis.scenes.lettering import TEXT_HEIGHT, TEXT_WIDTH, draw_
 from fusion_vlm.synthesis.scenes.scene import Background, Scene, SceneObject, Sign
 
 
-TOWN_SHARE = 0.3  # of the signs with one word
+TOWN_SHARE = 0.6  # of the signs with one word
 FORMS = ("board", "board", "rounded", "oval")
 LETTER_SIZE = (0.062, 0.12)  # of the em square, as a share of the side
 MIN_LETTER_SIZE = 0.047  # where there is little room: capitals have 11 pixels at 336
@@ -67,18 +67,23 @@ def draw_text(rng: random.Random, form: str | None = None) -> list[str]:
     elif form == "phrase":
         lines = [
             rng.choice(
-                (f"{rng.choice(words['name'])}'s {rng.choice(words['shop'])}", " ".join(rng.sample(words["word"], 2)))
+                (
+                    f"{rng.choice(words['name'])}'s {rng.choice(words['shop'])}",
+                    " ".join(rng.sample(words["word"], 2)),
+                    f"{_draw_town(rng)} {rng.choice(words['shop'])}",
+                    f"{rng.choice(words['word'])} of {_draw_town(rng)}",
+                )
             )
         ]
     else:
-        street = f"{rng.choice(words['name'])} {rng.choice(('Street', 'Avenue', 'Road', 'Lane', 'Drive', 'Court'))}"
+        street = f"{rng.choice((_draw_town(rng), rng.choice(words['name'])))} {rng.choice(('Street', 'Avenue', 'Road', 'Lane', 'Drive', 'Court'))}"
         lines = rng.choice(
             (
                 rng.choice(words["notice"]).split("|"),
                 [rng.choice(words["name"]) + "'s", rng.choice(words["shop"])],
                 [rng.choice(words["shop"]), f"& {rng.choice(words['shop'])}"],
                 [street, str(rng.randint(2, 9900))],
-                [rng.choice(words["word"]), rng.choice(words["word"]), _draw_number(rng)],
+                [rng.choice(words["word"]), _draw_town(rng), _draw_number(rng)],
                 [rng.choice(words["shop"]), _draw_number(rng)],
                 [_draw_town(rng), f"{rng.randint(2, 180)} miles"],
                 [_draw_town(rng), rng.choice(words["shop"])],
