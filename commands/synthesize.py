@@ -9,6 +9,7 @@ from pathlib import Path
 from fusion_vlm.commands.errors import UsageError
 from fusion_vlm.hub.names import resolve
 from fusion_vlm.synthesis.kinds.table import KINDS
+from fusion_vlm.synthesis.kinds.weights import parse_weights
 from fusion_vlm.synthesis.stage import STAGES
 
 
@@ -38,7 +39,8 @@ def add_arguments(parser: argparse.ArgumentParser):
     add("--num", type=int, metavar="N", help="number of samples to begin; filters may reject some (default: all rows)")
     add("--output", type=Path, required=True, metavar="DIR", help="folder of the run and of its output")
     add("--seed", type=int, default=0, help="seed of all random draws (default: 0)")
-    add("--kinds", nargs="+", default=KINDS, metavar="KIND", help=f"take in turn: {', '.join(KINDS)} (default: all)")
+    kinds_help = f"take in turn, KIND=2 twice as often: {', '.join(KINDS)} (default: all)"
+    add("--kinds", nargs="+", default=KINDS, metavar="KIND", help=kinds_help)
     add(
         "--captions",
         metavar="PATH",
@@ -205,12 +207,14 @@ def build_options(args: argparse.Namespace, num: int):
     from fusion_vlm.synthesis.models.renderers import FLUX
     from fusion_vlm.synthesis.pipeline import Options
 
+    weights = parse_weights(args.kinds)
     drawer = args.images if args.images in ("pillow", "flux") else "endpoint"
     given = {field.name: getattr(args, field.name, field.default) for field in dataclasses.fields(Options)}
     given |= {
         "num": num,
         "stages": tuple(args.stage),
-        "kinds": tuple(args.kinds),
+        "kinds": tuple(kind for kind, _ in weights),
+        "weights": tuple(weight for _, weight in weights),
         "caption_bounds": tuple(args.caption_bound),
         "images": drawer,
         "image_model": args.image_model or (FLUX if drawer == "flux" else None),

@@ -24,10 +24,12 @@ from fusion_vlm.synthesis.filters.turns import TurnRules
 from fusion_vlm.synthesis.kinds.contrasts import split_sides
 from fusion_vlm.synthesis.kinds.exact import ExactQuestions
 from fusion_vlm.synthesis.kinds.table import KINDS, find_kind
+from fusion_vlm.synthesis.kinds.weights import Weights, reduce_weights
 from fusion_vlm.synthesis.models.load_prompts import load_prompts
 from fusion_vlm.synthesis.models.renderers import RenderError
 from fusion_vlm.synthesis.part_images import FORMATS, SUFFIXES, PartImages, encode_image
 from fusion_vlm.synthesis.sample import Sample
+from fusion_vlm.synthesis.scenes.identity import identify_drawing
 from fusion_vlm.synthesis.scenes.render import PillowRenderer, paste_sides
 from fusion_vlm.synthesis.shards import SHARD_SUFFIXES
 from fusion_vlm.synthesis.sources.identity import identify_input
@@ -52,6 +54,7 @@ class Options:
         num (`int`): samples that are begun; filters may reject some.
         seed (`int`)
         kinds (`tuple[str, ...]`): some of `KINDS`, taken in turn.
+        weights (`tuple[int, ...]`): how often each of the kinds comes; equally often without.
         stages (`tuple[str, ...]`): some of `STAGES` that follow each other, or `filter` alone.
         captions (`str`, *optional*): a file, a pattern of files, a folder or a data set on the Hub, see `find_input`.
             Without, scenes are drawn at random.
@@ -90,6 +93,7 @@ class Options:
     num: int
     seed: int = 0
     kinds: tuple[str, ...] = KINDS
+    weights: tuple[int, ...] = ()
     stages: tuple[str, ...] = STAGES
     captions: str | None = None
     input: str | None = None
@@ -133,6 +137,8 @@ class Options:
         unknown = [kind for kind in self.kinds if kind not in KINDS]
         if unknown or not self.kinds or len(set(self.kinds)) < len(self.kinds):
             raise RunError(f"The kinds are {self.kinds}, expected some of {', '.join(KINDS)}, each once.")
+        if self.weights and len(self.weights) != len(self.kinds):
+            raise RunError(f"There are {len(self.weights)} weights for {len(self.kinds)} kinds, expected one each.")
         if self.num < 1:
             raise RunError(f"The number of samples is {self.num}, expected 1 or more.")
         self._check_stages()
@@ -247,6 +253,11 @@ class Options:
     def is_exact(self) -> bool:
         return self.model is None and self.rows is None
 
+    @property
+    def kind_weights(self) -> Weights:
+        """Return the weight of each kind, for `find_sample`."""
+        return reduce_weights(zip(self.kinds, self.weights or [1] * len(self.kinds), strict=True))
+
     def config(self) -> dict:
         """Return all that makes two runs the same, for `RunFolder.prepare`. Rows are known by their content."""
         config = dataclasses.asdict(self)
@@ -254,6 +265,8 @@ class Options:
         if self.rows is not None:
             name = "captions" if self.captions else "input"
             config[name] = identify_input(find_input(self.rows, self.caption_split, self.image_column))
+        if self.images == "pillow" and (self.rows is None or "images" in self.stages):
+            config["drawing"] = identify_drawing()
         if not self.is_exact:
             config["prompts"] = hashlib.sha256(repr(load_prompts()).encode()).hexdigest()
         return config

@@ -3,8 +3,9 @@
 from fusion_vlm.synthesis.kinds.contrasts import describe_sides
 from fusion_vlm.synthesis.kinds.table import find_kind
 from fusion_vlm.synthesis.sample import Sample
-from fusion_vlm.synthesis.scenes.render import visible_objects
-from fusion_vlm.synthesis.scenes.scene import Scene, describe_scene, write_caption
+from fusion_vlm.synthesis.scenes.describe import describe_scene, write_caption
+from fusion_vlm.synthesis.scenes.scene import Scene
+from fusion_vlm.synthesis.scenes.view import View
 
 
 def make_scene_sample(index: int, kind: str, seed: int) -> Sample:
@@ -19,6 +20,7 @@ def make_scene_sample(index: int, kind: str, seed: int) -> Sample:
 
     Raises:
         ValueError: for an unknown kind.
+        ImportError: if a font or a photograph that scenes are drawn with is not installed.
     """
     build_scenes = find_kind(kind).build_scenes
     sample = Sample(f"{kind}-{index:07}", kind, seed, source={"captions": "scene grammar", "index": index})
@@ -34,7 +36,8 @@ class ExactQuestions:
     """
     The stage that writes `turns` from `scenes`, for samples of `make_scene_sample`.
 
-    A sample is rejected if some object of its scenes is partly hidden: answers might not be true of the pixels.
+    A sample is rejected if some object of its scenes is hidden that should not be: answers might not be true of the
+    pixels.
 
     Raises:
         ValueError: if a sample has no scene.
@@ -49,7 +52,7 @@ class ExactQuestions:
             raise ValueError(f"The sample {sample.id} has no scene, expected one of the scene grammar.")
         scenes = [Scene.from_dict(scene) for scene in sample.scenes]
         for scene in scenes:
-            num_hidden = len(scene.objects) + len(scene.signs) - len(visible_objects(scene))
+            num_hidden = View(scene).num_hidden()
             if num_hidden:
                 sample.reject(self.name, f"hidden: {num_hidden} of the objects, expected 0")
                 return sample

@@ -8,6 +8,7 @@ from fusion_vlm.rows.forms import RowError
 from fusion_vlm.synthesis.failures import RunError
 from fusion_vlm.synthesis.kinds.exact import make_scene_sample
 from fusion_vlm.synthesis.kinds.table import KINDS, find_kind
+from fusion_vlm.synthesis.kinds.weights import find_sample, reduce_weights
 from fusion_vlm.synthesis.part_images import PartImages
 from fusion_vlm.synthesis.run_folder import RunFolder
 from fusion_vlm.synthesis.sample import Sample
@@ -39,8 +40,8 @@ class SceneSource:
     def read(self, indices: range, images: PartImages) -> Iterator[Sample]:
         for index in indices:
             # Numbered within each kind, because draws are balanced over consecutive numbers.
-            number, kind = divmod(index, len(self.options.kinds))
-            sample = make_scene_sample(number, self.options.kinds[kind], self.options.seed)
+            kind, number = find_sample(index, self.options.kind_weights)
+            sample = make_scene_sample(number, kind, self.options.seed)
             sample.source["position"] = index
             yield sample
 
@@ -69,6 +70,7 @@ class RowSource:
             for kind in options.kinds
             if options.first_stage == "descriptions" or not find_kind(kind).has_two_images
         ]
+        self.weights = reduce_weights((kind, weight) for kind, weight in options.kind_weights if kind in self.kinds)
         self._check_first_row()
 
     def _check_first_row(self):
@@ -103,7 +105,7 @@ class RowSource:
 
     def _kind_at(self, index: int) -> str:
         # Questions that are there already are of no kind.
-        return "given" if self.options.first_stage == "filter" else self.kinds[index % len(self.kinds)]
+        return "given" if self.options.first_stage == "filter" else find_sample(index, self.weights)[0]
 
     def _first_id(self, row: PreparedRow) -> str:
         return f"row {row.first}" if "id" in row.given else f"{self._kind_at(row.first)}-{row.first:07}"
