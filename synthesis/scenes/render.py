@@ -13,6 +13,8 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
+from fusion_vlm.synthesis.documents.draw import draw_page
+from fusion_vlm.synthesis.documents.page import Page, is_page
 from fusion_vlm.synthesis.sample import Sample
 from fusion_vlm.synthesis.scenes.scene import COLOURS, PLAIN_BACKGROUNDS, SIZES, Scene, SceneObject, Sign
 
@@ -102,6 +104,8 @@ class PillowRenderer:
         Raises:
             ValueError: if the sample has no scene.
         """
+        if len(sample.scenes) == 1 and is_page(sample.scenes[0]):
+            return draw_page(Page.from_dict(sample.scenes[0]), self.size)
         scenes = [Scene.from_dict(scene) for scene in sample.scenes]
         if not 1 <= len(scenes) <= 2:
             raise ValueError(
