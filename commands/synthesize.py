@@ -20,8 +20,8 @@ examples:
 
 The first command draws scenes with Pillow and writes exact questions and answers, without any model. In the second, a
 language model behind an OpenAI-compatible endpoint (key in OPENAI_API_KEY) writes, and FLUX or another endpoint draws.
-Give the same command again to resume a run that was stopped or killed. To share a run between N machines that see the
-folder, give each `--task I --num-tasks N`, with I from 0."""
+Give the same command again to resume a run that was stopped or killed. Machines that see the folder share a run: give
+each the same command, and `--task I --num-tasks N`, with I from 0, so that each begins at another place."""
 
 
 def add_arguments(parser: argparse.ArgumentParser):
@@ -42,17 +42,38 @@ def add_arguments(parser: argparse.ArgumentParser):
         help="change a rule for captions and descriptions, such as special_characters=0.1: (default: the paper's)",
     )
     _add_model_arguments(parser)
+    _add_output_arguments(parser)
     add = parser.add_argument_group("speed").add_argument
-    add("--num-workers", type=int, default=os.cpu_count(), metavar="N", help="processes that draw with Pillow")
+    add("--runner", default="local", choices=("local", "ray"), help="what makes the parts of the run (default: local)")
+    add("--ray-address", metavar="HOST:PORT", help="cluster for --runner ray (default: Ray on this machine)")
+    add("--num-workers", type=int, metavar="N", help="most processes, or parts on Ray (default: one a core)")
     add("--concurrency", type=int, default=8, metavar="N", help="calls in flight at an endpoint; a kill repeats them")
     add("--timeout", type=float, default=120.0, metavar="SECONDS", help="for an answer of the language model")
-    add("--task", type=int, default=0, metavar="I", help="index of this task, from 0")
+    add("--task", type=int, default=0, metavar="I", help="index of this task, from 0: where it begins")
     add("--num-tasks", type=int, default=1, metavar="N", help="number of tasks that share the run")
+    add(
+        "--retry-rejected",
+        nargs="*",
+        metavar="RULE",
+        help="retry rejects of these rules, such as ask/timeout or http_* (default: all whose cause may have passed)",
+    )
     add = parser.add_argument_group("cost").add_argument
     add("--price-in", type=float, metavar="X", help="price of a million tokens read")
     add("--price-out", type=float, metavar="X", help="price of a million tokens written")
     add("--price-image", type=float, metavar="X", help="price of an image")
     add("--dry-run", action="store_true", help="print the estimate and stop")
+
+
+def _add_output_arguments(parser: argparse.ArgumentParser):
+    add = parser.add_argument_group("output").add_argument
+    formats = ("webp", "jpeg", "png")
+    add("--image-format", choices=formats, help="default: webp without loss for drawn scenes, jpeg else")
+    add("--format", default="parquet", choices=("parquet", "webdataset"), help="of the shards (default: parquet)")
+    add(
+        "--llava",
+        action=argparse.BooleanOptionalAction,
+        help="write train.json and images/, too (default: for 10,000 samples or fewer)",
+    )
 
 
 def _add_model_arguments(parser: argparse.ArgumentParser):
@@ -87,6 +108,8 @@ def parse_bound(text: str) -> tuple[str, float | None, float | None]:
 
 def check_options(args: argparse.Namespace):
     """Raise a UsageError for options that do not go together."""
+    if args.ray_address and args.runner != "ray":
+        raise UsageError("--ray-address needs --runner ray")
     if (args.llm is None) != (args.model is None):
         raise UsageError("--llm and --model are given together")
     if args.images.startswith("http") and args.image_model is None:
@@ -101,15 +124,18 @@ def run(args: argparse.Namespace):
         args.captions = resolve(args.captions)  # a folder, or a data set of the Hub
     # Late: they need extras and import numpy, and help texts have to answer at once.
     from fusion_vlm.audit.card import audit_for_card
-    from fusion_vlm.synthesis.engine import RunFolder
-    from fusion_vlm.synthesis.generate import Connections, count_all_tokens, generate
+    from fusion_vlm.synthesis.connections import Connections
+    from fusion_vlm.synthesis.generate import generate
     from fusion_vlm.synthesis.models.renderers import FLUX
+    from fusion_vlm.synthesis.output import read_counts, read_invalid_tokens
     from fusion_vlm.synthesis.pipeline import Options
     from fusion_vlm.synthesis.report import Prices, describe_estimate, describe_summary
+    from fusion_vlm.synthesis.run_folder import RunFolder
 
     drawer = args.images if args.images in ("pillow", "flux") else "endpoint"
     names = ("num", "seed", "captions", "caption_column", "caption_split", "model", "judge_model", "temperature")
     names += ("max_tokens", "image_steps", "image_guidance", "clip_model", "min_image_score", "min_statement_score")
+    names += ("image_format", "llava")
     options = Options(
         **{name: getattr(args, name) for name in names},
         kinds=tuple(args.kinds),
@@ -118,6 +144,7 @@ def run(args: argparse.Namespace):
         image_model=args.image_model or (FLUX if drawer == "flux" else None),
         image_size=args.image_size or (336 if drawer == "pillow" else 1024),
         image_seed=not args.no_image_seed,
+        shard_format=args.format,
     )
     prices = Prices(args.price_in, args.price_out, args.price_image)
     address = args.images if drawer == "endpoint" else None
@@ -125,16 +152,33 @@ def run(args: argparse.Namespace):
         args.llm, args.judge_llm, address, args.concurrency, args.timeout, args.clip_device, args.image_device
     )
     folder = RunFolder(args.output.expanduser(), args.num, args.task, args.num_tasks)
+    num_workers = args.num_workers
+    if num_workers is None:
+        num_workers = 0 if args.runner == "ray" else os.cpu_count() or 1
     print(describe_estimate(options, prices), flush=True)
     if args.dry_run:
         return
     try:
-        summary = generate(options, folder, connections, args.num_workers, audit_for_card)
+        summary = generate(
+            options,
+            folder,
+            connections,
+            num_workers,
+            audit_for_card,
+            retry_rejected=args.retry_rejected,
+            runner=args.runner,
+            ray_address=args.ray_address,
+        )
     except KeyboardInterrupt:
         print("\nInterrupted. The same command continues from here.", file=sys.stderr)
         raise
     if summary is None:
-        print(f"{folder.name} is finished; {len(folder.missing_parts())} parts of other tasks are missing.")
+        num = len(folder.missing_parts())
+        print(
+            f"Other tasks make the last {num} parts; the task that ends last writes the output. If one dies, give the"
+            " same command again."
+        )
         return
-    print(describe_summary(summary, count_all_tokens(folder), count_all_tokens(folder, is_valid=False), prices))
+    counts = read_counts(folder)
+    print(describe_summary(summary, counts.tokens, read_invalid_tokens(folder), prices))
     print(f"output: {folder.path}")

@@ -115,6 +115,8 @@ def import_table_library(name: str) -> ModuleType:
 
 
 def _stream_folder(path: Path, columns: Iterable[str]) -> Iterator[Any]:
+    if (path / "run.json").exists():  # of the data engine: other folders hold rejected samples
+        path = path / "data"
     if (path / "state.json").exists() or (path / "dataset_dict.json").exists():
         for split in load_splits(path).values():
             yield from split.select_columns(_choose_columns(split.column_names, columns, CHAT_COLUMNS, path))

@@ -12,11 +12,11 @@ from typing import NamedTuple
 
 import easy_vqa
 
-from fusion_vlm.synthesis.engine import RunFolder
 from fusion_vlm.synthesis.generate import generate
 from fusion_vlm.synthesis.kinds.exact import make_scene_sample
 from fusion_vlm.synthesis.kinds.table import CAPTION_KINDS, INSTRUCTION_KINDS
 from fusion_vlm.synthesis.pipeline import Options
+from fusion_vlm.synthesis.run_folder import RunFolder
 from fusion_vlm.synthesis.scenes.questions import SHORT_HINT, Fact, ask_direction, open_colour, open_count, open_shape
 from fusion_vlm.synthesis.scenes.scene import (
     COLOURS,
@@ -71,7 +71,7 @@ def make_scenes(folder: Path):
 
 def draw_scenes(folder: Path, number: int, seed: int, kinds: tuple[str, ...]):
     """Draw scenes with the data engine, and write their rows and images to a folder."""
-    options = Options(num=number, seed=seed, kinds=tuple(kinds), image_size=IMAGE_SIZE)
+    options = Options(number, seed, tuple(kinds), image_size=IMAGE_SIZE, image_format="png", llava=True)
     generate(options, RunFolder(folder, number), num_workers=os.cpu_count() or 1)
 
 

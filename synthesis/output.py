@@ -1,250 +1,180 @@
 """
-Writes the output of a run: accepted samples as LLaVA JSON and as a `datasets` folder, rejected ones, and a card.
+Writes the files of a finished part, and those of a finished run: LLaVA's JSON, the audit, the card.
 
     README.md        the card; `datasets.load_dataset(FOLDER)` finds the data by it
-    train.json       LLaVA's form; the image files are in images/
-    data/            parquet with the images inside, which `rows.messages` and TRL read
-    rejects.jsonl    rejected samples, whole, with their reasons
+    data/            a shard for each part, with the images inside, which `rows.messages` and TRL read
+    rejects/         rejected samples, whole, with their reasons; and their images
+    train.json       LLaVA's form, for small runs or on demand; the image files are in images/
     audit.json, audit.png
 """
 
 import json
-import os
-import shutil
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import DatasetCardData
 
-from fusion_vlm.rows.readers import import_table_library
-from fusion_vlm.synthesis.sample import IMAGE_DIR, Sample
+from fusion_vlm.synthesis.counts import MAX_LISTED, Counts, add_tokens, merge_counts
+from fusion_vlm.synthesis.models.call_cache import CallCache
+from fusion_vlm.synthesis.part_images import PartImages
+from fusion_vlm.synthesis.pipeline import MAX_LLAVA, Options
+from fusion_vlm.synthesis.run_folder import RunFolder
+from fusion_vlm.synthesis.sample import Sample
+from fusion_vlm.synthesis.shards import (
+    REJECT_FEATURES,
+    SHARD_SUFFIXES,
+    clean,
+    read_shard,
+    read_texts,
+    write_parquet,
+    write_shard,
+)
 
 
-ROW_GROUP_BYTES, ROW_GROUP_ROWS = 32_000_000, 1000  # the most that is held in memory
-SHARD_BYTES = 500_000_000
-MAX_LISTED = 20  # different values of an entry of `Sample.source` in the card; more are only counted
 # Size categories of the Hub, each with the number of samples that it ends below.
 SIZES = {"n<1K": 10**3, "1K<n<10K": 10**4, "10K<n<100K": 10**5, "100K<n<1M": 10**6, "1M<n<10M": 10**7}
 
+# Audits the texts of accepted samples, may write files in the folder, and returns lines for the card.
+Audit = Callable[[Path, Iterable[dict]], list[str]]
 
-Audit = Callable[[Path], list[str]]
 
-
-@dataclass
-class Counts:
+def write_part(
+    folder: RunFolder,
+    part: int,
+    samples: list[Sample],
+    images: PartImages,
+    options: Options,
+    cache: CallCache | None = None,
+):
     """
-    Counts of the samples that were written.
+    Write the files of a part that is finished, and last the counts that say so.
+
+    The order of the samples stays, and equal samples give equal bytes.
 
     Args:
-        num_samples (`int`), num_turns (`int`), num_rejected (`int`)
-        kinds (`Counter`), types (`Counter`): samples of each kind, turns of each type.
-        reasons (`Counter`): rejects by `stage/rule`.
-        sources (`dict[str, Counter]`): for each entry of `Sample.source`, the number of samples with each value.
-        seeds (`set[int]`)
-        missing_scores (`Counter`): samples without a score, by scorer.
-    """
-
-    num_samples: int = 0
-    num_turns: int = 0
-    num_rejected: int = 0
-    kinds: Counter = field(default_factory=Counter)
-    types: Counter = field(default_factory=Counter)
-    reasons: Counter = field(default_factory=Counter)
-    sources: dict[str, Counter] = field(default_factory=lambda: defaultdict(Counter))
-    seeds: set[int] = field(default_factory=set)
-    missing_scores: Counter = field(default_factory=Counter)
-
-    def add(self, sample: Sample):
-        if sample.reason is not None:
-            self.num_rejected += 1
-            self.reasons["/".join(sample.rejected_by)] += 1
-            return
-        self.num_samples += 1
-        self.num_turns += len(sample.turns)
-        self.kinds[sample.kind] += 1
-        self.types.update(turn.type for turn in sample.turns)
-        self.seeds.add(sample.seed)
-        self.missing_scores.update(name for name, score in sample.scores.items() if score is None)
-        for name, value in sample.source.items():
-            self.sources[name][value if isinstance(value, str) else json.dumps(value, sort_keys=True)] += 1
-
-
-def write_output(
-    samples: Iterable[Sample], folder: str | Path, *, audit: Audit | None = None, info: dict[str, Any] | None = None
-) -> Counts:
-    """
-    Write the files above, in place of those of an earlier call.
-
-    The order of the samples stays, and equal samples give equal bytes. Files are replaced after all are written, the
-    card last.
-
-    Args:
-        samples (`Iterable[Sample]`): accepted and rejected samples; read once.
-        folder (`str` or `Path`): the output folder, with the images of accepted samples in `images/`.
-        audit (`Callable[[Path], list[str]]`, *optional*): audits the `train.json` of a folder, may write files beside
-            it, and returns lines for the card; `fusion_vlm.audit.card.audit_for_card` is one.
-        info (`dict`, *optional*): entries for the card: `license` (an identifier of the Hub, default `other`),
-            `pretty_name` and `language` (default `en`). Other entries are written out.
+        folder (`RunFolder`), part (`int`)
+        samples (`list[Sample]`): accepted and rejected samples of the part.
+        images (`PartImages`): their images.
+        options (`Options`)
+        cache (`CallCache`, *optional*): the finished calls of the part.
 
     Raises:
         ValueError: if two samples have one id, or if an accepted sample has no image or no turns.
-        FileNotFoundError: if an image is missing.
     """
-    folder = Path(folder)
-    temporary = folder / ".output"
-    shutil.rmtree(temporary, ignore_errors=True)
-    (temporary / "data").mkdir(parents=True)
-    counts = _write_samples(samples, folder / IMAGE_DIR, temporary)
-    audit_lines = audit(temporary) if audit and counts.num_samples else []
-    (temporary / "README.md").write_text(make_card(counts, audit_lines, info or {}), encoding="utf-8")
-    _replace(temporary, folder)
+    if repeated := [name for name, number in Counter(sample.id for sample in samples).items() if number > 1]:
+        raise ValueError(f"There are two samples with the id {repeated[0]!r}, expected each once.")
+    accepted = [sample for sample in samples if sample.reason is None]
+    rejected = [sample for sample in samples if sample.reason is not None]
+    with folder.replacing(folder.shard_path(part, SHARD_SUFFIXES[options.shard_format])) as path:
+        write_shard(path, accepted, images, options.shard_format)
+    if options.llava:
+        for sample in accepted:
+            path = folder.path / "images" / llava_name(sample, folder, part)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            folder.write(path, images.read(sample.image))
+    _write_rejects(folder, part, rejected, images)
+    counts = Counts()
+    for sample in samples:
+        counts.add(sample)
+    if cache is not None:
+        counts.tokens = cache.tokens
+        if cache.invalid_tokens:
+            folder.write(folder.invalid_tokens_path(part), json.dumps(cache.invalid_tokens))
+    folder.write(folder.counts_path(part), counts.to_json())
+
+
+def _write_rejects(folder: RunFolder, part: int, rejected: list[Sample], images: PartImages):
+    """Write the rejects of a part and their images; a part without any has no such file."""
+    rows = [
+        {"id": sample.id, "images": [{"bytes": images.read(sample.image), "path": sample.image}]}
+        for sample in rejected
+        if sample.image is not None
+    ]
+    path, images_path = folder.rejects_path(part), folder.reject_images_path(part)
+    # A part that was reopened may have had some.
+    for old in (path if not rejected else None, images_path if not rows else None):
+        if old is not None:
+            old.unlink(missing_ok=True)
+    if rows:
+        with folder.replacing(images_path) as temporary:
+            write_parquet(temporary, rows, REJECT_FEATURES)
+    if rejected:
+        folder.write(path, "".join(json.dumps(sample.to_dict()) + "\n" for sample in rejected))
+
+
+def llava_name(sample: Sample, folder: RunFolder, part: int) -> str:
+    """Return the path of an image below `images/`: in a folder for each part, if one folder would have too many."""
+    return sample.image if folder.num_samples <= MAX_LLAVA else f"{part:05d}/{sample.image}"
+
+
+def read_counts(folder: RunFolder) -> Counts:
+    """Return the counts of all finished parts together."""
+    return merge_counts(Counts.from_json(folder.counts_path(part).read_text()) for part in folder.done_parts())
+
+
+def read_invalid_tokens(folder: RunFolder, part: int | None = None) -> dict[str, dict[str, int]]:
+    """Return the tokens by model of answers that were not valid but paid for: of a part, or of all parts."""
+    total: dict[str, dict[str, int]] = {}
+    for path in folder.work_dir.glob("invalid-*.json") if part is None else [folder.invalid_tokens_path(part)]:
+        if path.is_file():
+            add_tokens(total, json.loads(path.read_text()))
+    return total
+
+
+def write_output(
+    folder: RunFolder, options: Options, audit: Audit | None = None, info: dict[str, Any] | None = None
+) -> Counts:
+    """
+    Write what a run has beside its shards, from the shards: LLaVA's JSON, the audit, and the card last.
+
+    Args:
+        folder (`RunFolder`): the folder; all its parts are finished.
+        options (`Options`)
+        audit (`Audit`, *optional*): `fusion_vlm.audit.card.audit_for_card` is one.
+        info (`dict`, *optional*): entries for the card: `license` (an identifier of the Hub, default `other`),
+            `pretty_name` and `language` (default `en`). Other entries are written out.
+    """
+    counts = read_counts(folder)
+    if options.llava:
+        (folder.path / "images").mkdir(exist_ok=True)
+        _write_llava(folder, options)
+    audit_lines = audit(folder.path, read_texts(folder.path)) if audit and counts.num_samples else []
+    folder.write("README.md", make_card(counts, audit_lines, info or {}, options))
     return counts
 
 
-def to_llava(sample: Sample) -> dict:
+def _write_llava(folder: RunFolder, options: Options):
+    """Write `train.json` from the shards, an entry a line."""
+    with folder.replacing(folder.path / "train.json") as path, open(path, "w", encoding="utf-8") as file:
+        separator = "[\n"
+        for part in range(folder.num_parts):
+            for row in read_shard(folder.shard_path(part, SHARD_SUFFIXES[options.shard_format]), ("sample",)):
+                sample = Sample.from_dict(json.loads(row["sample"]))
+                entry = to_llava(sample, llava_name(sample, folder, part))
+                file.write(separator + json.dumps(entry, ensure_ascii=False))
+                separator = ",\n"
+        file.write("\n]\n" if separator == ",\n" else "[]\n")
+
+
+def to_llava(sample: Sample, image: str) -> dict:
     """Build the entry of LLaVA JSON, with the kind of the sample and the types of its questions."""
     conversations = []
     for index, turn in enumerate(sample.turns):
-        image = "" if index else "<image>\n"
-        conversations.append({"from": "human", "value": image + _clean(turn.question_with_options)})
-        conversations.append({"from": "gpt", "value": _clean(turn.answer)})
+        begin = "" if index else "<image>\n"
+        conversations.append({"from": "human", "value": begin + clean(turn.question_with_options)})
+        conversations.append({"from": "gpt", "value": clean(turn.answer)})
     types = [turn.type for turn in sample.turns]
-    head = {"id": sample.id, "image": sample.image, "conversations": conversations}
+    head = {"id": sample.id, "image": image, "conversations": conversations}
     return {**head, "kind": sample.kind, "question_types": types}
 
 
-def to_row(sample: Sample, image_folder: Path) -> dict:
-    """Build the row of the `datasets` folder. Contents are plain text: readers put the image before the first."""
-    messages = []
-    for turn in sample.turns:
-        messages.append({"role": "user", "content": _clean(turn.question_with_options)})
-        messages.append({"role": "assistant", "content": _clean(turn.answer)})
-    try:
-        content = (image_folder / sample.image).read_bytes()
-    except FileNotFoundError as error:
-        raise FileNotFoundError(f"The image of sample {sample.id}, {error.filename}, is not there.") from error
-    images = [{"bytes": content, "path": sample.image}]
-    types = [turn.type for turn in sample.turns]
-    return {"id": sample.id, "messages": messages, "images": images, "kind": sample.kind, "question_types": types}
-
-
-def _clean(text: str) -> str:
-    """Remove text that a model may write and readers fail on: placeholders of images, halves of surrogate pairs."""
-    return text.replace("<image>", "").encode("utf-8", "replace").decode("utf-8")
-
-
-def _write_samples(samples: Iterable[Sample], image_folder: Path, folder: Path) -> Counts:
-    counts, ids = Counts(), set()
-    shards = ParquetShards(folder / "data")
-    with (
-        open(folder / "train.json", "w", encoding="utf-8") as accepted,
-        open(folder / "rejects.jsonl", "w", encoding="utf-8") as rejected,
-    ):
-        accepted.write("[")
-        for sample in samples:
-            if sample.id in ids:
-                raise ValueError(f"There are two samples with the id {sample.id!r}, expected each once.")
-            ids.add(sample.id)
-            if sample.reason is not None:
-                rejected.write(json.dumps(sample.to_dict()) + "\n")
-            else:
-                _check(sample)
-                accepted.write(",\n" if counts.num_samples else "\n")
-                accepted.write(json.dumps(to_llava(sample), ensure_ascii=False))
-                shards.add(to_row(sample, image_folder))
-            counts.add(sample)
-        accepted.write("\n]\n")
-    shards.close()
-    return counts
-
-
-def _check(sample: Sample):
-    if not sample.image or not sample.turns:
-        raise ValueError(
-            f"The sample {sample.id} has the image {sample.image!r} and {len(sample.turns)} turns, expected an image"
-            " and turns, or a reason why it was rejected."
-        )
-
-
-class ParquetShards:
-    """
-    Writes rows to `train-00000-of-0000N.parquet` in a folder. N is known at the end, so files are renamed then.
-
-    Args:
-        folder (`Path`)
-    """
-
-    def __init__(self, folder: Path):
-        datasets = import_table_library("datasets")
-        self._parquet = import_table_library("pyarrow.parquet")
-        self._table_class = import_table_library("pyarrow").Table
-        text = datasets.Value("string")
-        features = datasets.Features(
-            {
-                "id": text,
-                "messages": datasets.List({"role": text, "content": text}),
-                "images": datasets.List(datasets.Image()),
-                "kind": text,
-                "question_types": datasets.List(text),
-            }
-        )
-        self.folder = folder
-        self.schema = features.arrow_schema
-        self.paths = []
-        self._rows, self._row_bytes, self._shard_bytes, self._writer = [], 0, 0, None
-
-    def add(self, row: dict):
-        self._rows.append(row)
-        self._row_bytes += sum(len(image["bytes"]) for image in row["images"])
-        if len(self._rows) >= ROW_GROUP_ROWS or self._row_bytes >= ROW_GROUP_BYTES:
-            self._write_row_group()
-            if self._shard_bytes >= SHARD_BYTES:
-                self._close_shard()
-
-    def close(self):
-        """Write the remaining rows, or an empty file if there are none, and rename the files."""
-        if self._rows or not self.paths and self._writer is None:
-            self._write_row_group()
-        self._close_shard()
-        for index, path in enumerate(self.paths):
-            path.rename(self.folder / f"train-{index:05}-of-{len(self.paths):05}.parquet")
-
-    def _write_row_group(self):
-        if self._writer is None:
-            self.paths.append(self.folder / f"{len(self.paths)}.parquet")
-            self._writer = self._parquet.ParquetWriter(self.paths[-1], self.schema)
-        self._writer.write_table(self._table_class.from_pylist(self._rows, self.schema))
-        self._shard_bytes += self._row_bytes
-        self._rows, self._row_bytes = [], 0
-
-    def _close_shard(self):
-        if self._writer is not None:
-            self._writer.close()
-        self._writer, self._shard_bytes = None, 0
-
-
-def _replace(temporary: Path, folder: Path):
-    """Move the files of `temporary` to `folder`, in place of those of an earlier run, and remove `temporary`."""
-    for name in ("train.json", "rejects.jsonl", "audit.json", "audit.png"):
-        if (temporary / name).exists():
-            os.replace(temporary / name, folder / name)
-        else:
-            (folder / name).unlink(missing_ok=True)
-    # The whole folder: another number of shards has other file names, so old shards would stay.
-    if (folder / "data").exists():
-        os.replace(folder / "data", temporary / "old")
-    os.replace(temporary / "data", folder / "data")
-    os.replace(temporary / "README.md", folder / "README.md")
-    shutil.rmtree(temporary)
-
-
-def make_card(counts: Counts, audit_lines: list[str], info: dict[str, Any]) -> str:
+def make_card(counts: Counts, audit_lines: list[str], info: dict[str, Any], options: Options) -> str:
     """Write the card of the data set: front matter of the Hub, contents, sources, rejects and audit."""
     info = dict(info)
     name = info.pop("pretty_name", "Visual questions made from language")
+    suffix = SHARD_SUFFIXES[options.shard_format]
     data = DatasetCardData(
         language=info.pop("language", "en"),
         license=info.pop("license", "other"),
@@ -252,22 +182,21 @@ def make_card(counts: Counts, audit_lines: list[str], info: dict[str, Any]) -> s
         task_categories=["visual-question-answering", "image-text-to-text"],
         tags=["synthetic", "llava", "fusion-vlm"],
         size_categories=[next((size for size, end in SIZES.items() if counts.num_samples < end), "n>10M")],
-        configs=[{"config_name": "default", "data_files": [{"split": "train", "path": "data/train-*.parquet"}]}],
+        configs=[{"config_name": "default", "data_files": [{"split": "train", "path": f"data/train-*.{suffix}"}]}],
     )
     lines = [
         f"# {name}",
         "",
         f"{counts.num_samples} samples, an image and a conversation each, {counts.num_turns} questions in all; made"
-        f" by `fusion_vlm.synthesis`. {counts.num_rejected} more samples were rejected: `rejects.jsonl`.",
+        f" by `fusion_vlm.synthesis`. {counts.num_rejected} more samples were rejected: `rejects/`.",
         "",
-        "- `datasets.load_dataset` gives rows with `messages` and `images`.",
-        "- `train.json` is the same in LLaVA's form, with the images in `images/`.",
+        *_form_lines(options),
         "",
         *_count_table("kind", "samples", counts.kinds),
         *_count_table("type of question", "questions", counts.types),
         "## Sources",
         "",
-        f"Seeds: {', '.join(map(str, sorted(counts.seeds))) or 'none'}.",
+        f"Seeds: {', '.join(sorted(counts.seeds, key=int)) or 'none'}.",
         "",
         *_source_lines(counts),
         *_info_lines(info),
@@ -277,6 +206,15 @@ def make_card(counts: Counts, audit_lines: list[str], info: dict[str, Any]) -> s
         *audit_lines,
     ]
     return f"---\n{data.to_yaml()}\n---\n\n" + "\n".join(lines).rstrip() + "\n"
+
+
+def _form_lines(options: Options) -> list[str]:
+    lines = ["- `datasets.load_dataset` gives rows with `messages` and `images`."]
+    if options.shard_format == "webdataset":
+        lines = ["- `data/` is a WebDataset: an image and a JSON object with `messages` for each sample."]
+    if options.llava:
+        lines.append("- `train.json` is the same in LLaVA's form, with the images in `images/`.")
+    return lines
 
 
 def _count_table(name: str, unit: str, counts: Counter) -> list[str]:
@@ -292,8 +230,8 @@ def _cell(text: str) -> str:
 
 def _source_lines(counts: Counts) -> Iterator[str]:
     for name, values in sorted(counts.sources.items()):
-        if len(values) > MAX_LISTED:
-            yield f"- {_cell(name)}: {len(values)} different"
+        if values is None:
+            yield f"- {_cell(name)}: more than {MAX_LISTED} different"
         else:
             yield f"- {_cell(name)}: {'; '.join(f'{_cell(value)} ({n})' for value, n in sorted(values.items()))}"
     for name, count in sorted(counts.missing_scores.items()):

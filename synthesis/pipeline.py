@@ -6,9 +6,7 @@ that decides the result; how fast and on which machine a run works is elsewhere.
 """
 
 import dataclasses
-import functools
 import hashlib
-import io
 import math
 import threading
 from collections.abc import Callable
@@ -18,25 +16,28 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
-from fusion_vlm.synthesis.engine import FailureLimit, RunError, RunFolder, Step
+from fusion_vlm.synthesis.failures import FailureLimit, RunError
 from fusion_vlm.synthesis.filters.captions import CaptionRules, Deduplicate, read_captions
 from fusion_vlm.synthesis.filters.images import ImageFilter, StatementFilter
 from fusion_vlm.synthesis.filters.turns import TurnRules
+from fusion_vlm.synthesis.inputs import identify
 from fusion_vlm.synthesis.kinds.contrasts import split_sides
 from fusion_vlm.synthesis.kinds.exact import ExactQuestions, make_scene_sample
 from fusion_vlm.synthesis.kinds.table import KINDS, find_kind
 from fusion_vlm.synthesis.models.load_prompts import load_prompts
 from fusion_vlm.synthesis.models.renderers import RenderError
-from fusion_vlm.synthesis.sample import IMAGE_DIR, Sample
+from fusion_vlm.synthesis.part_images import FORMATS, SUFFIXES, PartImages, encode_image
+from fusion_vlm.synthesis.sample import Sample
 from fusion_vlm.synthesis.scenes.render import PillowRenderer, paste_sides
-from fusion_vlm.synthesis.stage import Filter, Renderer
+from fusion_vlm.synthesis.shards import SHARD_SUFFIXES
+from fusion_vlm.synthesis.stage import Filter, Renderer, Stage
 
 
 if TYPE_CHECKING:
+    from fusion_vlm.synthesis.models.call_cache import CallCache
     from fusion_vlm.synthesis.models.chat import ChatClient
 
-# Options that run.json has only if they are set: runs of earlier versions have no such entries, and can be resumed.
-LATER_OPTIONS = ("caption_split", "caption_bounds", "image_steps", "image_guidance", "image_seed")
+MAX_LLAVA = 10_000  # samples of a run that LLaVA's form is written for by default
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,10 @@ class Options:
         image_seed (`bool`): whether a seed is sent to `endpoint`.
         clip_model (`str`, *optional*): CLIP that scores images and answers. Without, these scores are not available.
         min_image_score (`float`, *optional*), min_statement_score (`float`, *optional*): least scores of CLIP.
+        image_format (`str`, *optional*): `webp` (without loss), `jpeg` or `png`; by default `webp` for what Pillow
+            draws, `jpeg` for what an image model draws.
+        shard_format (`str`): `parquet` or `webdataset`.
+        llava (`bool`, *optional*): whether to write LLaVA's form, too; by default for 10,000 samples or fewer.
 
     Raises:
         RunError: if options do not go together.
@@ -88,8 +93,18 @@ class Options:
     clip_model: str | None = None
     min_image_score: float | None = None
     min_statement_score: float | None = None
+    image_format: str | None = None
+    shard_format: str = "parquet"
+    llava: bool | None = None
 
     def __post_init__(self):
+        if self.image_format is None:
+            object.__setattr__(self, "image_format", "webp" if self.images == "pillow" else "jpeg")
+        if self.llava is None:
+            object.__setattr__(self, "llava", self.num <= MAX_LLAVA)
+        for name, known in (("image_format", FORMATS), ("shard_format", SHARD_SUFFIXES)):
+            if getattr(self, name) not in known:
+                raise RunError(f"The {name} is {getattr(self, name)!r}, expected one of {', '.join(known)}.")
         unknown = [kind for kind in self.kinds if kind not in KINDS]
         if unknown or not self.kinds or len(set(self.kinds)) < len(self.kinds):
             raise RunError(f"The kinds are {self.kinds}, expected some of {', '.join(KINDS)}, each once.")
@@ -121,12 +136,10 @@ class Options:
         return self.model is None
 
     def config(self) -> dict:
-        """Return all that makes two runs the same, for `RunFolder.opened`."""
-        defaults = {field.name: field.default for field in dataclasses.fields(self)}
+        """Return all that makes two runs the same, for `RunFolder.prepare`. A file of captions is its content."""
         config = dataclasses.asdict(self)
-        for name in LATER_OPTIONS:
-            if config[name] == defaults[name]:
-                del config[name]
+        if self.captions is not None:
+            config["captions"] = identify(self.captions)
         if not self.is_exact:
             config["prompts"] = hashlib.sha256(repr(load_prompts()).encode()).hexdigest()
         return config
@@ -135,13 +148,15 @@ class Options:
 @dataclass
 class Clients:
     """
-    The models that the main process has and worker processes have not.
+    The models that a process has connected or loaded.
 
     Args:
         writer (`ChatClient`, *optional*), judge (`ChatClient`, *optional*)
         renderer (`Renderer`, *optional*): an image model.
         clip_score (`Callable[[Image, str], float]`, *optional*)
         concurrency (`int`): images that the renderer is asked for at once.
+        renderer_limit (`FailureLimit`, *optional*), renderer_slots (`Semaphore`, *optional*): of all parts together;
+            made from the above.
     """
 
     writer: "ChatClient | None" = None
@@ -149,9 +164,18 @@ class Clients:
     renderer: Renderer | None = None
     clip_score: Callable[[Image.Image, str], float] | None = None
     concurrency: int = 1
+    renderer_limit: FailureLimit | None = None
+    renderer_slots: threading.Semaphore | None = None
 
     def __post_init__(self):
-        self.renderer_limit = FailureLimit(f"the renderer {self.renderer.name}") if self.renderer else None
+        if self.renderer is not None and self.renderer_limit is None:
+            self.renderer_limit = FailureLimit(f"the renderer {self.renderer.name}")
+            self.renderer_slots = threading.Semaphore(self.concurrency)
+
+    def with_cache(self, cache: "CallCache") -> "Clients":
+        """Return the same models with another cache of calls, that of a part."""
+        writer, judge = (client and client.with_cache(cache) for client in (self.writer, self.judge))
+        return dataclasses.replace(self, writer=writer, judge=judge)
 
     @property
     def chat_clients(self) -> "list[ChatClient]":
@@ -163,52 +187,47 @@ class Clients:
         return limits + ([self.renderer_limit] if self.renderer_limit else [])
 
 
-def build_steps(options: Options, folder: RunFolder, clients: Clients) -> list[Step]:
-    """Build the stages of a run in order."""
-    return exact_steps(options, folder) if options.is_exact else model_steps(options, folder, clients)
+def build_stages(options: Options, images: PartImages, clients: Clients) -> list[Stage]:
+    """Build the stages of a part in order. Their names are different, since a reject is resumed at its stage."""
+    return exact_stages(options, images) if options.is_exact else model_stages(options, images, clients)
 
 
-@functools.cache
-def build_worker_steps(options: Options, folder: RunFolder) -> list[Step]:
-    """Build the stages once in a worker process. It has no clients, so only stages placed in processes work."""
-    return build_steps(options, folder, Clients())
-
-
-def exact_steps(options: Options, folder: RunFolder) -> list[Step]:
+def exact_stages(options: Options, images: PartImages) -> list[Stage]:
     """Build the stages of a run without models."""
-    return [
-        Step(ExactQuestions()),
-        Step(Render(PillowRenderer(options.image_size), folder)),
-    ]
+    renderer = PillowRenderer(options.image_size)
+    return [ExactQuestions(), Render(renderer, images, options.image_format)]
 
 
-def model_steps(options: Options, folder: RunFolder, clients: Clients) -> list[Step]:
+def model_stages(options: Options, images: PartImages, clients: Clients) -> list[Stage]:
     """Build the stages of a run with a language model."""
     # Late: they need pydantic, an extra, and exact runs do not.
     from fusion_vlm.synthesis.models.stages import AskFromDescription, Describe, Judge
 
     prompts = load_prompts()
-    draws_scenes = options.images == "pillow"
-    renderer = PillowRenderer(options.image_size) if draws_scenes else clients.renderer
-    render = Render(renderer, folder, clients.concurrency, clients.renderer_limit)
-    open_image = OpenImage(folder)
+    renderer = PillowRenderer(options.image_size) if options.images == "pillow" else clients.renderer
+    open_image = OpenImage(images)
     image_filter = ImageFilter(open_image, clients.clip_score, _bound(options.min_image_score))
     statement_filter = StatementFilter(open_image, clients.clip_score, _bound(options.min_statement_score))
     return [
-        Step(Keep(CaptionRules("caption", options.caption_bounds)), "thread"),
-        Step(Describe(clients.writer, prompts)),
-        Step(Keep(CaptionRules("description", options.caption_bounds), "description_rules"), "thread"),
-        Step(render, "process" if draws_scenes else "thread"),
-        Step(Keep(image_filter), "thread" if options.clip_model else "process"),
-        Step(AskFromDescription(clients.writer, prompts)),
-        Step(Keep(TurnRules()), "thread"),
-        Step(Judge(clients.judge, prompts)),
-        Step(Keep(statement_filter), "thread"),
+        Keep(CaptionRules("caption", options.caption_bounds)),
+        Describe(clients.writer, prompts),
+        Keep(CaptionRules("description", options.caption_bounds), "description_rules"),
+        Render(renderer, images, options.image_format, clients.renderer_limit, clients.renderer_slots),
+        Keep(image_filter),
+        AskFromDescription(clients.writer, prompts),
+        Keep(TurnRules()),
+        Judge(clients.judge, prompts),
+        Keep(statement_filter),
     ]
 
 
 def _bound(score: float | None) -> float:
     return -math.inf if score is None else score
+
+
+def open_source(options: Options) -> Callable[[int], Sample]:
+    """Open the input of a run: a function that returns the sample of an index before its first stage."""
+    return CaptionSource(options) if options.captions else SceneSource(options)
 
 
 class SceneSource:
@@ -235,12 +254,13 @@ class CaptionSource:
 
     def __init__(self, options: Options):
         rows = read_captions(options.captions, options.caption_column, options.caption_split)
+        identity = identify(options.captions)  # not the path, which may differ between the tasks of a run
         # Not a step, because steps run in no fixed order, and the first of equal texts is to be kept.
         deduplicate = Keep(Deduplicate())
         self.samples = []
         for index, (caption, source) in enumerate(islice(rows, options.num)):
             kind = options.kinds[index % len(options.kinds)]
-            source = {**source, "position": index}
+            source = {**source, "captions": identity, "position": index}
             sample = Sample(f"{kind}-{index:07}", kind, options.seed, caption=caption, source=source)
             self.samples.append(deduplicate(sample))
         if len(self.samples) < options.num:
@@ -269,49 +289,55 @@ class Keep:
 
 
 class OpenImage:
-    """Opens the image of a sample in the folder of a run."""
+    """Opens the image of a sample among those of its part."""
 
-    def __init__(self, folder: RunFolder):
-        self.folder = folder
+    def __init__(self, images: PartImages):
+        self.images = images
 
     def __call__(self, sample: Sample) -> Image.Image:
-        return Image.open(self.folder.image_dir / sample.image)
+        return self.images.open(sample.image)
 
 
 class Render:
     """
-    Writes the image of a sample, unless a run that was killed has written it.
+    Draws and encodes the image of a sample, unless a run that was killed has kept it.
 
     Args:
         renderer (`Renderer`)
-        folder (`RunFolder`): folder of the run.
-        concurrency (`int`): images in progress at once.
-        limit (`FailureLimit`, *optional*): counts failed images; needed for renderers that may fail.
+        images (`PartImages`): takes the images.
+        image_format (`str`): see `Options`.
+        limit (`FailureLimit`, *optional*), slots (`Semaphore`, *optional*): count failed images, and images in
+            progress at once; both are needed for renderers that may fail.
     """
 
     name = "render"
 
-    def __init__(self, renderer: Renderer, folder: RunFolder, concurrency: int = 1, limit: FailureLimit | None = None):
-        self.renderer, self.folder, self.limit = renderer, folder, limit
-        self.semaphore = threading.Semaphore(concurrency)
+    def __init__(
+        self,
+        renderer: Renderer,
+        images: PartImages,
+        image_format: str,
+        limit: FailureLimit | None = None,
+        slots: threading.Semaphore | None = None,
+    ):
+        self.renderer, self.images, self.image_format = renderer, images, image_format
+        self.limit, self.slots = limit, slots or threading.Semaphore()
 
     def __call__(self, sample: Sample) -> Sample:
-        sample.image = f"{sample.id}.png"
+        name = f"{sample.id}.{SUFFIXES[self.image_format]}"
         sample.source[self.name] = self.renderer.name
-        if (self.folder.image_dir / sample.image).is_file():
-            return sample
-        try:
-            with self.semaphore:
-                image = self.draw(sample)
-        except RenderError as error:
-            self.limit.failed(error)
-            sample.reject(self.name, f"no_image: {error}")
-            return sample
-        if self.limit is not None:
-            self.limit.succeeded()
-        content = io.BytesIO()
-        image.save(content, "PNG")
-        self.folder.write(f"{IMAGE_DIR}/{sample.image}", content.getvalue())
+        if name not in self.images:
+            try:
+                with self.slots:
+                    image = self.draw(sample)
+            except RenderError as error:
+                self.limit.failed(error)
+                sample.reject(self.name, f"no_image: {error}")
+                return sample
+            if self.limit is not None:
+                self.limit.succeeded()
+            self.images.write(name, encode_image(image, self.image_format))
+        sample.image = name
         return sample
 
     def draw(self, sample: Sample) -> Image.Image:

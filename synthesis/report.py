@@ -4,10 +4,10 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from fusion_vlm.synthesis.counts import Counts
 from fusion_vlm.synthesis.kinds.table import find_kind
 from fusion_vlm.synthesis.models.load_prompts import load_prompts
 from fusion_vlm.synthesis.pipeline import Options
-from fusion_vlm.synthesis.sample import Sample
 
 
 # Tokens that a model writes, about; those of questions and answers are in the record of each kind.
@@ -74,40 +74,33 @@ def describe_tokens(model: str, counts: dict[str, int]) -> str:
     )
 
 
-def summarize(samples: Iterable[Sample], stages: list[str]) -> dict:
+def summarize(counts: Counts, stages: list[str]) -> dict:
     """
-    Count finished samples.
+    Follow the samples of a run through the stages.
 
     Args:
-        samples (`Iterable[Sample]`)
+        counts (`Counts`): of the whole run.
         stages (`list[str]`): names of the stages in order.
 
     Returns:
         `dict`: `begun`, `kept`, `images`, `kinds` (kept samples of each), `stages` (for each `begun`, `kept` and the
         `reasons` of rejects), `not_available` (scores that nothing measured).
     """
-    begun, images, kinds, missing = 0, 0, Counter(), Counter()
     reasons = {stage: Counter() for stage in stages}
-    for sample in samples:
-        begun += 1
-        images += sample.image is not None
-        if sample.reason is None:
-            kinds[sample.kind] += 1
-            missing.update(name for name, score in sample.scores.items() if score is None)
-        else:
-            stage, rule = sample.rejected_by
-            reasons.setdefault(stage, Counter())[rule] += 1
-    left, rows = begun, {}
-    for stage, counts in reasons.items():
-        rows[stage] = {"begun": left, "kept": left - counts.total(), "reasons": dict(counts.most_common())}
-        left -= counts.total()
+    for reason, number in sorted(counts.reasons.items()):
+        stage, _, rule = reason.partition("/")
+        reasons.setdefault(stage, Counter())[rule] += number
+    left, rows = counts.num_samples + counts.num_rejected, {}
+    for stage, rules in reasons.items():
+        rows[stage] = {"begun": left, "kept": left - rules.total(), "reasons": dict(rules.most_common())}
+        left -= rules.total()
     return {
-        "begun": begun,
-        "kept": left,
-        "images": images,
-        "kinds": dict(sorted(kinds.items())),
+        "begun": counts.num_samples + counts.num_rejected,
+        "kept": counts.num_samples,
+        "images": counts.num_images,
+        "kinds": dict(sorted(counts.kinds.items())),
         "stages": rows,
-        "not_available": dict(sorted(missing.items())),
+        "not_available": dict(sorted(counts.missing_scores.items())),
     }
 
 

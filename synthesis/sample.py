@@ -8,7 +8,7 @@ from string import ascii_uppercase
 from typing import Any
 
 
-IMAGE_DIR = "images"  # in the folder of a run: the files that `Sample.image` names
+MAX_REASON = 500  # characters of a reason that are kept; it may quote what a model wrote
 LETTER_HINT = "Answer with the letter of the option."
 
 
@@ -63,7 +63,7 @@ class Sample:
         caption (`str`), description (`str`): the content of the image, short and in detail.
         scenes (`list[dict]`): the scene graphs, of one image or of the two sides of a contrast. Empty if an LLM wrote
             the description.
-        image (`str`, *optional*): file name in the image folder of the output.
+        image (`str`, *optional*): file name of the image in its shard.
         turns (`list[Turn]`): questions and answers about the image, in order.
         scores (`dict[str, float | None]`): by name of the scorer; `None` where a scorer is not available.
         reason (`str`, *optional*): why the sample was rejected, `stage/rule: message`; set by `reject`. Rejected
@@ -96,7 +96,7 @@ class Sample:
             stage (`str`): name of the stage that rejects.
             reason (`str`): `rule: message`; rejects are counted by stage and rule.
         """
-        self.reason = f"{stage}/{reason}"
+        self.reason = f"{stage}/{reason}"[:MAX_REASON]
 
     @property
     def rejected_by(self) -> tuple[str, str]:

@@ -14,13 +14,20 @@ from fusion_vlm.synthesis.kinds.kind import AnswerForm
 from fusion_vlm.synthesis.sample import Turn
 
 
-def _not_blank(text: str) -> str:
+MAX_CHARACTERS = 8_000  # of each text that is kept; 80 to 200 words are asked for
+
+
+def _check_text(text: str) -> str:
     if not text.strip():
         raise ValueError("is blank")
+    # Not in the schema that is sent: servers that build a grammar of it take long for large numbers.
+    if len(text) > MAX_CHARACTERS:
+        raise ValueError(f"has {len(text):,} characters, expected at most {MAX_CHARACTERS:,}")
     return text.strip()
 
 
-Text = Annotated[str, AfterValidator(_not_blank)]
+Text = Annotated[str, AfterValidator(_check_text)]
+Remark = Annotated[str, AfterValidator(lambda text: text[:MAX_CHARACTERS])]
 
 
 class Answer(BaseModel):
@@ -104,7 +111,7 @@ def questions_type(form: AnswerForm) -> type[Answer]:
 
 class Verdict(Answer):
     correct: bool
-    problem: str
+    problem: Remark
 
 
 def verdicts_on(num_turns: int) -> type[Answer]:

@@ -5,34 +5,22 @@ Calls have a JSON schema, are retried, and are never repeated once finished: eac
 """
 
 import asyncio
+import copy
 import hashlib
 import json
 import os
-import random
-import uuid
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from fusion_vlm.synthesis.engine import FailureLimit, RunError
+from fusion_vlm.synthesis.failures import FailureLimit, RunError
 from fusion_vlm.synthesis.models.answers import Answer, explain
 from fusion_vlm.synthesis.models.call_cache import CallCache
+from fusion_vlm.synthesis.models.retries import CallError, Retries
 from fusion_vlm.synthesis.sample import stable_hash
 
 
-class CallError(Exception):
-    """
-    A call that got no valid answer. The message is the reason by which its sample is rejected.
-
-    Args:
-        rule (`str`): the kind of failure in a word; rejects are counted by it.
-        message (`str`): what was found.
-        is_final (`bool`): whether a retry is of no use.
-    """
-
-    def __init__(self, rule: str, message: str, is_final: bool = False):
-        super().__init__(f"{rule}: {' '.join(message.split())[:300]}")
-        self.rule, self.is_final = rule, is_final
+MAX_REPLY_BYTES = 1_000_000  # of a whole reply; a longer one is not parsed
 
 
 class _Message(BaseModel):
@@ -71,22 +59,20 @@ class ChatClient:
     Args:
         url (`str`): address with the version, such as `http://localhost:8000/v1`.
         model (`str`): name of the model at that endpoint.
-        cache (`CallCache`): stores finished calls.
+        cache (`CallCache`, *optional*): stores finished calls; `with_cache` gives each part its own.
         temperature (`float`), max_tokens (`int`): sent with every call.
         concurrency (`int`): calls in flight at once, which is also the most calls that a kill can repeat.
-        timeout (`float`): longest time for an answer in seconds, including the SDK's tries and waits. It also ends an
-            answer that comes byte by byte; the SDK's timeout is for a single read.
+        timeout (`float`): longest time for an answer in seconds, including the SDK's tries and waits.
         num_sdk_tries (`int`): tries of the SDK; 7 take half a minute.
-        num_tries (`int`): tries for an answer that is not valid. An answer that is late gets half as many.
+        num_tries (`int`), backoff (`float`): see `Retries`.
         max_failures (`int`): failed calls in a row that stop the run.
-        backoff (`float`): first wait between tries in seconds, doubled with each try.
     """
 
     def __init__(
         self,
         url: str,
         model: str,
-        cache: CallCache,
+        cache: CallCache | None = None,
         temperature: float = 0.7,
         max_tokens: int = 1024,
         concurrency: int = 8,
@@ -111,10 +97,18 @@ class ChatClient:
             max_retries=num_sdk_tries - 1,
         )
         self.url, self.model, self.cache = url, model, cache
-        self.temperature, self.max_tokens, self.timeout = temperature, max_tokens, timeout
-        self.num_tries, self.backoff = num_tries, backoff
+        self.temperature, self.max_tokens = temperature, max_tokens
+        self.retries = Retries(timeout, num_tries, backoff)
         self.semaphore = asyncio.Semaphore(concurrency)
         self.limit = FailureLimit(f"{url} (model {model})", max_failures)
+        # Answers that were not valid since the last one that was: cache, key, error.
+        self._unsettled: list[tuple[CallCache, str, list[str]]] = []
+
+    def with_cache(self, cache: CallCache) -> "ChatClient":
+        """Return a client that stores its calls in another cache; connections and limits are shared."""
+        client = copy.copy(self)
+        client.cache = cache
+        return client
 
     async def check(self):
         """
@@ -146,16 +140,30 @@ class ChatClient:
         body = self._request(prompt, text, answer_type, seed)
         key = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
         if (stored := self.cache.get(key)) is not None:
-            self.limit.succeeded()
+            self._succeed()
             return answer_type.model_validate_json(stored)
+
+        async def send(attempt: int, error: CallError | None) -> Answer:
+            # First repeat the same request, as the connection may be at fault. Then change the seed for the model.
+            is_same = attempt == 0 or attempt == 1 and error.rule != "too_long"
+            request = body if is_same else {**body, "seed": stable_hash(seed, attempt) % 2**31}
+            return await self._ask_once(request, key, f"{key} {attempt}", answer_type)
+
         async with self.semaphore:
             try:
-                answer = await self._try_until_valid(body, key, answer_type)
+                answer = await self.retries.run(send)
             except CallError as error:
                 self.limit.failed(error)
                 raise
-            self.limit.succeeded()
+            self._succeed()
         return answer
+
+    def _succeed(self):
+        """Count a call that worked. Answers before it that were not valid are then the model's fault: store them."""
+        self.limit.succeeded()
+        for cache, key, error in self._unsettled:
+            cache.put_error(key, error)
+        self._unsettled.clear()
 
     def _request(self, prompt: str, text: str, answer_type: type[Answer], seed: int) -> dict:
         schema = {"name": answer_type.__name__, "schema": answer_type.json_schema(), "strict": True}
@@ -168,30 +176,29 @@ class ChatClient:
             "seed": seed,
         }
 
-    async def _try_until_valid(self, body: dict, key: str, answer_type: type[Answer]) -> Answer:
-        """Send a request until its answer is valid, and cache the answer."""
-        num_timeouts, attempt, request = 0, 0, body
-        while True:
-            try:
-                reply = await asyncio.wait_for(self._send(request), self.timeout)
-                return self._read(reply, key, answer_type)
-            except asyncio.TimeoutError:
-                num_timeouts += 1
-                error = CallError("timeout", f"no answer in {self.timeout:g} s")
-            except CallError as call_error:
-                error = call_error
-            attempt += 1
-            if error.is_final or attempt == self.num_tries or num_timeouts >= self.num_tries / 2:
-                raise error
-            # First repeat the same request, as the connection may be at fault. Then change the seed for the model.
-            if attempt > 1 or error.rule == "too_long":
-                request = {**body, "seed": stable_hash(body["seed"], attempt) % 2**31}
-            await asyncio.sleep(self.backoff * 2**attempt * random.uniform(0.75, 1.0))
+    async def _ask_once(self, request: dict, key: str, try_key: str, answer_type: type[Answer]) -> Answer:
+        """Send a request and read its answer, unless an earlier process has found that the answer is not valid."""
+        if (stored := self.cache.get_error(try_key)) is not None:
+            raise CallError(*stored, is_cached=True)
+        reply = await self._send(request)
+        try:
+            answer = answer_type.model_validate_json(reply.choices[0].message.content)
+        except ValidationError as validation_error:
+            error = CallError("invalid_answer", explain(validation_error))
+            if reply.choices[0].finish_reason == "length":
+                error = CallError("too_long", f"not complete after {self.max_tokens} tokens")
+            self.cache.add_invalid_tokens(self.model, reply.num_tokens)
+            self._unsettled.append((self.cache, try_key, [error.rule, error.message]))
+            raise error from validation_error
+        self.cache.put(key, self.model, answer.model_dump_json(), reply.num_tokens)
+        return answer
 
     async def _send(self, body: dict) -> _Reply:
         try:
             # Raw, because the SDK would make an object of nearly anything that a server sends.
             response = await self.sdk.chat.completions.with_raw_response.create(**body)
+            if len(response.content) > MAX_REPLY_BYTES:
+                raise CallError("too_large", f"{len(response.content):,} bytes, expected at most {MAX_REPLY_BYTES:,}")
             reply = _Reply.model_validate_json(response.content)
             if not reply.choices:
                 raise CallError("error_body" if reply.error else "no_choices", response.text)
@@ -217,18 +224,6 @@ class ChatClient:
         # By name, because the SDK may change its HTTP library.
         if type(error.__cause__).__name__ == "ConnectError":
             raise RunError(f"Nothing answers at {self.url}: {error.__cause__}.") from error
-
-    def _read(self, reply: _Reply, key: str, answer_type: type[Answer]) -> Answer:
-        """Check the answer in a reply. Its tokens are counted in any case; it is cached only if it is valid."""
-        try:
-            answer = answer_type.model_validate_json(reply.choices[0].message.content)
-        except ValidationError as error:
-            self.cache.put(f"{key} {uuid.uuid4()}", self.model, None, *reply.num_tokens)
-            if reply.choices[0].finish_reason == "length":
-                raise CallError("too_long", f"not complete after {self.max_tokens} tokens") from error
-            raise CallError("invalid_answer", explain(error)) from error
-        self.cache.put(key, self.model, answer.model_dump_json(), *reply.num_tokens)
-        return answer
 
     async def close(self):
         await self.sdk.close()

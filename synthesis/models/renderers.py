@@ -9,6 +9,7 @@ sample gives the same image as far as the model is deterministic. Calls block: i
 import asyncio
 import base64
 import binascii
+import functools
 import io
 import os
 import threading
@@ -16,6 +17,7 @@ from typing import Any
 
 from PIL import Image
 
+from fusion_vlm.synthesis.models.retries import CallError, Retries
 from fusion_vlm.synthesis.sample import Sample
 
 
@@ -87,6 +89,7 @@ class FluxRenderer:
         return output.images[0].convert("RGB")
 
 
+@functools.cache  # one copy in a process that makes several parts
 def _load_flux(name: str, device: str) -> Any:
     try:
         from diffusers import FluxPipeline  # late: an extra
@@ -103,17 +106,18 @@ class EndpointRenderer:
     """
     An endpoint for OpenAI's `/v1/images/generations` that answers in base64 (`response_format: b64_json`).
 
-    The SDK retries, with growing pauses, after broken connections, 408, 409, 429 and 5xx. The key is read from
-    OPENAI_API_KEY.
+    The SDK retries, with growing pauses, after broken connections, 408, 409, 429 and 5xx. Answers that hold no image
+    are retried here, as those of language models are. The key is read from OPENAI_API_KEY.
 
     Args:
         url (`str`): address with the version: `http://localhost:8000/v1`.
         model (`str`): name of the model at that endpoint.
         size (`str`): `{width}x{height}` in pixels.
-        timeout (`float`): seconds for one try. All tries together may take `max_retries + 1` times as long, so an
-            endpoint that sends a byte now and then cannot block a run.
-        max_retries (`int`): retries for one image.
+        timeout (`float`): seconds for one try of the SDK. All its tries together may take `max_retries + 1` times as
+            long, so an endpoint that sends a byte now and then cannot block a run.
+        max_retries (`int`): retries of the SDK for one image.
         send_seed (`bool`): whether to send `seed`. Most servers of open models take it, some others refuse it.
+        num_tries (`int`), backoff (`float`): see `Retries`.
 
     Raises:
         RenderError: from a call, if there is no image after all tries, or the answer is not an image.
@@ -130,6 +134,8 @@ class EndpointRenderer:
         timeout: float = 300.0,
         max_retries: int = 4,
         send_seed: bool = True,
+        num_tries: int = 4,
+        backoff: float = 0.5,
     ):
         try:
             import openai  # late: it is an extra, and takes a second to import
@@ -139,49 +145,57 @@ class EndpointRenderer:
         self.openai, self.url, self.model, self.size = openai, url, model, size
         self.api_key = os.environ.get("OPENAI_API_KEY", "none")
         self.timeout, self.max_retries, self.send_seed = timeout, max_retries, send_seed
+        self.retries = Retries(timeout * (max_retries + 1), num_tries, backoff)
 
     def __call__(self, sample: Sample) -> Image.Image:
-        # In an event loop: `asyncio.wait_for` can end a call whose answer never ends.
-        return self._decode(asyncio.run(self._request(sample)))
+        request = {
+            "model": self.model,
+            "prompt": image_prompt(sample),
+            "n": 1,
+            "size": self.size,
+            "response_format": "b64_json",
+            "extra_body": {"seed": sample.rng("image").getrandbits(31)} if self.send_seed else {},
+        }
+        # In an event loop, because only there a call whose answer never ends can be ended.
+        try:
+            return asyncio.run(self._draw(request))
+        except CallError as error:
+            raise RenderError(f"{self.url} ({self.model}) gave no image: {error}") from error
 
-    async def _request(self, sample: Sample) -> Any:
-        seed = {"seed": sample.rng("image").getrandbits(31)} if self.send_seed else {}
+    async def _draw(self, request: dict) -> Image.Image:
         client = self.openai.AsyncOpenAI(
             base_url=self.url, api_key=self.api_key, timeout=self.timeout, max_retries=self.max_retries
         )
-        async with client:
-            request = client.images.generate(
-                model=self.model,
-                prompt=image_prompt(sample),
-                n=1,
-                size=self.size,
-                response_format="b64_json",
-                extra_body=seed,
-            )
-            try:
-                return await asyncio.wait_for(request, self.timeout * (self.max_retries + 1))
-            except asyncio.TimeoutError as error:
-                raise RenderError(
-                    f"{self.url} ({self.model}) took too long, expected an image within {self.timeout:g} s a try."
-                ) from error
-            # ValueError: truncated JSON.
-            except (self.openai.OpenAIError, ValueError) as error:
-                raise RenderError(f"{self.url} ({self.model}) gave no image: {str(error)[:300]}") from error
 
-    def _decode(self, response: Any) -> Image.Image:
-        # The SDK does not check the answer, which may be text or JSON of any shape.
-        data = getattr(response, "data", None)
-        first = data[0] if isinstance(data, list) and data else None
-        encoded = getattr(first, "b64_json", None)
-        if not isinstance(encoded, str):
-            raise RenderError(
-                f"{self.url} ({self.model}) answered {str(response)[:200]!r}, expected an image in `data[0].b64_json`."
-            )
+        async def send(attempt: int, error: CallError | None) -> Image.Image:
+            return _decode(await self._send(client, request))
+
+        async with client:
+            return await self.retries.run(send)
+
+    async def _send(self, client: Any, request: dict) -> Any:
         try:
-            content = base64.b64decode(encoded)
-            with Image.open(io.BytesIO(content)) as image:
-                return image.convert("RGB")
-        except (binascii.Error, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise RenderError(
-                f"{self.url} ({self.model}) answered {encoded[:60]!r}, expected an image in base64: {error}"
-            ) from error
+            return await client.images.generate(**request)
+        except self.openai.APITimeoutError as error:
+            raise asyncio.TimeoutError from error
+        except self.openai.APIConnectionError as error:
+            raise CallError("connection", str(error.__cause__ or error), is_final=True) from error
+        except self.openai.APIStatusError as error:
+            raise CallError(f"http_{error.status_code}", str(error), is_final=True) from error
+        except (self.openai.OpenAIError, ValueError) as error:  # ValueError: truncated JSON
+            raise CallError("not_an_image", str(error)) from error
+
+
+def _decode(response: Any) -> Image.Image:
+    # The SDK does not check the answer, which may be text or JSON of any shape.
+    data = getattr(response, "data", None)
+    first = data[0] if isinstance(data, list) and data else None
+    encoded = getattr(first, "b64_json", None)
+    if not isinstance(encoded, str):
+        raise CallError("not_an_image", f"{str(response)[:200]!r}, expected an image in `data[0].b64_json`")
+    try:
+        with Image.open(io.BytesIO(base64.b64decode(encoded))) as image:
+            return image.convert("RGB")
+    except (binascii.Error, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        message = f"{encoded[:60]!r}, expected an image in base64: {str(error)[:100]}"
+        raise CallError("not_an_image", message) from error

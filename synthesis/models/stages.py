@@ -9,7 +9,8 @@ from fusion_vlm.synthesis.models.answers import (
     questions_type,
     verdicts_on,
 )
-from fusion_vlm.synthesis.models.chat import CallError, ChatClient
+from fusion_vlm.synthesis.models.chat import ChatClient
+from fusion_vlm.synthesis.models.retries import CallError
 from fusion_vlm.synthesis.sample import Sample, Turn
 
 
@@ -40,7 +41,10 @@ class LanguageModelStage:
     async def ask(self, sample: Sample, prompt: str, text: str, answer_type: type[Answer]) -> Answer:
         """Ask the model, and record model and prompt in `sample.source`."""
         sample.source[self.name] = {"model": self.client.model, "prompt": f"{prompt}.txt"}
-        return await self.client.ask(self.prompts[prompt], text, answer_type, sample.rng(self.name).getrandbits(31))
+        # A model that is asked again after answers that were not valid gets other seeds than before.
+        num_retries = sample.source.get("num_retries", 0)
+        rng = sample.rng(f"{self.name}, retry {num_retries}" if num_retries else self.name)
+        return await self.client.ask(self.prompts[prompt], text, answer_type, rng.getrandbits(31))
 
 
 class Describe(LanguageModelStage):

@@ -4,19 +4,27 @@ import asyncio
 import json
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import pytest
 
-from fusion_vlm.synthesis.engine import RunError
+from fusion_vlm.synthesis.failures import RunError
 from fusion_vlm.synthesis.kinds.contrasts import split_sides
 from fusion_vlm.synthesis.kinds.table import KINDS, find_kind
-from fusion_vlm.synthesis.models.answers import ContrastDescription, Description, questions_type, verdicts_on
-from fusion_vlm.synthesis.models.call_cache import CallCache, count_tokens
-from fusion_vlm.synthesis.models.chat import CallError, ChatClient
+from fusion_vlm.synthesis.models.answers import (
+    MAX_CHARACTERS,
+    ContrastDescription,
+    Description,
+    questions_type,
+    verdicts_on,
+)
+from fusion_vlm.synthesis.models.call_cache import CallCache
+from fusion_vlm.synthesis.models.chat import MAX_REPLY_BYTES, ChatClient
 from fusion_vlm.synthesis.models.load_prompts import load_prompts
+from fusion_vlm.synthesis.models.retries import CallError
 from fusion_vlm.synthesis.models.stages import AskFromDescription, Describe, Judge
-from fusion_vlm.synthesis.sample import Sample, Turn
+from fusion_vlm.synthesis.sample import MAX_REASON, Sample, Turn
 
 from .stub_endpoint import FAULTS, StubEndpoint, answer
 
@@ -28,8 +36,8 @@ PASSING_FAULTS = [fault for fault in FAULTS if fault != "401"]
 @contextmanager
 def connect(stub: StubEndpoint, path, **settings):
     """Connect a client with short waits."""
-    cache = CallCache(path / "calls.sqlite")
-    settings = {"timeout": 1.0, "num_sdk_tries": 2, "backoff": 0.01} | settings
+    cache = CallCache(path / "calls.jsonl")
+    settings = {"timeout": 3.0, "num_sdk_tries": 2, "backoff": 0.01} | settings
     yield ChatClient(stub.url, "stub", cache, **settings)
     cache.close()
 
@@ -50,7 +58,7 @@ def ask(client: ChatClient, *texts: str, seed: int = 1, answer_type=Description)
 def test_a_fault_that_passes_leaves_no_trace(fault, tmp_path):
     with StubEndpoint() as stub, connect(stub, tmp_path) as client:
         expected = ask(client, "a boat")
-    (tmp_path / "calls.sqlite").unlink()
+    (tmp_path / "calls.jsonl").unlink()
     with StubEndpoint({fault: 1.0}, max_faults=1) as stub, connect(stub, tmp_path) as client:
         assert ask(client, "a boat") == expected
         # The retry is the same request, so a deterministic endpoint answers the same as without the fault.
@@ -99,9 +107,9 @@ def test_an_answer_that_is_not_valid_is_tried_again_with_another_seed(tmp_path):
     assert found.description.strip()
     assert [request["seed"] == 1 for request in stub.bodies.values()] == [True, False]
     # Invalid answers were paid for, too.
-    for is_valid, number in ((True, 1), (False, 2)):
-        counts = count_tokens(tmp_path / "calls.sqlite", is_valid)["stub"]
-        assert counts == {"calls": number, "prompt_tokens": 100 * number, "completion_tokens": 20 * number}
+    cache = CallCache(tmp_path / "calls.jsonl")
+    for tokens, number in ((cache.tokens, 1), (cache.invalid_tokens, 2)):
+        assert tokens == {"stub": {"calls": number, "prompt_tokens": 100 * number, "completion_tokens": 20 * number}}
 
 
 def test_retry_after_is_waited_for(tmp_path):
@@ -128,7 +136,80 @@ def test_a_call_is_stored_before_the_next_thing_happens(tmp_path):
     with StubEndpoint() as stub, connect(stub, tmp_path) as client:
         ask(client, "a boat")
         # Read by another connection while this one is open, as after a kill.
-        assert count_tokens(tmp_path / "calls.sqlite")["stub"]["calls"] == 1
+        assert CallCache(tmp_path / "calls.jsonl").tokens["stub"]["calls"] == 1
+
+
+def test_an_answer_that_is_not_valid_is_not_asked_for_again_by_a_later_process(tmp_path):
+    def change(content, request):
+        return content if "good" in request["messages"][1]["content"] else {}
+
+    with StubEndpoint(change=change) as stub:
+        with connect(stub, tmp_path, concurrency=1) as client:
+            first = ask(client, "bad", "good")
+        num_requests = stub.requested.total()
+        with connect(stub, tmp_path, concurrency=1) as client:
+            again = ask(client, "bad", "good")
+        assert stub.requested.total() == num_requests == 5
+    assert str(again[0]) == str(first[0]) and again[1] == first[1]
+    assert CallCache(tmp_path / "calls.jsonl").invalid_tokens["stub"]["calls"] == 4
+
+
+def test_answers_of_an_endpoint_that_never_worked_are_asked_for_again(tmp_path):
+    with StubEndpoint({"wrong_shape": 1.0}, max_faults=99) as stub, connect(stub, tmp_path) as client:
+        (error,) = ask(client, "a boat")
+    assert error.rule == "invalid_answer"
+    with StubEndpoint() as stub, connect(stub, tmp_path) as client:
+        client.sdk.base_url = stub.url
+        (found,) = ask(client, "a boat")
+    assert isinstance(found, Description)
+
+
+def test_a_line_that_a_kill_has_cut_loses_one_call(tmp_path):
+    cache = CallCache(tmp_path / "calls.jsonl")
+    for key in "abc":
+        cache.put(key, "stub", f'"{key}"', (1, 1))
+    cache.close()
+    whole = (tmp_path / "calls.jsonl").read_bytes()
+    for length in range(len(whole)):
+        (tmp_path / "calls.jsonl").write_bytes(whole[:length])
+        cache = CallCache(tmp_path / "calls.jsonl")
+        found = [cache.get(key) for key in "abc"]
+        num_lines = whole[: length + 1].count(b"\n")  # a line may lack its end
+        assert found == ['"a"', '"b"', '"c"'][:num_lines] + [None] * (3 - num_lines)
+        cache.put("d", "stub", '"d"', (1, 1))
+        cache.close()
+        cache = CallCache(tmp_path / "calls.jsonl")
+        assert [cache.get(key) for key in "abcd"] == [*found, '"d"']
+        cache.close()
+
+
+def test_threads_share_a_cache(tmp_path):
+    cache = CallCache(tmp_path / "calls.jsonl")
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(lambda number: cache.put(f"{number}", "stub", '"x"' * 500, (1, 2)), range(400)))
+    cache.close()
+    again = CallCache(tmp_path / "calls.jsonl")
+    assert all(again.get(f"{number}") == '"x"' * 500 for number in range(400))
+    assert again.tokens == cache.tokens == {"stub": {"calls": 400, "prompt_tokens": 400, "completion_tokens": 800}}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["calls.jsonl"]  # no log beside it, no lock
+
+
+@pytest.mark.parametrize(
+    ("length", "rule"), [(MAX_CHARACTERS + 1, "invalid_answer"), (2 * MAX_REPLY_BYTES, "too_large")]
+)
+def test_an_answer_that_is_too_long_is_neither_used_nor_kept(length, rule, tmp_path):
+    text = json.dumps({"description": "boat " * (length // 5 + 1)})
+    with StubEndpoint(text=text) as stub, connect(stub, tmp_path) as client:
+        (error,) = ask(client, "a boat")
+    assert error.rule == rule and len(str(error)) < 500
+    assert (tmp_path / "calls.jsonl").stat().st_size < 2000
+
+
+def test_a_remark_of_the_judge_is_cut(tmp_path):
+    content = {"verdicts": [{"correct": False, "problem": "boat " * MAX_CHARACTERS}]}
+    sample = make_sample(description="a boat", turns=[Turn("What is it?", "A boat.", "scene")])
+    sample = run(Judge(FakeClient(content), {"judge": "Judge."}), sample)
+    assert sample.reason.startswith("judge/wrong_answer") and len(sample.reason) == MAX_REASON
 
 
 def test_calls_in_flight_are_limited(tmp_path):
@@ -198,7 +279,7 @@ def test_a_server_that_cannot_count_is_answered_for(usage, tmp_path):
     with StubEndpoint(usage=usage) as stub, connect(stub, tmp_path) as client:
         (found,) = ask(client, "a boat")
     assert isinstance(found, Description)
-    assert count_tokens(tmp_path / "calls.sqlite")["stub"]["prompt_tokens"] == 0
+    assert CallCache(tmp_path / "calls.jsonl").tokens["stub"]["prompt_tokens"] == 0
 
 
 def objects_in(schema):

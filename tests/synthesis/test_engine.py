@@ -2,6 +2,7 @@
 
 import functools
 import importlib.util
+import io
 import json
 import os
 import random
@@ -18,13 +19,19 @@ from PIL import Image
 from fusion_vlm.audit.card import audit_for_card
 from fusion_vlm.commands.main import main
 from fusion_vlm.commands.synthesize import parse_bound
-from fusion_vlm.synthesis import generate as command
-from fusion_vlm.synthesis.engine import PART_SIZE, FailureLimit, RunError, RunFolder
-from fusion_vlm.synthesis.kinds.table import KINDS
+from fusion_vlm.synthesis import connections as connecting
+from fusion_vlm.synthesis.connections import Connections
+from fusion_vlm.synthesis.counts import Counts
+from fusion_vlm.synthesis.failures import FailureLimit, RunError
+from fusion_vlm.synthesis.generate import generate
+from fusion_vlm.synthesis.kinds.table import KINDS, find_kind
 from fusion_vlm.synthesis.models import chat
+from fusion_vlm.synthesis.output import read_counts
 from fusion_vlm.synthesis.pipeline import Keep, Options
 from fusion_vlm.synthesis.report import Prices, describe_summary, estimate_tokens, summarize
+from fusion_vlm.synthesis.run_folder import MIN_PART_SIZE, RunFolder
 from fusion_vlm.synthesis.sample import Sample
+from fusion_vlm.synthesis.shards import list_shards, read_accepted, read_rejects, read_shard
 
 from ..helpers import ROOT
 from .stub_endpoint import StubEndpoint
@@ -43,33 +50,38 @@ def start(output: Path, *options, **settings) -> subprocess.Popen:
 def complete(output: Path, *options) -> str:
     """Run the command in another process, check that it succeeds, and return what it printed."""
     process = start(output, *options)
-    printed, errors = process.communicate(timeout=120)
+    printed, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors
     return printed
 
 
 def read_files(output: Path) -> dict[str, bytes]:
-    """Read the output and the finished parts, without caches and locks."""
-    paths = (path for path in sorted(output.rglob("*")) if path.is_file())
-    names = {str(path.relative_to(output)): path for path in paths}
-    return {name: path.read_bytes() for name, path in names.items() if not name.endswith((".sqlite", ".lock"))}
+    """Read all files of a finished run. In `work/` are locks, and what the answers cost that were not valid."""
+    names = {path.name for path in output.glob("work/*")}
+    assert all(name.endswith(".lock") or name.startswith("invalid-") for name in names), names
+    paths = (path for path in sorted(output.rglob("*")) if path.is_file() and path.parent.name != "work")
+    return {str(path.relative_to(output)): path.read_bytes() for path in paths}
 
 
 def read_records(output: Path) -> list[dict]:
-    parts = sorted((output / "work" / "parts").glob("part-*.jsonl"))
-    return [json.loads(line) for part in parts for line in part.read_text(encoding="utf-8").splitlines()]
+    """Read the finished samples of a run in order, accepted and rejected."""
+    samples = [*(sample for sample, _ in read_accepted(output)), *read_rejects(output)]
+    return sorted((sample.to_dict() for sample in samples), key=lambda record: record["source"]["position"])
 
 
 def check_that_nothing_is_torn(output: Path, num: int):
     """Check that every file is whole."""
-    for path in (output / "images").glob("*"):
+    for path in [*(output / "images").glob("*"), *(output / "work").glob("part-*/images/*.jpg")]:
         with Image.open(path) as image:
             image.load()
-    for path in (output / "work" / "parts").glob("*"):
-        records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        part = int(path.stem.removeprefix("part-"))
-        assert [record["source"]["position"] for record in records] == [*RunFolder(output, num).part_indices(part)]
-    for path in output.glob("*.json"):
+    for path in list_shards(output):
+        for row in read_shard(path):
+            Image.open(io.BytesIO(row["images"][0]["bytes"])).load()
+    folder, found = RunFolder(output, num), [record["source"]["position"] for record in read_records(output)]
+    for part in folder.done_parts():
+        indices = folder.part_indices(part)
+        assert [index for index in found if index in indices] == [*indices]
+    for path in [*output.glob("*.json"), *output.glob("parts/*")]:
         json.loads(path.read_text(encoding="utf-8"))
 
 
@@ -79,8 +91,18 @@ def check_that_nothing_is_torn(output: Path, num: int):
 def test_six_kills_at_random_moments_change_nothing(tmp_path):
     # Whenever the kills happen, at most 5 % of the calls can be in flight.
     num, num_kills, concurrency = 120, 6, 3
-    options = ["--num", num, "--model", "stub", "--num-workers", 1, "--concurrency", concurrency, "--judge-model", "j"]
-    options += ["--image-size", 128]
+    options = [
+        "--num",
+        num,
+        "--model",
+        "stub",
+        "--judge-model",
+        "j",
+        "--concurrency",
+        concurrency,
+        "--image-size",
+        128,
+    ]
     with StubEndpoint() as stub:
         complete(tmp_path / "alone", *options, "--llm", stub.url)
         num_calls = len(stub.answered)
@@ -91,7 +113,7 @@ def test_six_kills_at_random_moments_change_nothing(tmp_path):
     with StubEndpoint(FAULTS, max_faults=2, latency=0.02) as stub:
         # Moments are numbers of answered calls: after seconds, a slow machine would be killed while it starts.
         for moment in sorted(rng.sample(range(num_calls), num_kills)):
-            process = start(output, *options, "--llm", stub.url)
+            process = start(output, *options, "--llm", stub.url, "--num-workers", rng.randint(0, 1))
             while process.poll() is None and len(stub.answered) < moment:
                 time.sleep(0.005)
             time.sleep(rng.uniform(0, 0.05))
@@ -131,7 +153,7 @@ sys.exit(main(["synthesize", *sys.argv[2:]]))
 
 
 def test_a_kill_at_any_file_changes_nothing(tmp_path):
-    # The configuration, three images, a part, the files of the output, `done.json`.
+    # The configuration, a shard, three images, counts, the files of the output, `done.json`.
     options = ["--num", "3", "--num-workers", "0", "--seed", "7", "--output"]
     complete(tmp_path / "alone", *options[:-1])
     output, num_kills = tmp_path / "killed", 0
@@ -153,44 +175,109 @@ def test_a_file_is_there_as_a_whole_or_not_at_all(tmp_path, monkeypatch):
         raise SystemExit
 
     folder = RunFolder(tmp_path / "run", 1)
-    with folder.opened({}):
-        folder.write("file", "old")
-        monkeypatch.setattr("os.replace", die)
-        for name in ("file", "other"):
-            with pytest.raises(SystemExit):
-                folder.write(name, "new")
-        assert (folder.path / "file").read_text() == "old" and not (folder.path / "other").exists()
-        monkeypatch.undo()
+    folder.prepare({})
+    folder.write("file", "old")
+    monkeypatch.setattr("os.replace", die)
+    for name in ("file", "other"):
+        with pytest.raises(SystemExit):
+            folder.write(name, "new")
+    assert (folder.path / "file").read_text() == "old" and not (folder.path / "other").exists()
     # No temporary file is left.
-    assert [path.name for path in (folder.path / "work").iterdir() if path.suffix != ".lock"] == ["parts"]
+    assert [path.name for path in folder.work_dir.iterdir()] == ["run.lock"]
 
 
-def test_an_image_from_before_a_kill_is_not_drawn_again(tmp_path, monkeypatch):
-    def draw(self, sample):
-        raise AssertionError(f"{sample.id} is drawn again")
+def test_an_image_that_a_model_drew_before_a_kill_is_not_drawn_again(tmp_path, monkeypatch):
+    def die(*_):
+        raise SystemExit
 
-    run(tmp_path, num=3)
-    expected = read_files(tmp_path)
-    for path in (tmp_path / "done.json", tmp_path / "work" / "parts" / "part-00000.jsonl"):
-        path.unlink()
-    monkeypatch.setattr("fusion_vlm.synthesis.scenes.render.PillowRenderer.__call__", draw)
-    run(tmp_path, num=3)
-    assert read_files(tmp_path) == expected
+    images = {"images": "endpoint", "image_model": "painter", "image_size": 64}
+    with StubEndpoint() as stub:
+        run(tmp_path / "alone", 3, url=stub.url, **images)
+        num_images, num_calls = len(stub.prompts), stub.requested.total()
+        monkeypatch.setattr("fusion_vlm.synthesis.parts.write_part", die)
+        with pytest.raises(SystemExit):
+            run(tmp_path / "killed", 3, url=stub.url, **images)
+        monkeypatch.undo()
+        run(tmp_path / "killed", 3, url=stub.url, **images)
+        assert (len(stub.prompts), stub.requested.total()) == (2 * num_images, 2 * num_calls)
+    assert read_files(tmp_path / "killed") == read_files(tmp_path / "alone")
+
+
+# --- workers that die -----------------------------------------------------------------------------------------------
+
+
+def list_workers(process: subprocess.Popen) -> list[int]:
+    """List the processes of a run that make parts, without that which tracks shared memory."""
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    return [int(child) for child in children if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()]
+
+
+def test_a_worker_that_is_killed_is_replaced_and_nothing_changes(tmp_path):
+    num, output = 5 * MIN_PART_SIZE, tmp_path / "killed"
+    complete(tmp_path / "alone", "--num", num, "--num-workers", 0)
+    process = start(output, "--num", num, "--num-workers", 2)
+    num_killed = 0
+    # One that begins, and one after each part of the first three, in the middle of another.
+    while process.poll() is None and num_killed < 4:
+        workers = list_workers(process)
+        if workers and len(list((output / "parts").glob("*"))) >= num_killed:
+            time.sleep(random.uniform(0, 0.3))
+            os.kill(random.choice(workers), signal.SIGKILL)
+            num_killed += 1
+        time.sleep(0.01)
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+    assert num_killed >= 2
+    assert read_files(output) == read_files(tmp_path / "alone")
+
+
+DIE_AT_A_SAMPLE = """
+import os, signal, sys
+from fusion_vlm.commands.main import main
+from fusion_vlm.synthesis.kinds.exact import ExactQuestions
+
+ask = ExactQuestions.__call__
+
+def ask_or_die(self, sample):
+    if sample.source["position"] == 70:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return ask(self, sample)
+
+ExactQuestions.__call__ = ask_or_die
+if __name__ == "__main__":
+    sys.exit(main(["synthesize", *sys.argv[1:]]))
+"""
+
+
+def test_a_sample_that_kills_every_worker_stops_the_run_with_advice(tmp_path):
+    """As a sample does that needs more memory than there is. The script runs in the workers, too."""
+    script, output = tmp_path / "script.py", tmp_path / "run"
+    script.write_text(DIE_AT_A_SAMPLE)
+    options = ["--num", "130", "--seed", "7", "--num-workers", "1", "--output", str(output)]
+    process = subprocess.run([sys.executable, str(script), *options], capture_output=True, text=True, timeout=300)
+    assert process.returncode == 1 and "Traceback" not in process.stderr
+    for text in ("3 processes died over samples 64 to 127", "SIGKILL", "--num-workers", "continues"):
+        assert text in process.stderr, text
+    assert len(read_records(output)) == 64
+    complete(output, "--num", 130, "--num-workers", 1)
+    assert len(read_records(output)) == 130
 
 
 def test_workers_end_when_their_parent_is_killed(tmp_path):
     process = start(tmp_path, "--num", 2000, "--num-workers", 2)
-    children = f"/proc/{process.pid}/task/{process.pid}/children"
-    deadline = time.monotonic() + 60
-    while not any((tmp_path / "images").glob("*")) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    workers = [int(child) for child in Path(children).read_text().split()]
+    wait_for_a_part(tmp_path, process)
+    workers, deadline = list_workers(process), time.monotonic() + 60
     process.kill()
     process.wait()
-    assert len(workers) >= 2
+    assert len(workers) == 2
     while any(is_running(worker) for worker in workers) and time.monotonic() < deadline:
         time.sleep(0.02)
     assert not any(is_running(worker) for worker in workers)
+
+
+def wait_for_a_part(output: Path, process: subprocess.Popen):
+    while not any((output / "parts").glob("*.json")) and process.poll() is None:
+        time.sleep(0.02)
 
 
 def is_running(process_id: int) -> bool:
@@ -207,9 +294,10 @@ def run(
     output: Path, num: int = 24, task: int = 0, num_tasks: int = 1, num_workers: int = 0, url: str = "", **options
 ):
     """Run in this process; with `url`, the address of an endpoint, with a language model."""
+    settings = {name: options.pop(name) for name in ("retry_rejected",) if name in options}
     options = Options(num, model="stub" if url else None, **{"seed": 7, **options})
-    connections = command.Connections(llm=url, images=url)
-    return command.generate(options, RunFolder(output, num, task, num_tasks), connections, num_workers, audit_for_card)
+    folder = RunFolder(output, num, task, num_tasks)
+    return generate(options, folder, Connections(llm=url, images=url), num_workers, audit_for_card, **settings)
 
 
 def test_a_seed_decides_every_file(tmp_path):
@@ -221,18 +309,72 @@ def test_a_seed_decides_every_file(tmp_path):
     assert all(left["scenes"] != right["scenes"] for left, right in zip(first, other, strict=True))
 
 
-def test_tasks_together_give_what_one_gives(tmp_path):
-    num, kinds = 2 * PART_SIZE + 5, ("caption_colour", "text_qa")
-    run(tmp_path / "one", num, kinds=kinds)
-    summaries = [run(tmp_path / "many", num, task, 2, kinds=kinds) for task in (1, 0)]
-    assert summaries[0] is None and summaries[1]["kept"] == num
+def test_tasks_of_different_numbers_share_a_folder_without_repeats(tmp_path):
+    """As a run that was begun as one task and is joined by others."""
+    num, options = 4 * MIN_PART_SIZE, ["--model", "stub", "--num-workers", 0, "--image-size", 64]
+    with StubEndpoint() as stub:
+        complete(tmp_path / "alone", "--num", num, *options, "--llm", stub.url)
+        num_calls = stub.requested.total()
+    with StubEndpoint() as stub:
+        tasks = [("0", "1"), ("0", "2"), ("2", "3")]
+        line = ["--num", num, *options, "--llm", stub.url]
+        processes = [start(tmp_path / "shared", *line, "--task", task, "--num-tasks", of) for task, of in tasks]
+        printed = [process.communicate(timeout=300)[0] for process in processes]
+        assert stub.requested.total() == num_calls
+    assert [process.returncode for process in processes] == [0, 0, 0]
+    assert any("output: " in text for text in printed)
+    assert read_files(tmp_path / "shared") == read_files(tmp_path / "alone")
+
+
+def test_another_number_of_tasks_continues_what_a_killed_one_began(tmp_path):
+    num = 2 * MIN_PART_SIZE
+    options = ["--num", num, "--model", "stub", "--image-size", 64, "--concurrency", 4, "--num-workers", 0]
+    with StubEndpoint(latency=0.02) as stub:
+        process = start(tmp_path, *options, "--llm", stub.url)
+        while len(stub.answered) < num and process.poll() is None:
+            time.sleep(0.005)
+        process.kill()
+        process.communicate()
+        complete(tmp_path, *options, "--llm", stub.url, "--task", 1, "--num-tasks", 3)
+        assert stub.num_repeats <= 4 and len(stub.answered) == 2 * num
+    assert len(read_records(tmp_path)) == num
+
+
+def test_a_task_makes_the_parts_of_a_dead_one(tmp_path):
+    num = 2 * MIN_PART_SIZE + 5
+    run(tmp_path / "one", num, kinds=("caption_colour", "text_qa"))
+    summary = run(tmp_path / "many", num, task=1, num_tasks=2, kinds=("caption_colour", "text_qa"))
+    assert summary["kept"] == num
     assert read_files(tmp_path / "many") == read_files(tmp_path / "one")
+
+
+def test_a_task_begins_at_its_own_parts_and_leaves_those_that_others_make(tmp_path, monkeypatch):
+    monkeypatch.setattr("fusion_vlm.synthesis.parts.NUM_PASSES", 1)
+    num, folder = 4 * MIN_PART_SIZE, RunFolder(tmp_path, 4 * MIN_PART_SIZE)
+    assert RunFolder(tmp_path, num, 1, 2).missing_parts() == [1, 3, 0, 2]
+    options = Options(num, seed=7)
+    folder.prepare(options.config())
+    with folder.claimed(2) as is_mine:
+        assert is_mine
+        assert run(tmp_path, num, task=1, num_tasks=2) is None
+        assert folder.missing_parts() == [2] and not (tmp_path / "done.json").exists()
+    assert run(tmp_path, num, task=1, num_tasks=2)["kept"] == num
+
+
+@pytest.mark.parametrize(
+    ("num", "part_size", "num_parts"),
+    [(1, 64, 1), (100_000, 64, 1563), (512_000, 64, 8000), (512_001, 128, 4001), (4_000_000, 512, 7813)],
+)
+def test_no_folder_has_more_than_ten_thousand_files(num, part_size, num_parts):
+    folder = RunFolder(Path("run"), num)
+    assert (folder.part_size, folder.num_parts) == (part_size, num_parts)
+    assert folder.part_indices(num_parts - 1)[-1] == num - 1
 
 
 def test_a_finished_run_is_not_run_again(tmp_path):
     summary = run(tmp_path)
     times = {
-        path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.suffix in (".png", ".json", ".jsonl")
+        path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file() and path.suffix != ".lock"
     }
     assert run(tmp_path) == summary
     assert all(path.stat().st_mtime_ns == changed for path, changed in times.items())
@@ -263,18 +405,12 @@ def test_a_folder_with_something_else_in_it_is_left_alone(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
-def test_one_process_at_a_time(tmp_path):
-    first = start(tmp_path, "--num", 3000, "--num-workers", 1)
-    while not any((tmp_path / "images").glob("*")) and first.poll() is None:
-        time.sleep(0.02)
-    second = start(tmp_path, "--num", 3000, "--num-workers", 1)
-    _, errors = second.communicate(timeout=60)
-    num_images = len(list((tmp_path / "images").iterdir()))
-    time.sleep(0.5)
-    assert first.poll() is None and len(list((tmp_path / "images").iterdir())) > num_images
-    first.kill()
-    first.communicate()
-    assert second.returncode == 1 and "Another process" in errors
+def test_a_run_of_an_earlier_version_is_refused_in_words(tmp_path):
+    (tmp_path / "images").mkdir()
+    (tmp_path / "run.json").write_text(json.dumps({**Options(2, seed=7).config()}))
+    with pytest.raises(RunError, match="earlier version of the data engine.*give another --output"):
+        run(tmp_path, 2)
+    assert sorted(path.name for path in tmp_path.iterdir() if any(path.glob("*")) or path.is_file()) == ["run.json"]
 
 
 @pytest.mark.parametrize("is_ignored", [False, True], ids=["foreground", "background"])
@@ -285,10 +421,9 @@ def test_ctrl_c_ends_a_run_that_goes_on_later(is_ignored, tmp_path):
         process = start(tmp_path, "--num", 300, "--num-workers", 1, start_new_session=True)
     finally:
         signal.signal(signal.SIGINT, handler)
-    while not any((tmp_path / "images").glob("*")) and process.poll() is None:
-        time.sleep(0.02)
+    wait_for_a_part(tmp_path, process)
     os.killpg(process.pid, signal.SIGINT)
-    _, errors = process.communicate(timeout=30)
+    _, errors = process.communicate(timeout=120)
     assert process.returncode == 130
     assert "continues from here" in errors and "Traceback" not in errors
     complete(tmp_path, "--num", 300, "--num-workers", 1)
@@ -302,7 +437,7 @@ def test_an_endpoint_that_is_down_is_told_at_once(tmp_path):
     with StubEndpoint() as stub:
         pass
     process = start(tmp_path, "--num", 4, "--num-workers", 0, "--llm", stub.url, "--model", "stub")
-    _, errors = process.communicate(timeout=30)
+    _, errors = process.communicate(timeout=120)
     assert process.returncode == 1
     assert f"Nothing answers at {stub.url}" in errors and "Traceback" not in errors
     assert read_records(tmp_path) == []
@@ -366,9 +501,158 @@ def test_captions_are_drawn_by_an_endpoint(tmp_path):
     assert reasons["deduplicate"] == {"same_text": 1} and len(reasons["caption_rules"]) == 1
     images = {record["kind"]: record["image"] for record in read_records(tmp_path / "run") if not record["reason"]}
     sizes = {kind: Image.open(tmp_path / "run" / "images" / name).size for kind, name in images.items()}
+    assert all(name.endswith(".jpg") for name in images.values())
     # A contrast is two images side by side, each drawn from its own description.
     assert sizes == {"caption_scene": (64, 64), "contrast_short": (131, 131)}
     assert len(stub.prompts) == 4 and not any("Left image" in prompt for prompt in stub.prompts)
+
+
+# --- rejects of a passing cause -------------------------------------------------------------------------------------
+
+
+def test_rejects_of_a_passing_cause_are_retried_where_they_stopped(tmp_path, monkeypatch):
+    """The result is that of an endpoint without faults, and finished calls and images are not paid for again."""
+    shorten_waits(monkeypatch)
+    images = {"images": "endpoint", "image_model": "painter", "image_size": 64, "judge_model": "judge"}
+    num = MIN_PART_SIZE + 20
+    with StubEndpoint() as stub:
+        run(tmp_path / "alone", num, url=stub.url, **images)
+    faults = {"no_choices": 0.15, "wrong_content_type": 0.15, "500": 0.15}
+    with StubEndpoint(faults, max_faults=99) as stub:
+        run(tmp_path / "run", num, url=stub.url, **images)
+        before = {record["id"]: record for record in read_records(tmp_path / "run")}
+        answered = set(stub.answered)
+    stages = Counter(record["reason"].split("/")[0] for record in before.values() if record["reason"])
+    assert set(stages) == {"describe", "ask", "judge"}
+    with StubEndpoint() as stub:
+        # Without the option, rejects stay.
+        run(tmp_path / "run", num, url=stub.url, **images)
+        assert stub.requested.total() == 0
+        summary = run(tmp_path / "run", num, url=stub.url, retry_rejected=[], **images)
+        assert not answered & set(stub.answered)
+        assert len(stub.prompts) == stages["describe"] + sum(
+            find_kind(record["kind"]).has_two_images for record in before.values() if record["description"] == ""
+        )
+        num_requests = stub.requested.total()
+        run(tmp_path / "run", num, url=stub.url, retry_rejected=[], **images)
+        assert stub.requested.total() == num_requests
+    assert summary["kept"] == num
+    assert read_records(tmp_path / "run") == read_records(tmp_path / "alone")
+    for name in ("data", "images", "train.json", "rejects"):
+        paths = [tmp_path / run / name for run in ("run", "alone")]
+        contents = [read_files(path) if path.is_dir() else path.read_bytes() for path in paths]
+        assert contents[0] == contents[1], name
+
+
+def test_an_answer_that_was_not_valid_is_retried_with_another_seed(tmp_path, monkeypatch):
+    shorten_waits(monkeypatch)
+    bad = set()
+
+    def change(content, request):
+        """Give some requests no valid answer, whenever they come."""
+        if "turns" in content and request["seed"] % 4 < 3:
+            bad.add(request["seed"])
+            return {}
+        return content
+
+    with StubEndpoint(change=change) as stub:
+        kept = [run(tmp_path, 24, url=stub.url)["kept"]]
+        while kept[-1] < 24 and len(kept) < 40:
+            seeds = len(bad)
+            kept.append(run(tmp_path, 24, url=stub.url, retry_rejected=["ask/invalid_*"])["kept"])
+            assert len(bad) > seeds or kept[-1] == 24
+    assert kept[0] < kept[-1] == 24 and kept == sorted(kept)
+
+
+def test_other_rejects_are_not_retried(tmp_path):
+    def change(content, request):
+        return {"description": "I cannot."} if "description" in content else content
+
+    with StubEndpoint(change=change) as stub:
+        run(tmp_path, 3, url=stub.url, captions=str(write_captions(tmp_path / "captions.txt")), **ENDPOINT_IMAGES)
+        num_requests, files = stub.requested.total(), read_files(tmp_path)
+        assert {record["reason"].split(":")[0] for record in read_records(tmp_path)} != {None}
+        run(
+            tmp_path,
+            3,
+            url=stub.url,
+            captions=str(tmp_path / "captions.txt"),
+            retry_rejected=[],
+            **ENDPOINT_IMAGES,
+        )
+        assert stub.requested.total() == num_requests and read_files(tmp_path) == files
+
+
+def test_a_kill_while_rejects_are_retried_changes_nothing(tmp_path, monkeypatch):
+    shorten_waits(monkeypatch)
+    contents, replace = [], os.replace
+    num_kills = 0
+    while not contents or num_kills:
+        output = tmp_path / f"killed-{num_kills}"
+        with StubEndpoint({"500": 0.3}, max_faults=99) as stub:
+            run(output, 8, url=stub.url)
+        countdown = num_kills
+
+        def replace_or_die(*arguments):
+            nonlocal countdown
+            countdown -= 1
+            if countdown == 0:
+                raise SystemExit
+            replace(*arguments)
+
+        is_killed = False
+        with StubEndpoint() as stub:
+            monkeypatch.setattr("os.replace", replace_or_die)
+            try:
+                run(output, 8, url=stub.url, retry_rejected=[])
+            except SystemExit:
+                is_killed = True
+            monkeypatch.setattr("os.replace", replace)
+            assert run(output, 8, url=stub.url, retry_rejected=[])["kept"] == 8
+        contents.append(read_files(output))
+        assert contents[-1] == contents[0]
+        if not is_killed and num_kills:
+            break
+        num_kills += 1
+    assert num_kills >= 5
+
+
+# --- the input ------------------------------------------------------------------------------------------------------
+
+ENDPOINT_IMAGES = {"images": "endpoint", "image_model": "painter", "image_size": 64, "kinds": ("caption_scene",)}
+
+
+def write_captions(path: Path, first: str = "A man in a black jacket") -> Path:
+    lines = [f"{first}, with {number} red scarves, is walking - quickly - down a wet street." for number in range(3)]
+    path.write_text("\n".join(lines))
+    return path
+
+
+def test_captions_are_known_by_their_content(tmp_path):
+    captions = write_captions(tmp_path / "captions.txt")
+    with StubEndpoint() as stub:
+        run(tmp_path / "one", 3, url=stub.url, captions=str(captions), **ENDPOINT_IMAGES)
+        # The same content at another place is the same input, and gives the same files.
+        moved = write_captions(tmp_path / "moved.txt")
+        run(tmp_path / "two", 3, url=stub.url, captions=str(moved), **ENDPOINT_IMAGES)
+        assert read_files(tmp_path / "two") == read_files(tmp_path / "one")
+        assert run(tmp_path / "one", 3, url=stub.url, captions=str(moved), **ENDPOINT_IMAGES)["begun"] == 3
+        # Another content at the same place is another input.
+        write_captions(captions, "A woman in a black jacket")
+        with pytest.raises(RunError, match="captions was 'sha256:"):
+            run(tmp_path / "one", 3, url=stub.url, captions=str(captions), **ENDPOINT_IMAGES)
+    assert not any(str(tmp_path).encode() in content for content in read_files(tmp_path / "one").values())
+
+
+def test_long_answers_are_not_kept(tmp_path, monkeypatch):
+    shorten_waits(monkeypatch)
+
+    def change(content, request):
+        return content if "turns" in content else {"description": content["description"] * 40_000}
+
+    with StubEndpoint(change=change, faults={}) as stub, pytest.raises(RunError, match="in a row"):
+        run(tmp_path, 24, url=stub.url, kinds=("text_qa",))
+    assert sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file()) < 50_000
 
 
 # --- the parts ------------------------------------------------------------------------------------------------------
@@ -387,6 +671,8 @@ def test_captions_are_drawn_by_an_endpoint(tmp_path):
         ({"caption_bounds": (("alphanumeric", 0.1, None),)}, "--caption-bound"),
         ({"image_steps": 4}, "--image-steps"),
         ({"image_seed": False}, "--no-image-seed"),
+        ({"image_format": "gif"}, "image_format is 'gif', expected one of webp, jpeg, png"),
+        ({"shard_format": "csv"}, "shard_format is 'csv', expected one of parquet, webdataset"),
     ],
 )
 def test_options_that_do_not_go_together_are_refused(options, message):
@@ -421,18 +707,18 @@ def test_a_bound_of_another_form_is_wrong_usage(text, tmp_path, capsys):
 
 def test_the_options_of_image_models_reach_them(monkeypatch):
     flux = {"model": "stub", "images": "flux", "image_model": "schnell", "image_size": 64}
-    connections = command.Connections(images="http://host/v1", image_device="cuda:1")
+    connections = Connections(images="http://host/v1", image_device="cuda:1")
     calls = []
-    monkeypatch.setattr(command, "FluxRenderer", lambda *args, **settings: calls.append((args, settings)))
-    command.load_renderer(Options(1, **flux), connections)
-    command.load_renderer(Options(1, image_steps=4, image_guidance=1.5, **flux), connections)
+    monkeypatch.setattr(connecting, "FluxRenderer", lambda *args, **settings: calls.append((args, settings)))
+    connecting.load_renderer(Options(1, **flux), connections)
+    connecting.load_renderer(Options(1, image_steps=4, image_guidance=1.5, **flux), connections)
     assert calls == [
         (("schnell", 64, 64), {"device": "cuda:1"}),
         (("schnell", 64, 64), {"device": "cuda:1", "num_inference_steps": 4, "guidance_scale": 1.5}),
     ]
     options = Options(1, **(flux | {"images": "endpoint"}), image_seed=False)
-    assert command.load_renderer(options, connections).send_seed is False
-    assert command.load_renderer(Options(1, model="stub"), connections) is None
+    assert connecting.load_renderer(options, connections).send_seed is False
+    assert connecting.load_renderer(Options(1, model="stub"), connections) is None
 
 
 def test_a_task_that_is_not_one_of_them_is_refused(tmp_path):
@@ -470,13 +756,6 @@ def test_a_filter_rejects_by_its_name_or_that_of_the_stage():
         assert rejected.rejected_by == (expected, "length")
 
 
-def test_a_new_option_is_in_the_configuration_only_if_it_is_set():
-    """Otherwise runs of earlier versions could not be resumed."""
-    assert {"caption_split", "caption_bounds", "image_steps"}.isdisjoint(Options(1).config())
-    options = Options(1, model="stub", images="flux", image_steps=4)
-    assert options.config()["image_steps"] == 4 and "image_guidance" not in options.config()
-
-
 def test_bounds_of_captions_are_options(tmp_path):
     (tmp_path / "captions.txt").write_text("threeredcubes")
     options = {"images": "endpoint", "image_model": "painter", "image_size": 64, "kinds": ("caption_scene",)}
@@ -492,7 +771,10 @@ def test_the_summary_follows_samples_through_the_stages():
     samples = [Sample(str(number), "text_qa", 0, reason=reason) for number, reason in enumerate(reasons)]
     samples[0].scores["judge"] = None
     samples[0].image = "0.png"
-    summary = summarize(samples, ["rules", "ask", "judge"])
+    counts = Counts()
+    for sample in samples:
+        counts.add(sample)
+    summary = summarize(Counts.from_json(counts.to_json()), ["rules", "ask", "judge"])
     assert (summary["begun"], summary["kept"], summary["images"]) == (6, 2, 1)
     assert summary["stages"] == {
         "rules": {"begun": 6, "kept": 5, "reasons": {"long": 1}},
@@ -510,8 +792,8 @@ def test_the_summary_follows_samples_through_the_stages():
 def test_the_estimate_is_of_the_calls_that_are_made(tmp_path, capsys):
     options = Options(30, model="stub", judge_model="judge")
     with StubEndpoint() as stub:
-        command.generate(options, RunFolder(tmp_path, 30), command.Connections(stub.url))
-    estimate, found = estimate_tokens(options), command.count_all_tokens(RunFolder(tmp_path, 30))
+        generate(options, RunFolder(tmp_path, 30), Connections(stub.url))
+    estimate, found = estimate_tokens(options), read_counts(RunFolder(tmp_path, 30)).tokens
     assert {model: counts["calls"] for model, counts in found.items()} == {"stub": 60, "judge": 30}
     assert {model: counts["calls"] for model, counts in estimate.items()} == {"stub": 60, "judge": 30}
     arguments = [
@@ -589,5 +871,5 @@ def test_sixteen_records_with_a_real_language_model(tmp_path):
     kept = [record for record in records if not record["reason"]]
     assert kept and all(record["turns"] and record["description"] for record in kept)
     assert [row["id"] for row in json.loads((output / "train.json").read_text())] == [record["id"] for record in kept]
-    tokens = command.count_all_tokens(RunFolder(output, 16))["smollm2"]
+    tokens = read_counts(RunFolder(output, 16)).tokens["smollm2"]
     assert tokens["calls"] >= len(kept) * 2 and tokens["completion_tokens"] > 10 * tokens["calls"]

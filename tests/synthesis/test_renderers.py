@@ -138,7 +138,7 @@ def test_an_error_that_lasts_is_raised_after_all_tries_and_one_of_the_request_at
     with Endpoint((400, "application/json", '{"error": {"message": "prompt refused"}}')) as endpoint:
         with pytest.raises(RenderError, match="gave no image: .*prompt refused") as error:
             EndpointRenderer(endpoint.url, "flux")(make_sample())
-        assert len(endpoint.requests) == 1 and error.value.__cause__.status_code == 400
+        assert len(endpoint.requests) == 1 and error.value.__cause__.rule == "http_400"
 
 
 @pytest.mark.parametrize(
@@ -162,15 +162,23 @@ def test_an_error_that_lasts_is_raised_after_all_tries_and_one_of_the_request_at
     ],
 )
 def test_an_answer_without_an_image_is_refused(answer, message):
-    with Endpoint(answer) as endpoint, pytest.raises(RenderError, match=message):
-        EndpointRenderer(endpoint.url, "flux", max_retries=0)(make_sample())
+    with Endpoint(answer) as endpoint:
+        with pytest.raises(RenderError, match=message) as error:
+            EndpointRenderer(endpoint.url, "flux", max_retries=0, backoff=0.001)(make_sample())
+        assert len(endpoint.requests) == 4 and len(str(error.value)) < 500
+    # The same garbage, once or three times, costs no image.
+    for num_faults in (1, 3):
+        with Endpoint(*[answer] * num_faults, answer_of(png())) as endpoint:
+            image = EndpointRenderer(endpoint.url, "flux", max_retries=0, backoff=0.001)(make_sample())
+            assert image.size == (8, 6) and len(endpoint.requests) == num_faults + 1
+            assert all(request == endpoint.requests[0] for request in endpoint.requests)
 
 
 def test_an_endpoint_that_never_stops_sending_is_given_up():
     with Endpoint("drip") as endpoint:
         start = time.monotonic()
-        with pytest.raises(RenderError, match="took too long, expected an image within 0.2 s"):
-            EndpointRenderer(endpoint.url, "flux", timeout=0.2, max_retries=1)(make_sample())
+        with pytest.raises(RenderError, match="timeout: no answer in 0.4 s"):
+            EndpointRenderer(endpoint.url, "flux", timeout=0.2, max_retries=1, backoff=0.001)(make_sample())
         assert time.monotonic() - start < 5
 
 
