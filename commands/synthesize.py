@@ -29,7 +29,8 @@ def add_arguments(parser: argparse.ArgumentParser):
     add("--num", type=int, required=True, metavar="N", help="number of samples to begin; filters may reject some")
     add("--output", type=Path, required=True, metavar="DIR", help="folder of the run and of its output")
     add("--seed", type=int, default=0, help="seed of all random draws (default: 0)")
-    add("--kinds", nargs="+", default=KINDS, metavar="KIND", help=f"take in turn: {', '.join(KINDS)} (default: all)")
+    help_text = f"take in turn: {', '.join(KINDS)} (default: all that the models can make)"
+    add("--kinds", nargs="+", metavar="KIND", help=help_text)
     add("--captions", metavar="FILE", help=".txt, .jsonl, .parquet or a Hub data set (default: random scenes)")
     add("--caption-column", default="caption", metavar="NAME", help="column of the captions (default: caption)")
     add("--caption-split", default="train", metavar="NAME", help="split of a Hub data set (default: train)")
@@ -80,6 +81,7 @@ def _add_model_arguments(parser: argparse.ArgumentParser):
     add = parser.add_argument_group("models").add_argument
     add("--llm", metavar="URL", help="OpenAI-compatible endpoint of the writing model, such as http://host:8000/v1")
     add("--model", metavar="NAME", help="name of that model at the endpoint")
+    add("--rewrite", action="store_true", help="have the model reword exact questions and answers, and nothing else")
     add("--judge-model", metavar="NAME", help="model that checks the answers")
     add("--judge-llm", metavar="URL", help="endpoint of the judge (default: that of --llm)")
     add("--temperature", type=float, default=0.7, help="of the language models (default: 0.7)")
@@ -134,11 +136,19 @@ def run(args: argparse.Namespace):
 
     drawer = args.images if args.images in ("pillow", "flux") else "endpoint"
     names = ("num", "seed", "captions", "caption_column", "caption_split", "model", "judge_model", "temperature")
-    names += ("max_tokens", "image_steps", "image_guidance", "clip_model", "min_image_score", "min_statement_score")
+    names += (
+        "rewrite",
+        "max_tokens",
+        "image_steps",
+        "image_guidance",
+        "clip_model",
+        "min_image_score",
+        "min_statement_score",
+    )
     names += ("image_format", "llava")
     options = Options(
         **{name: getattr(args, name) for name in names},
-        kinds=tuple(args.kinds),
+        kinds=tuple(args.kinds) if args.kinds else None,
         caption_bounds=tuple(args.caption_bound),
         images=drawer,
         image_model=args.image_model or (FLUX if drawer == "flux" else None),

@@ -23,11 +23,12 @@ from fusion_vlm.synthesis.filters.turns import TurnRules
 from fusion_vlm.synthesis.inputs import identify
 from fusion_vlm.synthesis.kinds.contrasts import split_sides
 from fusion_vlm.synthesis.kinds.exact import ExactQuestions, make_scene_sample
-from fusion_vlm.synthesis.kinds.table import KINDS, find_kind
+from fusion_vlm.synthesis.kinds.table import KINDS, MODEL_KINDS, find_kind
 from fusion_vlm.synthesis.models.load_prompts import load_prompts
 from fusion_vlm.synthesis.models.renderers import RenderError
 from fusion_vlm.synthesis.part_images import FORMATS, SUFFIXES, PartImages, encode_image
 from fusion_vlm.synthesis.sample import Sample
+from fusion_vlm.synthesis.scenes.fonts import fonts_identity
 from fusion_vlm.synthesis.scenes.render import PillowRenderer, paste_sides
 from fusion_vlm.synthesis.shards import SHARD_SUFFIXES
 from fusion_vlm.synthesis.stage import Filter, Renderer, Stage
@@ -48,12 +49,14 @@ class Options:
     Args:
         num (`int`): samples that are begun; filters may reject some.
         seed (`int`)
-        kinds (`tuple[str, ...]`): some of `KINDS`, taken in turn.
+        kinds (`tuple[str, ...]`, *optional*): some of `KINDS`, taken in turn; by default all, and without those that
+            are exact only if a language model writes.
         captions (`str`, *optional*): file or Hub data set, see `read_captions`. Without, scenes are drawn at random.
         caption_column (`str`), caption_split (`str`): column and split of the captions.
         caption_bounds (`tuple[tuple[str, float | None, float | None], ...]`): name, least and most value of rules in
             `CaptionRules`, in place of the paper's.
         model (`str`, *optional*): language model that writes. Without, questions and answers are exact.
+        rewrite (`bool`): whether the model does nothing but reword exact questions and answers; see `Rewrite`.
         judge_model (`str`, *optional*): language model that checks.
         temperature (`float`), max_tokens (`int`): sent with each call of a language model.
         images (`str`): `pillow`, `flux` or `endpoint`.
@@ -75,7 +78,7 @@ class Options:
 
     num: int
     seed: int = 0
-    kinds: tuple[str, ...] = KINDS
+    kinds: tuple[str, ...] | None = None
     captions: str | None = None
     caption_column: str = "caption"
     caption_split: str = "train"
@@ -96,8 +99,11 @@ class Options:
     image_format: str | None = None
     shard_format: str = "parquet"
     llava: bool | None = None
+    rewrite: bool = False
 
     def __post_init__(self):
+        if self.kinds is None:
+            object.__setattr__(self, "kinds", KINDS if self.writes_exactly else MODEL_KINDS)
         if self.image_format is None:
             object.__setattr__(self, "image_format", "webp" if self.images == "pillow" else "jpeg")
         if self.llava is None:
@@ -108,6 +114,12 @@ class Options:
         unknown = [kind for kind in self.kinds if kind not in KINDS]
         if unknown or not self.kinds or len(set(self.kinds)) < len(self.kinds):
             raise RunError(f"The kinds are {self.kinds}, expected some of {', '.join(KINDS)}, each once.")
+        exact_only = [kind for kind in self.kinds if kind not in MODEL_KINDS]
+        if exact_only and not self.writes_exactly:
+            raise RunError(
+                f"No model draws or describes the numbers of {', '.join(exact_only)} exactly. Leave these kinds out,"
+                " or give --rewrite: then the model rewords exact questions and answers."
+            )
         if self.num < 1:
             raise RunError(f"The number of samples is {self.num}, expected 1 or more.")
         if self.captions and self.images == "pillow":
@@ -128,6 +140,12 @@ class Options:
             raise RunError("--caption-bound is for --captions: exact captions have no rules.")
         if self.images != "flux" and (self.image_steps, self.image_guidance) != (None, None):
             raise RunError("--image-steps and --image-guidance are for --images flux.")
+        if self.rewrite and self.model is None:
+            raise RunError("--rewrite needs a language model. Give --llm and --model.")
+        if self.rewrite and (self.captions or self.images != "pillow" or self.judge_model or self.clip_model):
+            raise RunError(
+                "--rewrite is for exact scenes: leave out --captions, --images, --judge-model, --clip-model."
+            )
         if self.images != "endpoint" and not self.image_seed:
             raise RunError("--no-image-seed is for --images URL.")
 
@@ -135,11 +153,18 @@ class Options:
     def is_exact(self) -> bool:
         return self.model is None
 
+    @property
+    def writes_exactly(self) -> bool:
+        """Return whether the answers are those of the scenes, whoever words them."""
+        return self.is_exact or self.rewrite
+
     def config(self) -> dict:
         """Return all that makes two runs the same, for `RunFolder.prepare`. A file of captions is its content."""
         config = dataclasses.asdict(self)
         if self.captions is not None:
             config["captions"] = identify(self.captions)
+        if self.images == "pillow":
+            config["fonts"] = fonts_identity()
         if not self.is_exact:
             config["prompts"] = hashlib.sha256(repr(load_prompts()).encode()).hexdigest()
         return config
@@ -189,13 +214,20 @@ class Clients:
 
 def build_stages(options: Options, images: PartImages, clients: Clients) -> list[Stage]:
     """Build the stages of a part in order. Their names are different, since a reject is resumed at its stage."""
-    return exact_stages(options, images) if options.is_exact else model_stages(options, images, clients)
+    if options.writes_exactly:
+        return exact_stages(options, images, clients)
+    return model_stages(options, images, clients)
 
 
-def exact_stages(options: Options, images: PartImages) -> list[Stage]:
-    """Build the stages of a run without models."""
-    renderer = PillowRenderer(options.image_size)
-    return [ExactQuestions(), Render(renderer, images, options.image_format)]
+def exact_stages(options: Options, images: PartImages, clients: Clients) -> list[Stage]:
+    """Build the stages of a run whose answers are exact. A language model may reword them."""
+    render = Render(PillowRenderer(options.image_size), images, options.image_format)
+    if not options.rewrite:
+        return [ExactQuestions(), render]
+    # Late: the stage needs pydantic, an extra, and runs without a model do not.
+    from fusion_vlm.synthesis.models.rewrite import Rewrite
+
+    return [ExactQuestions(), render, Rewrite(clients.writer, load_prompts())]
 
 
 def model_stages(options: Options, images: PartImages, clients: Clients) -> list[Stage]:

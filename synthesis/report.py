@@ -49,6 +49,9 @@ def estimate_tokens(options: Options) -> dict[str, dict[str, int]]:
     for position, kind in enumerate(options.kinds):
         number = len(range(position, options.num, len(options.kinds)))
         num_answer_tokens = find_kind(kind).num_answer_tokens
+        if options.rewrite:
+            add(options.model, number, lengths["rewrite"] + num_answer_tokens, num_answer_tokens)
+            continue
         add(options.model, number, lengths[f"describe_{kind}"] + CAPTION_TOKENS, DESCRIPTION_TOKENS)
         add(options.model, number, lengths[f"ask_{kind}"] + DESCRIPTION_TOKENS, num_answer_tokens)
         if options.judge_model:

@@ -214,7 +214,7 @@ def ask_chart(sample: Sample, pages: list[Page], rng: random.Random) -> list[Tur
         forms = _build_column(page, asker, content["categories"], content["values"][0]).forms() + whole
 
     def ask_layout() -> Fact:
-        return asker.fact("type", LAYOUTS[page.layout], "text", choices=list(LAYOUTS.values()))
+        return asker.fact("type", LAYOUTS[page.layout], "sort", choices=list(LAYOUTS.values()))
 
     return make_turns(sample, rng, draw_facts(sample, rng, forms, ask_layout))
 

@@ -53,7 +53,7 @@ class _Document:
 
     def genre(self) -> Fact:
         names = sorted({read_lists("genres")[genre]["name"] for genre in list_genres()})
-        return self.asker.fact("genre", self.content["name"], "text", choices=names)
+        return self.asker.fact("genre", self.content["name"], "sort", choices=names)
 
     def take(self, number: int) -> list[dict] | None:
         """Take listed entries that no question has had, or return None if there are too few."""

@@ -28,7 +28,7 @@ class Fact:
     Args:
         question (`str`)
         answer (`str`), sentence (`str`): the answer in a word or a number, and in a sentence.
-        type (`str`): type of the turn: `value`, `text`, `count`, `comparison` or `yes_no`.
+        type (`str`): type of the turn: `value`, `text`, `count`, `comparison`, `yes_no` or `sort`.
         choices (`Sequence[str]`): wrong answers that multiple choice may offer; few or none for other questions.
     """
 

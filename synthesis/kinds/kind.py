@@ -35,8 +35,7 @@ CHOICES = AnswerForm("MultipleChoice", "choice", 1, 3)
 @dataclass(frozen=True)
 class Kind:
     """
-    A kind of sample. Language models also need its prompts `describe_NAME.txt` and `ask_NAME.txt`, unless it is exact
-    only.
+    A kind of sample. Unless it is exact only, models also need its prompts `describe_NAME.txt` and `ask_NAME.txt`.
 
     Args:
         name (`str`)

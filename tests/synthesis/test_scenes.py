@@ -19,7 +19,8 @@ import pytest
 from PIL import Image, ImageDraw, ImageFont
 
 from fusion_vlm.synthesis.kinds.exact import ExactQuestions, make_scene_sample
-from fusion_vlm.synthesis.kinds.table import CAPTION_KINDS, KINDS
+from fusion_vlm.synthesis.kinds.table import CAPTION_KINDS
+from fusion_vlm.synthesis.kinds.table import MODEL_KINDS as KINDS  # without drawn pages: test_documents.py
 from fusion_vlm.synthesis.sample import Sample
 from fusion_vlm.synthesis.scenes.render import PillowRenderer, draw_scene, visible_objects
 from fusion_vlm.synthesis.scenes.scene import (
