@@ -28,9 +28,9 @@ from torch import nn
 
 from fusion_vlm.modeling_fusion import FusionForConditionalGeneration
 from fusion_vlm.processing_fusion import FusionProcessor
-from fusion_vlm.synthesis.scenes.questions import SHORT_HINT, open_colour, open_shape
-from fusion_vlm.synthesis.scenes.render import draw_scene
-from fusion_vlm.synthesis.scenes.scene import COLOURS, PLACES, PLAIN_BACKGROUNDS, build_scene
+from fusion_vlm.small_model.grammar.questions import SHORT_HINT, open_colour, open_shape
+from fusion_vlm.small_model.grammar.render import draw_scene
+from fusion_vlm.small_model.grammar.scene import COLOURS, PLACES, PLAIN_BACKGROUNDS, build_scene
 from fusion_vlm.visualization import (
     answer_occlusion,
     generate_answers,

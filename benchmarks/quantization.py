@@ -23,8 +23,8 @@ from transformers.utils import logging
 from fusion_vlm.hub.loading import nf4_config
 from fusion_vlm.modeling_fusion import SKIPPED_IN_4BIT, FusionForConditionalGeneration
 from fusion_vlm.processing_fusion import FusionProcessor
+from fusion_vlm.small_model.grammar.questions import SHORT_HINT
 from fusion_vlm.small_model.train import EXAMPLES
-from fusion_vlm.synthesis.scenes.questions import SHORT_HINT
 from fusion_vlm.visualization import process_questions
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from fusion_vlm.commands.errors import UsageError
 from fusion_vlm.hub.names import resolve
 from fusion_vlm.synthesis.kinds.table import KINDS
+from fusion_vlm.synthesis.kinds.weights import parse_weights
 
 
 DESCRIPTION = """\
@@ -29,8 +30,8 @@ def add_arguments(parser: argparse.ArgumentParser):
     add("--num", type=int, required=True, metavar="N", help="number of samples to begin; filters may reject some")
     add("--output", type=Path, required=True, metavar="DIR", help="folder of the run and of its output")
     add("--seed", type=int, default=0, help="seed of all random draws (default: 0)")
-    help_text = f"take in turn: {', '.join(KINDS)} (default: all that the models can make)"
-    add("--kinds", nargs="+", metavar="KIND", help=help_text)
+    kinds_help = f"take in turn, KIND=2 twice as often: {', '.join(KINDS)} (default: all that the models can make)"
+    add("--kinds", nargs="+", metavar="KIND", help=kinds_help)
     add("--captions", metavar="FILE", help=".txt, .jsonl, .parquet or a Hub data set (default: random scenes)")
     add("--caption-column", default="caption", metavar="NAME", help="column of the captions (default: caption)")
     add("--caption-split", default="train", metavar="NAME", help="split of a Hub data set (default: train)")
@@ -134,21 +135,15 @@ def run(args: argparse.Namespace):
     from fusion_vlm.synthesis.report import Prices, describe_estimate, describe_summary
     from fusion_vlm.synthesis.run_folder import RunFolder
 
+    weights = parse_weights(args.kinds) if args.kinds else ()
     drawer = args.images if args.images in ("pillow", "flux") else "endpoint"
     names = ("num", "seed", "captions", "caption_column", "caption_split", "model", "judge_model", "temperature")
-    names += (
-        "rewrite",
-        "max_tokens",
-        "image_steps",
-        "image_guidance",
-        "clip_model",
-        "min_image_score",
-        "min_statement_score",
-    )
-    names += ("image_format", "llava")
+    names += ("max_tokens", "image_steps", "image_guidance", "clip_model", "min_image_score", "min_statement_score")
+    names += ("image_format", "llava", "rewrite")
     options = Options(
         **{name: getattr(args, name) for name in names},
-        kinds=tuple(args.kinds) if args.kinds else None,
+        kinds=tuple(kind for kind, _ in weights) or None,
+        weights=tuple(weight for _, weight in weights),
         caption_bounds=tuple(args.caption_bound),
         images=drawer,
         image_model=args.image_model or (FLUX if drawer == "flux" else None),

@@ -16,7 +16,7 @@ from pathlib import Path
 from transformers import AutoModelForImageTextToText, AutoProcessor
 from transformers.utils import logging
 
-from fusion_vlm.synthesis.scenes.questions import SHORT_HINT
+from fusion_vlm.small_model.grammar.questions import SHORT_HINT
 from fusion_vlm.visualization import visualize
 
 

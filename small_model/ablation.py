@@ -45,10 +45,10 @@ from fusion_vlm.modeling_fusion import (
 )
 from fusion_vlm.processing_fusion import FusionProcessor
 from fusion_vlm.small_model.data import list_objects, make_easy_vqa, read_easy_vqa, to_conversation
+from fusion_vlm.small_model.grammar.render import draw_scene
+from fusion_vlm.small_model.grammar.scene import Scene, SceneObject, capitalize, join, with_article
 from fusion_vlm.small_model.tower import CLASSES, PatchExamples, label_scene, pretrain
 from fusion_vlm.small_model.train import make_processor
-from fusion_vlm.synthesis.scenes.render import draw_scene
-from fusion_vlm.synthesis.scenes.scene import Scene, SceneObject, capitalize, join, with_article
 from fusion_vlm.training.collator import FusionDataCollator
 from fusion_vlm.training.trainer import FusionTrainer, FusionTrainingArguments
 
@@ -301,7 +301,7 @@ def place_objects(rng: random.Random, colours: list[str]) -> list[tuple[SceneObj
     """
     Return an object of each color, with its pattern; shapes, patterns and cells are random.
 
-    `build_scene` in synthesis/scenes/scene.py and `PatchExamples` in tower.py place objects in such cells, too. Each
+    `build_scene` in grammar/scene.py and `PatchExamples` in tower.py place objects in such cells, too. Each
     draws in an order of its own: one function for all would change what is trained.
     """
     cells = rng.sample([(column, row) for column in range(3) for row in range(3)], len(colours))

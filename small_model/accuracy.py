@@ -19,8 +19,6 @@ Answers are generated greedily. Earlier turns of a conversation have the true an
 """
 
 import argparse
-import contextlib
-import io
 import json
 import random
 import re
@@ -44,17 +42,22 @@ from fusion_vlm.small_model.data import (
     EASY_VQA_SHAPES,
     GROUPS,
     IMAGE_SIZE,
-    draw_scenes,
     find_pairs,
     open_content,
     open_place,
     read_easy_vqa,
 )
-from fusion_vlm.synthesis.kinds.exact import make_scene_sample
-from fusion_vlm.synthesis.kinds.table import CAPTION_KINDS, INSTRUCTION_KINDS
-from fusion_vlm.synthesis.scenes.questions import SHORT_HINT, Fact, ask_direction, open_colour, open_count, open_shape
-from fusion_vlm.synthesis.scenes.render import draw_scene
-from fusion_vlm.synthesis.scenes.scene import (
+from fusion_vlm.small_model.grammar.exact import make_scene_sample
+from fusion_vlm.small_model.grammar.questions import (
+    SHORT_HINT,
+    Fact,
+    ask_direction,
+    open_colour,
+    open_count,
+    open_shape,
+)
+from fusion_vlm.small_model.grammar.render import draw_scene
+from fusion_vlm.small_model.grammar.scene import (
     COLOURS,
     DIRECTIONS,
     NUMBERS,
@@ -64,6 +67,8 @@ from fusion_vlm.synthesis.scenes.scene import (
     Scene,
     plural,
 )
+from fusion_vlm.small_model.grammar.table import CAPTION_KINDS, INSTRUCTION_KINDS
+from fusion_vlm.small_model.grammar.write import write_samples
 
 
 SECTIONS = ("easy-vqa", "scenes", "objects", "turns")
@@ -232,8 +237,7 @@ def make_scenes(folder: Path, kind: str) -> list[dict]:
     """Draw scenes of a kind and return their rows, with the paths of their images."""
     seed = SCENE_SEED + (CAPTION_KINDS + INSTRUCTION_KINDS).index(kind)
     number = NUM_ASKED if kind in CAPTION_KINDS else NUM_SCENES
-    with contextlib.redirect_stdout(io.StringIO()):  # else its messages would interrupt the table
-        draw_scenes(folder / kind, number, seed, (kind,))
+    write_samples(folder / kind, number, seed, (kind,), IMAGE_SIZE)
     rows = json.loads((folder / kind / "train.json").read_text())
     return [{**row, "image": str(folder / kind / "images" / row["image"])} for row in rows]
 

@@ -1,7 +1,6 @@
 """Make the training data of the small model: scenes of the data engine, rows about their objects, and easy-VQA."""
 
 import json
-import os
 import random
 import shutil
 from collections import Counter, defaultdict
@@ -12,13 +11,16 @@ from typing import NamedTuple
 
 import easy_vqa
 
-from fusion_vlm.synthesis.generate import generate
-from fusion_vlm.synthesis.kinds.exact import make_scene_sample
-from fusion_vlm.synthesis.kinds.table import CAPTION_KINDS, INSTRUCTION_KINDS
-from fusion_vlm.synthesis.pipeline import Options
-from fusion_vlm.synthesis.run_folder import RunFolder
-from fusion_vlm.synthesis.scenes.questions import SHORT_HINT, Fact, ask_direction, open_colour, open_count, open_shape
-from fusion_vlm.synthesis.scenes.scene import (
+from fusion_vlm.small_model.grammar.exact import make_scene_sample
+from fusion_vlm.small_model.grammar.questions import (
+    SHORT_HINT,
+    Fact,
+    ask_direction,
+    open_colour,
+    open_count,
+    open_shape,
+)
+from fusion_vlm.small_model.grammar.scene import (
     COLOURS,
     GRID,
     SHAPES,
@@ -28,6 +30,8 @@ from fusion_vlm.synthesis.scenes.scene import (
     find_direction,
     with_article,
 )
+from fusion_vlm.small_model.grammar.table import CAPTION_KINDS, INSTRUCTION_KINDS
+from fusion_vlm.small_model.grammar.write import write_samples
 
 
 # Folder, seed, number and kinds of scenes. A model learns most from short questions, so they have the most scenes.
@@ -65,14 +69,7 @@ def list_told_files(folder: Path) -> list[Path]:
 
 def make_scenes(folder: Path):
     for name, seed, number, kinds in SCENES:
-        if not (folder / name / "done.json").exists():
-            draw_scenes(folder / name, number, seed, kinds)
-
-
-def draw_scenes(folder: Path, number: int, seed: int, kinds: tuple[str, ...]):
-    """Draw scenes with the data engine, and write their rows and images to a folder."""
-    options = Options(number, seed, tuple(kinds), image_size=IMAGE_SIZE, image_format="png", llava=True)
-    generate(options, RunFolder(folder, number), num_workers=os.cpu_count() or 1)
+        write_samples(folder / name, number, seed, kinds, IMAGE_SIZE)
 
 
 class EasyVqaRow(NamedTuple):

@@ -22,8 +22,8 @@ from torch.utils.data import IterableDataset
 from transformers import Trainer, TrainingArguments
 
 from fusion_vlm.modeling_fusion import FusionVisionModel
-from fusion_vlm.synthesis.scenes.render import draw_scene
-from fusion_vlm.synthesis.scenes.scene import (
+from fusion_vlm.small_model.grammar.render import draw_scene
+from fusion_vlm.small_model.grammar.scene import (
     COLOURS,
     PLACES,
     PLAIN_BACKGROUNDS,
@@ -155,7 +155,7 @@ class PatchExamples(IterableDataset):
             }
 
     def _draw(self, rng: random.Random) -> tuple[Image.Image, np.ndarray, np.ndarray]:
-        # `place_objects` in ablation.py and `build_scene` in synthesis/scenes/scene.py place objects in cells, too.
+        # `place_objects` in ablation.py and `build_scene` in grammar/scene.py place objects in cells, too.
         # Each draws in an order of its own: one function for all would change what is trained.
         scene = Scene(rng.choice([*PLAIN_BACKGROUNDS, *PLACES]))
         places = [[(cell + 0.5) / 3 + rng.uniform(-0.05, 0.05) for cell in divmod(number, 3)] for number in range(9)]

@@ -33,8 +33,8 @@ from fusion_vlm.hub.endpoint import SHIPPED_FILES
 from fusion_vlm.modeling_fusion import FusionForConditionalGeneration
 from fusion_vlm.processing_fusion import FusionImageProcessor, FusionProcessor
 from fusion_vlm.small_model.data import list_files, list_objects, make_data
+from fusion_vlm.small_model.grammar.questions import SHORT_HINT
 from fusion_vlm.small_model.tower import PatchExamples, pretrain
-from fusion_vlm.synthesis.scenes.questions import SHORT_HINT
 from fusion_vlm.training.build import load_recipe
 
 

@@ -24,11 +24,12 @@ from fusion_vlm.synthesis.inputs import identify
 from fusion_vlm.synthesis.kinds.contrasts import split_sides
 from fusion_vlm.synthesis.kinds.exact import ExactQuestions, make_scene_sample
 from fusion_vlm.synthesis.kinds.table import KINDS, MODEL_KINDS, find_kind
+from fusion_vlm.synthesis.kinds.weights import Weights, find_sample, reduce_weights
 from fusion_vlm.synthesis.models.load_prompts import load_prompts
 from fusion_vlm.synthesis.models.renderers import RenderError
 from fusion_vlm.synthesis.part_images import FORMATS, SUFFIXES, PartImages, encode_image
 from fusion_vlm.synthesis.sample import Sample
-from fusion_vlm.synthesis.scenes.fonts import fonts_identity
+from fusion_vlm.synthesis.scenes.identity import identify_drawing
 from fusion_vlm.synthesis.scenes.render import PillowRenderer, paste_sides
 from fusion_vlm.synthesis.shards import SHARD_SUFFIXES
 from fusion_vlm.synthesis.stage import Filter, Renderer, Stage
@@ -51,6 +52,7 @@ class Options:
         seed (`int`)
         kinds (`tuple[str, ...]`, *optional*): some of `KINDS`, taken in turn; by default all, and without those that
             are exact only if a language model writes.
+        weights (`tuple[int, ...]`): how often each of the kinds comes; equally often without.
         captions (`str`, *optional*): file or Hub data set, see `read_captions`. Without, scenes are drawn at random.
         caption_column (`str`), caption_split (`str`): column and split of the captions.
         caption_bounds (`tuple[tuple[str, float | None, float | None], ...]`): name, least and most value of rules in
@@ -79,6 +81,7 @@ class Options:
     num: int
     seed: int = 0
     kinds: tuple[str, ...] | None = None
+    weights: tuple[int, ...] = ()
     captions: str | None = None
     caption_column: str = "caption"
     caption_split: str = "train"
@@ -120,6 +123,8 @@ class Options:
                 f"No model draws or describes the numbers of {', '.join(exact_only)} exactly. Leave these kinds out,"
                 " or give --rewrite: then the model rewords exact questions and answers."
             )
+        if self.weights and len(self.weights) != len(self.kinds):
+            raise RunError(f"There are {len(self.weights)} weights for {len(self.kinds)} kinds, expected one each.")
         if self.num < 1:
             raise RunError(f"The number of samples is {self.num}, expected 1 or more.")
         if self.captions and self.images == "pillow":
@@ -158,13 +163,18 @@ class Options:
         """Return whether the answers are those of the scenes, whoever words them."""
         return self.is_exact or self.rewrite
 
+    @property
+    def kind_weights(self) -> Weights:
+        """Return the weight of each kind, for `find_sample`."""
+        return reduce_weights(zip(self.kinds, self.weights or [1] * len(self.kinds), strict=True))
+
     def config(self) -> dict:
         """Return all that makes two runs the same, for `RunFolder.prepare`. A file of captions is its content."""
         config = dataclasses.asdict(self)
         if self.captions is not None:
             config["captions"] = identify(self.captions)
         if self.images == "pillow":
-            config["fonts"] = fonts_identity()
+            config["drawing"] = identify_drawing()
         if not self.is_exact:
             config["prompts"] = hashlib.sha256(repr(load_prompts()).encode()).hexdigest()
         return config
@@ -270,8 +280,8 @@ class SceneSource:
 
     def __call__(self, index: int) -> Sample:
         # Numbered within each kind, because draws are balanced over consecutive numbers.
-        number, kind = divmod(index, len(self.options.kinds))
-        sample = make_scene_sample(number, self.options.kinds[kind], self.options.seed)
+        kind, number = find_sample(index, self.options.kind_weights)
+        sample = make_scene_sample(number, kind, self.options.seed)
         sample.source["position"] = index
         return sample
 
@@ -291,7 +301,7 @@ class CaptionSource:
         deduplicate = Keep(Deduplicate())
         self.samples = []
         for index, (caption, source) in enumerate(islice(rows, options.num)):
-            kind = options.kinds[index % len(options.kinds)]
+            kind, _ = find_sample(index, options.kind_weights)
             source = {**source, "captions": identity, "position": index}
             sample = Sample(f"{kind}-{index:07}", kind, options.seed, caption=caption, source=source)
             self.samples.append(deduplicate(sample))

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from fusion_vlm.synthesis.counts import Counts
 from fusion_vlm.synthesis.kinds.table import find_kind
+from fusion_vlm.synthesis.kinds.weights import count_samples
 from fusion_vlm.synthesis.models.load_prompts import load_prompts
 from fusion_vlm.synthesis.pipeline import Options
 
@@ -46,8 +47,7 @@ def estimate_tokens(options: Options) -> dict[str, dict[str, int]]:
         counts["prompt_tokens"] += number * prompt_tokens
         counts["completion_tokens"] += number * completion_tokens
 
-    for position, kind in enumerate(options.kinds):
-        number = len(range(position, options.num, len(options.kinds)))
+    for kind, number in count_samples(options.num, options.kind_weights).items():
         num_answer_tokens = find_kind(kind).num_answer_tokens
         if options.rewrite:
             add(options.model, number, lengths["rewrite"] + num_answer_tokens, num_answer_tokens)

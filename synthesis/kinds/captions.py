@@ -1,127 +1,124 @@
 """Captions, the kinds for pre-training: colors, numbers, positions, the place, or words."""
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from fusion_vlm.synthesis.kinds.kind import ONE_QUESTION, Kind
 from fusion_vlm.synthesis.sample import Sample, Turn
-from fusion_vlm.synthesis.scenes.scene import (
-    DIRECTIONS,
-    MAX_COUNT,
-    PLACES,
-    Scene,
-    build_scene,
-    build_sign_scene,
-    capitalize,
-    counted,
-    draw_count,
-    draw_direction,
-    draw_plain,
-    find_direction,
-    join,
-    list_looks,
-    sign_positions,
-    with_article,
-    write_caption,
+from fusion_vlm.synthesis.scenes.ask_scene import say_before
+from fusion_vlm.synthesis.scenes.ask_text import name_sign
+from fusion_vlm.synthesis.scenes.backgrounds import draw_background, draw_place, draw_surface
+from fusion_vlm.synthesis.scenes.build import RELATIONS, build_scene
+from fusion_vlm.synthesis.scenes.describe import (
+    RELATION_WORDS,
+    TIMES,
+    list_contents,
+    name_background,
+    name_third,
 )
+from fusion_vlm.synthesis.scenes.english import capitalize, count_noun, join, list_looks, say, with_article
+from fusion_vlm.synthesis.scenes.scene import MAX_COUNT, Scene, draw_evenly
+from fusion_vlm.synthesis.scenes.signs import build_sign_scene, draw_text
+from fusion_vlm.synthesis.scenes.view import DIRECTIONS, View
 
 
-def _build_colours(sample: Sample, rng: random.Random) -> list[Scene]:
-    return [build_scene(rng, draw_plain(rng), num_others=draw_count(sample))]
+MAX_RELATIONS = 3  # in a caption
 
 
-def _caption_colours(sample: Sample, scenes: list[Scene], rng: random.Random) -> list[Turn]:
-    questions = (
-        "Describe the colours in the picture.",
-        "What colours do the objects in this picture have?",
-        "Write a caption that names the colour of each object.",
-        "Caption this image, with the colours.",
-    )
+def _build_colors(sample: Sample, rng: random.Random) -> list[Scene]:
+    return [build_scene(rng, draw_surface(rng), num_others=2 + draw_evenly(sample, "count", 5))]
+
+
+def _caption_colors(sample: Sample, scenes: list[Scene], rng: random.Random) -> list[Turn]:
     looks = list_looks(scenes[0].objects)
-    answers = (f"The picture shows {looks}.", f"In the picture there is {looks}.", f"{capitalize(looks)}.")
-    return _caption_turn(rng, questions, rng.choice(answers))
+    words = {"looks": looks, "Looks": capitalize(looks), "background": name_background(scenes[0].background)}
+    return _write_turn(rng, "caption.colour", words)
 
 
 def _build_counts(sample: Sample, rng: random.Random) -> list[Scene]:
-    both, number = ("shape", "colour"), draw_count(sample)
-    more = [(both, rng.randint(1, min(MAX_COUNT, 8 - number)))] if rng.random() < 0.5 else []
-    return [build_scene(rng, draw_plain(rng), [(both, number), *more])]
+    number = 1 + draw_evenly(sample, "count", MAX_COUNT)
+    groups = [(("noun", "color", "pattern"), number)]
+    if number < 9 and rng.random() < 0.6:
+        groups.append((("noun", "color", "pattern"), rng.randint(1, 12 - number)))
+    return [build_scene(rng, draw_background(rng), groups, num_others=rng.randint(0, 2))]
 
 
 def _caption_counts(sample: Sample, scenes: list[Scene], rng: random.Random) -> list[Turn]:
-    questions = (
-        "Describe how many objects of each kind the picture shows.",
-        "Count what you see in the picture.",
-        "Write a caption that says how many objects there are.",
-        "Caption this image, with the numbers of objects.",
-    )
     things = scenes[0].objects
-    number, looks = counted(len(things), "object"), list_looks(things)
-    answers = (f"There {'is' if len(things) == 1 else 'are'} {number} in the picture: {looks}.",)
-    return _caption_turn(rng, questions, rng.choice((*answers, f"The picture shows {number}: {looks}.")))
+    looks = list_looks(things)
+    words = {"looks": looks, "Looks": capitalize(looks), "number": count_noun(len(things), "", "object")}
+    words["are"] = "is" if len(things) == 1 else "are"
+    return _write_turn(rng, "caption.count", words)
 
 
-def _build_pair(sample: Sample, rng: random.Random) -> list[Scene]:
-    return [build_scene(rng, draw_plain(rng), num_others=2, direction=draw_direction(rng))]
+def _build_arranged(sample: Sample, rng: random.Random) -> list[Scene]:
+    relation = (None, *RELATIONS)[draw_evenly(sample, "relation", 5)]
+    return [build_scene(rng, draw_background(rng), num_others=rng.randint(3, 5), relation=relation)]
 
 
-def _caption_relation(sample: Sample, scenes: list[Scene], rng: random.Random) -> list[Turn]:
-    questions = (
-        "Describe where the objects are in relation to each other.",
-        "How are the two objects arranged?",
-        "Write a caption that says where things are.",
-        "Caption this image, with the positions of the objects.",
-    )
-    first, second = scenes[0].others()
-    relation = DIRECTIONS[find_direction(first, second)]
-    relation = f"{with_article(first.name)} is {relation} {with_article(second.name)}"
-    answers = (f"{capitalize(relation)}.", f"In the picture, {relation}.")
-    return _caption_turn(rng, questions, rng.choice(answers))
+def _caption_relations(sample: Sample, scenes: list[Scene], rng: random.Random) -> list[Turn]:
+    """Tell the relation that the scene was built for, and directions between other objects, each object once."""
+    view = View(scenes[0])
+    said, told = [], set()
+    for name, first, *others in scenes[0].relations:
+        others = [f"the {view[index].noun}" for index in others]
+        said.append(f"the {view[first].noun} is {RELATION_WORDS[name]} {join(others)}")
+        told |= set(scenes[0].relations[0][1:])
+    pairs = [(one, other) for one in view.singles for other in view.singles if one != other]
+    for first, second in rng.sample(pairs, len(pairs)):
+        direction = view.find_direction(first, second)
+        if direction is not None and not {first, second} & told and len(said) < MAX_RELATIONS:
+            told |= {first, second}
+            said.append(f"the {view[first].noun} is {DIRECTIONS[direction]} the {view[second].noun}")
+    for index in view.singles:
+        zone = view.find_zone(index)
+        if index not in told and zone is not None and len(said) < MAX_RELATIONS:
+            said.append(f"{with_article(view[index].noun)} is {zone} of the image")
+    if not said:
+        said = [f"{with_article(thing.noun)} is {name_third(thing)}" for thing in scenes[0].objects]
+    return _write_turn(rng, "caption.spatial", {"relations": join(said)})
 
 
 def _build_place(sample: Sample, rng: random.Random) -> list[Scene]:
-    return [build_scene(rng, rng.choice(PLACES), num_others=rng.randint(1, 3))]
+    return [build_scene(rng, draw_place(rng), num_others=rng.randint(1, 4))]
 
 
 def _caption_place(sample: Sample, scenes: list[Scene], rng: random.Random) -> list[Turn]:
-    questions = (
-        "Describe the scene in the picture.",
-        "What scene does the picture show?",
-        "Write a caption for the scene.",
-        "Caption this image: the place, and what is in it.",
-    )
-    place, looks = scenes[0].background, list_looks(scenes[0].objects)
-    answers = (
-        f"{write_caption(scenes[0])}.",
-        f"The picture shows {place} with {looks}.",
-        f"This is {place}, with {looks}.",
-    )
-    return _caption_turn(rng, questions, rng.choice(answers))
+    place, looks = scenes[0].background.name, list_looks(scenes[0].objects)
+    words = {"place": place, "Place": capitalize(place), "looks": looks, "Looks": capitalize(looks)}
+    words |= {"before": say_before(place), "Before": capitalize(say_before(place))}
+    return _write_turn(rng, "caption.scene", words | {"time": TIMES[scenes[0].background.time]})
 
 
 def _build_signs(sample: Sample, rng: random.Random) -> list[Scene]:
-    return [build_sign_scene(rng, rng.randint(1, 2))]
+    texts = draw_texts(rng, 1 + draw_evenly(sample, "signs", 3))
+    return [build_sign_scene(rng, draw_background(rng), texts, rng.randint(0, 3))]
+
+
+def draw_texts(rng: random.Random, number: int) -> list[list[str]]:
+    """Draw texts of which no two are the same, whatever their case."""
+    texts = []
+    while len(texts) < number:
+        lines = draw_text(rng)
+        if " ".join(lines).lower() not in {" ".join(text).lower() for text in texts}:
+            texts.append(lines)
+    return texts
 
 
 def _caption_words(sample: Sample, scenes: list[Scene], rng: random.Random) -> list[Turn]:
-    questions = (
-        "Describe the text in the picture.",
-        "What is written in the picture?",
-        "Write a caption that quotes the text in the image.",
-        "Caption this image, with the words in it.",
-    )
-    signs = list(zip(scenes[0].signs, sign_positions(scenes[0]), strict=True))
-    answer = rng.choice(
-        (
-            join([f'the sign{where} says "{sign.word}"' for sign, where in signs]),
-            join([f'the word "{sign.word}" is written on the sign{where}' for sign, where in signs]),
-        )
-    )
-    return _caption_turn(rng, questions, f"{capitalize(answer)}.")
+    scene, parts = scenes[0], []
+    for index, sign in enumerate(scene.signs):
+        name = name_sign(scene, index)
+        verb = rng.choice(("says", "says", "reads", "shows the text", "has the text"))
+        parts.append(f'{name} {verb} "{sign.text}"')
+    answer = capitalize(join(parts)) + "."
+    if rng.random() < 0.3:
+        answer = f"The picture shows {list_contents(scene)}."
+    return [Turn(say(rng, "caption.text"), answer, "caption")]
 
 
-def _caption_turn(rng: random.Random, questions: Sequence[str], answer: str) -> list[Turn]:
-    return [Turn(rng.choice(questions), answer, "caption")]
+def _write_turn(rng: random.Random, section: str, words: dict[str, str]) -> list[Turn]:
+    return [Turn(say(rng, section), capitalize(say(rng, f"{section}.say", **words)), "caption")]
 
 
 def _make_kind(name: str, build_scenes: Callable, ask: Callable) -> Kind:
@@ -129,9 +126,9 @@ def _make_kind(name: str, build_scenes: Callable, ask: Callable) -> Kind:
 
 
 KINDS = [
-    _make_kind("caption_colour", _build_colours, _caption_colours),
+    _make_kind("caption_colour", _build_colors, _caption_colors),
     _make_kind("caption_count", _build_counts, _caption_counts),
-    _make_kind("caption_spatial", _build_pair, _caption_relation),
+    _make_kind("caption_spatial", _build_arranged, _caption_relations),
     _make_kind("caption_scene", _build_place, _caption_place),
     _make_kind("caption_text", _build_signs, _caption_words),
 ]

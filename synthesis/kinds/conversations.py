@@ -4,53 +4,59 @@ import random
 
 from fusion_vlm.synthesis.kinds.kind import LONG_CONVERSATION, SHORT_CONVERSATION, Kind
 from fusion_vlm.synthesis.sample import Sample, Turn
-from fusion_vlm.synthesis.scenes.questions import Fact, add_short_hint, ask_description, list_topics
-from fusion_vlm.synthesis.scenes.scene import (
-    GRID,
-    MAX_OTHERS,
-    Scene,
-    build_scene,
-    draw_background,
-    draw_common,
-    draw_count,
-    draw_direction,
-    draw_evenly,
-)
+from fusion_vlm.synthesis.scenes.backgrounds import draw_background
+from fusion_vlm.synthesis.scenes.build import RELATIONS, build_scene
+from fusion_vlm.synthesis.scenes.english import say
+from fusion_vlm.synthesis.scenes.scene import MAX_COUNT, Scene, draw_evenly
+from fusion_vlm.synthesis.scenes.topics import add_hint, draw_facts
+from fusion_vlm.synthesis.scenes.view import View
+
+
+MAX_OBJECTS = 15
+# What the objects of a group have in common. The last two need a background in which nothing passes for an object.
+COMMON = (("noun",), ("noun", "color"), ("noun", "pattern"))
+GENERIC = (("color",), ("pattern",))
 
 
 def build_conversation_scenes(sample: Sample, rng: random.Random) -> list[Scene]:
     """
     Build a scene of a group to count, and of objects that are unlike the group and each other.
 
-    Questions are about the first two of the other objects. There may be more of them, so that the number of all
-    objects does not tell the number of the group.
+    The number of the other objects is drawn by itself, so that the number of all does not tell that of the group.
     """
-    number = draw_count(sample)
-    num_others = rng.randint(2, min(MAX_OTHERS, GRID**2 - number))
-    groups = [(draw_common(rng), number)]
-    return [build_scene(rng, draw_background(rng), groups, num_others=num_others, direction=draw_direction(rng))]
+    background = draw_background(rng)
+    common = rng.choice(COMMON if background.is_place else (*COMMON, *GENERIC))
+    number = 1 + draw_evenly(sample, "count", MAX_COUNT)
+    num_others = rng.randint(3, max(3, min(6, MAX_OBJECTS - number)))
+    num_decoys = rng.randint(0, max(0, min(3, MAX_OBJECTS - number - num_others))) if len(common) == 2 else 0
+    relation = rng.choice((None, *RELATIONS))
+    return [build_scene(rng, background, [(common, number)], num_others, relation, num_decoys)]
 
 
 def _ask_short(sample: Sample, scenes: list[Scene], rng: random.Random) -> list[Turn]:
-    """Write two or three turns, one of them with yes or no."""
-    facts = _converse(sample, scenes[0], rng, rng.choice((2, 3, 3)), num_yes_no=1)
-    return add_short_hint([fact.short() for fact in facts])
+    """Write two to four turns, one of them with yes or no."""
+    truths = _draw_truths(sample, rng, rng.choice((2, 3, 3, 4)), ("yes_no",))
+    return add_hint(rng, [fact.short() for fact in draw_facts(rng, View(scenes[0]), truths)])
 
 
 def _ask_long(sample: Sample, scenes: list[Scene], rng: random.Random) -> list[Turn]:
     """Write four to six turns in sentences, two of them with yes or no. The last one may be the description."""
-    facts = _converse(sample, scenes[0], rng, rng.randint(4, 5), num_yes_no=2)
-    return [fact.long() for fact in facts] + ask_description(sample, rng) * rng.randint(0, 1)
+    truths = _draw_truths(sample, rng, rng.randint(4, 5), ("yes_no", "other_yes_no"))
+    turns = [fact.long() for fact in draw_facts(rng, View(scenes[0]), truths)]
+    return turns + ask_description(sample, rng) * rng.randint(0, 1)
 
 
-def _converse(sample: Sample, scene: Scene, rng: random.Random, number: int, num_yes_no: int) -> list[Fact]:
-    topics = list_topics(scene)
-    number = min(number, len(topics))  # one less on a plain background
-    topics = rng.sample(topics, number)
-    truths = [None] * number
-    for index, name in zip(rng.sample(range(number), num_yes_no), ("yes_no", "other_yes_no"), strict=False):
+def ask_description(sample: Sample, rng: random.Random) -> list[Turn]:
+    """Ask for the description of the sample, in one turn."""
+    return [Turn(say(rng, "describe"), sample.description, "caption")]
+
+
+def _draw_truths(sample: Sample, rng: random.Random, number: int, names: tuple[str, ...]) -> list[bool | None]:
+    """Draw which turns are answered by yes or no, and these answers; None for the other turns."""
+    truths: list[bool | None] = [None] * number
+    for index, name in zip(rng.sample(range(number), len(names)), names, strict=True):
         truths[index] = bool(draw_evenly(sample, name, 2))
-    return [topic(rng, scene, truth) for topic, truth in zip(topics, truths, strict=True)]
+    return truths
 
 
 KINDS = [

@@ -4,8 +4,9 @@ from fusion_vlm.synthesis.documents.page import Page
 from fusion_vlm.synthesis.kinds.contrasts import describe_sides
 from fusion_vlm.synthesis.kinds.table import find_kind
 from fusion_vlm.synthesis.sample import Sample
-from fusion_vlm.synthesis.scenes.render import visible_objects
-from fusion_vlm.synthesis.scenes.scene import Scene, describe_scene, write_caption
+from fusion_vlm.synthesis.scenes.describe import describe_scene, write_caption
+from fusion_vlm.synthesis.scenes.scene import Scene
+from fusion_vlm.synthesis.scenes.view import View
 
 
 def make_scene_sample(index: int, kind: str, seed: int) -> Sample:
@@ -20,6 +21,7 @@ def make_scene_sample(index: int, kind: str, seed: int) -> Sample:
 
     Raises:
         ValueError: for an unknown kind.
+        ImportError: if a font or a photograph that scenes are drawn with is not installed.
     """
     record = find_kind(kind)
     sample = Sample(f"{kind}-{index:07}", kind, seed, source={"captions": "scene grammar", "index": index})
@@ -38,7 +40,8 @@ class ExactQuestions:
     """
     The stage that writes `turns` from `scenes`, for samples of `make_scene_sample`.
 
-    A sample is rejected if some object of its scenes is partly hidden: answers might not be true of the pixels.
+    A sample is rejected if some object of its scenes is hidden that should not be: answers might not be true of the
+    pixels.
 
     Raises:
         ValueError: if a sample has no scene.
@@ -59,7 +62,7 @@ class ExactQuestions:
             return sample
         scenes = [Scene.from_dict(scene) for scene in sample.scenes]
         for scene in scenes:
-            num_hidden = len(scene.objects) + len(scene.signs) - len(visible_objects(scene))
+            num_hidden = View(scene).num_hidden()
             if num_hidden:
                 sample.reject(self.name, f"hidden: {num_hidden} of the objects, expected 0")
                 return sample

@@ -12,7 +12,7 @@ from fusion_vlm.configuration_fusion import FusionConfig
 from fusion_vlm.modeling_fusion import FusionVisionModel
 from fusion_vlm.processing_fusion import FusionProcessor
 from fusion_vlm.small_model import ablation
-from fusion_vlm.synthesis.scenes.scene import COLOURS
+from fusion_vlm.small_model.grammar.scene import COLOURS
 from fusion_vlm.training.collator import FusionDataCollator
 
 from ..helpers import SMALL_MODEL

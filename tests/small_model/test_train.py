@@ -16,9 +16,9 @@ from transformers import AutoModelForImageTextToText, SiglipVisionConfig
 
 from fusion_vlm.modeling_fusion import FusionVisionModel
 from fusion_vlm.small_model import data, tower, train
-from fusion_vlm.synthesis.kinds.exact import make_scene_sample
-from fusion_vlm.synthesis.scenes.render import draw_scene
-from fusion_vlm.synthesis.scenes.scene import (
+from fusion_vlm.small_model.grammar.exact import make_scene_sample
+from fusion_vlm.small_model.grammar.render import draw_scene
+from fusion_vlm.small_model.grammar.scene import (
     COLOURS,
     SHAPES,
     Scene,

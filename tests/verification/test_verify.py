@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText, BitsAndBytesConfig
 
 from fusion_vlm.commands.main import main
-from fusion_vlm.synthesis.scenes.render import draw_scene
-from fusion_vlm.synthesis.scenes.scene import Scene, SceneObject
+from fusion_vlm.small_model.grammar.render import draw_scene
+from fusion_vlm.small_model.grammar.scene import Scene, SceneObject
 from fusion_vlm.verification import verify as verification
 from fusion_vlm.verification.questions import PICTURES, QUESTIONS
 from fusion_vlm.verification.verify import verify

@@ -10,8 +10,7 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from fusion_vlm.synthesis.sample import Sample, Turn
-from fusion_vlm.synthesis.scenes.scene import (
+from fusion_vlm.small_model.grammar.scene import (
     COLOURS,
     DIRECTIONS,
     MAX_COUNT,
@@ -29,6 +28,7 @@ from fusion_vlm.synthesis.scenes.scene import (
     sign_positions,
     with_article,
 )
+from fusion_vlm.synthesis.sample import Sample, Turn
 
 
 SHORT_HINT = "Answer with a single word or phrase."
