@@ -82,7 +82,7 @@ def find_legend(pixels: np.ndarray, lines: list[Line]) -> dict[str, tuple[int, .
     legend = {}
     for line in (line for line in lines if line.number is None):
         height = line.height
-        left, right = int(line.left - 1.15 * height), int(line.left - 0.45 * height)
+        left, right = int(line.left - 0.9 * height), int(line.left - 0.6 * height)
         patch = pixels[int(line.y - 0.2 * height) : int(line.y + 0.2 * height), max(left, 0) : max(right, 1)]
         if patch.size and np.ptp(patch.reshape(-1, 3), axis=0).max() < 12 and chroma(patch).min() > MIN_CHROMA:
             legend[line.text.strip()] = tuple(int(part) for part in np.median(patch.reshape(-1, 3), axis=0))
@@ -104,6 +104,8 @@ def read_shares(pixels: np.ndarray, lines: list[Line], legend: dict) -> Chart | 
     # Turn slices into areas of their own: the letters on a slice belong to it.
     areas = {name: float((mask_of(pixels, color) & ~swatches).sum()) for name, color in legend.items()}
     total = sum(areas.values())
+    if total < 0.93 * ((chroma(pixels) > MIN_CHROMA) & ~swatches).sum():
+        return None  # a name of the legend was not read
     shares = {name: 100 * area / total for name, area in areas.items()}
     written = [line.number for line in lines if line.number is not None and "%" in line.text]
     is_exact = len(written) == len(shares) and abs(sum(written) - 100) < 0.5
@@ -131,6 +133,15 @@ def read_upright(pixels: np.ndarray, lines: list[Line], legend: dict, axis: Axis
     top = int(min(line.y for line in axis.ticks)) - 2
     colored = chroma(pixels) > MIN_CHROMA
     colored[: max(0, top)], colored[int(axis.zero) - 1 :], colored[:, : int(left) + 3] = False, False, False
+    known = sum((mask_of(pixels, color) for color in legend.values()), np.zeros_like(colored))
+    if legend and (colored & known).sum() < 0.9 * colored.sum():
+        return None  # a name of the legend was not read
+    if not legend and any(
+        np.ptp(pixels[int(axis.zero) - 8, int(line.x - slot / 2) : int(line.x + slot / 2)][row], axis=0).max() > 60
+        for line in names
+        if (row := colored[int(axis.zero) - 8, int(line.x - slot / 2) : int(line.x + slot / 2)]).any()
+    ):
+        return None  # several colors at one name, and no legend was read
     base = colored[int(axis.zero) - 8 : int(axis.zero) - 4].any(0)
     widths = [base[int(line.x - slot / 2) : int(line.x + slot / 2)].sum() / slot for line in names]
     sort = "bar" if np.median(widths) > 0.2 else "lollipop" if np.median(widths) > 0 else "line"
@@ -151,7 +162,8 @@ def measure(box: np.ndarray, axis: Axis, sort: str, center: float) -> float | No
     """Measure the height of the colored area in the slot of a category."""
     if sort == "line":
         rows = np.flatnonzero(box[:, int(center) - 1 : int(center) + 2].any(1))
-        return axis.value(rows.mean() + 0.5) if len(rows) else None
+        # Of a marker that another line hides, less than its height is seen.
+        return axis.value(rows.mean() + 0.5) if len(rows) >= 13 and np.ptp(rows) < 30 else None
     if sort == "lollipop":
         labels, number = ndimage.label(box)
         rows = np.flatnonzero(box.any(1))

@@ -40,6 +40,11 @@ def solve_chart(question: str, chart: Chart):
         r"title|heading|headline|called|written at the top|unit|measured in|sort of chart|kind of|type", question
     ):
         return None
+    answer = solve_values(question, chart)
+    return answer if isinstance(answer, bool) or not YES_NO.match(question) or " or " in question else None
+
+
+def solve_values(question: str, chart: Chart):
     if chart.sort == "scatter":
         return solve_points(question, chart)
     values = {name: row for name, row in chart.values.items() if row}
@@ -55,6 +60,8 @@ def solve_series(question: str, values: dict, categories: list[str], is_exact: b
     if rest and len(find_names(focus, [*values, *categories])) == 1:
         (name,) = find_names(focus, [*values, *categories])
         return solve_column(rest, values.get(name) or columns[name], is_exact)
+    if re.match(r"look at|consider|this is about|focus|take only|leave out", question, re.IGNORECASE):
+        return None  # a name that was not read
     if re.search(r"how many|number of|count|into how", question, re.IGNORECASE):
         is_series = re.search(r"series|legend|entries|items", question)
         return len(values) if is_series else len(categories)
@@ -214,7 +221,8 @@ def solve_cells(question: str, names: list[str], keys: list[str], cells: list[st
 def solve_document(question: str, lines: list[Line]):
     """Check a claim, or look up the number in a line. The text of a document is read, its meaning is not."""
     text = " ".join(line.text for line in lines)
-    claim = re.search(r"(?:\bis|give|right to say that .* is|Can|Does) (.+?) (?:as the|the |be read|stand)", question)
+    question = question.replace(". Is that right?", "?")
+    claims = re.findall(r"(?<= )[A-Z0-9$(][\w'.,:$&()-]*(?: (?:[A-Z0-9$(&][\w'.,:$&()-]*|to|of))*", question)
     names = {line.text.strip(): line for line in lines if line.number is None}
     items = find_names(question, [name for name in names if len(name) > 2])
     rows = {
@@ -226,6 +234,6 @@ def solve_document(question: str, lines: list[Line]):
         return solve_pair(question.lower(), items, values, True)
     if len(values) == len(items) == 1 and not SIGN.search(question.replace(items[0], "")):
         return values[items[0]]
-    if claim and YES_NO.match(question) and len(squeeze(claim[1])) > 3 and '"' not in question:
-        return squeeze(claim[1]) in squeeze(text)
+    if len(claims) == 1 and YES_NO.match(question) and len(squeeze(claims[0])) > 3 and '"' not in question:
+        return squeeze(claims[0]) in squeeze(text)
     return None

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from judge_charts import read_chart
 from judge_questions import solve_chart, solve_document, solve_table
-from judge_scenes import solve_scene
+from judge_scenes import check_claims
 from judge_tables import read_table
 from judge_text import Line
 from PIL import Image
@@ -94,7 +94,8 @@ def judge_row(row: dict, pixels: np.ndarray, lines: list[Line]):
     elif row["kind"] == "document":
         reading, solve = lines, solve_document
     else:
-        reading, solve = pixels, solve_scene
+        yield from check_claims(pixels, [answer for _, answer, _ in read_turns(row)])
+        return
     for question, answer, type in read_turns(row):
         stem, options = split_options(question)
         expected = solve(stem, reading) if reading is not None else None
@@ -125,12 +126,12 @@ def main():
             judged[key] += 1
             if agrees(expected, answer):
                 confirmed[key] += 1
-            else:
+            elif "changed" not in type:
                 print(f"{row['image']}: {question!r} -> {answer!r}, the judge expects {expected!r}")
-    print(f"\n{'kind':20} {'type':16} {'asked':>6} {'judged':>7} {'confirmed':>10}")
+    print(f"\n{'kind':20} {'type':26} {'asked':>6} {'judged':>7} {'confirmed':>10}")
     for key in sorted(asked):
-        print(f"{key[0]:20} {key[1]:16} {asked[key]:6} {judged[key]:7} {confirmed[key]:10}")
-    print(f"{'all':37} {asked.total():6} {judged.total():7} {confirmed.total():10}")
+        print(f"{key[0]:20} {key[1]:26} {asked[key]:6} {judged[key]:7} {confirmed[key]:10}")
+    print(f"{'all':47} {asked.total():6} {judged.total():7} {confirmed.total():10}")
 
 
 if __name__ == "__main__":

@@ -105,8 +105,8 @@ def _draw_title(rng: random.Random, measure: str, noun: str, plural: str) -> str
             f"{measure} by {noun.title()}, {year}" if noun != "year" else measure,
             f"{measure} in {year}" if noun != "year" else measure,
             f"{measure} for Selected {plural.title()}",
-            f"{measure}: A Survey",
-            f"{measure} at a Glance",
+            f"Survey: {measure}",
+            f"{measure}, Overview",
             f"Comparing {plural.title()}: {measure}",
         )
     )
@@ -157,7 +157,7 @@ def _draw_points(sample: Sample, rng: random.Random) -> dict:
     number = 3 + draw_evenly(sample, "number", 6)
     steps = [next(step for step in _STEPS if int(high) / step <= 10) for _, _, _, high in (first, second)]
     across, up = (rng.sample(range(1, 10), number) for _ in range(2))
-    letters = rng.sample("ABCDEFGHJKLMNPQRSTUVWXYZ", number)
+    letters = rng.sample("BCDEFGHJKLMNPQRSTUVWXYZ", number)  # "A" would be read as a word
     return {
         "title": f"{second[0]} and {first[0]}",
         "measure": second[0],

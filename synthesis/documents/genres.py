@@ -37,7 +37,7 @@ _FILLERS = {
     "heat": lambda rng: f"{rng.randrange(275, 476, 5)} degrees",
     "people": lambda rng: f"{rng.randint(2, 24)} people",
     "hours": lambda rng: f"{rng.randint(6, 11)} AM to {rng.randint(2, 11)} PM",
-    "row": lambda rng: rng.choice("ABCDEFGHJKLMNPQRSTUVWXYZ"),
+    "row": lambda rng: rng.choice("BCDEFGHJKLMNPQRSTUVWXYZ"),
     "seat": lambda rng: f"{rng.randint(1, 48)}{rng.choice('ABCDEF')}",
     "weight": lambda rng: f"{rng.randrange(5, 480) / 10} lb",
 }
