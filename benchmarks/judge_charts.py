@@ -209,6 +209,9 @@ def read_horizontal(pixels: np.ndarray, lines: list[Line], axis: Axis) -> Chart 
     """Read horizontal bars."""
     bottom = min(line.top for line in axis.ticks)
     names = [line for line in lines if line.right < axis.zero and line.y < bottom and line.number is None]
+    gaps = np.diff(sorted(line.y for line in names))
+    if len(names) < 3 or gaps.max() > 1.35 * gaps.min():
+        return None  # a name was not read
     colored = chroma(pixels) > MIN_CHROMA
     values: dict[str, float] = {}
     exact = True

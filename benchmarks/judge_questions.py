@@ -69,7 +69,7 @@ def solve_series(question: str, values: dict, categories: list[str], is_exact: b
     series, of = [name for name in names if name in values], [name for name in names if name in columns]
     if len(series) == len(of) == 1:
         return values[series[0]][of[0]] if is_exact else None
-    if len(of) == 1 and re.search(r"total|sum|add|altogether|combined", question, re.IGNORECASE):
+    if len(of) == 1 and re.search(r"total|sum|add|altogether|together|combined", question, re.IGNORECASE):
         return sum(columns[of[0]].values()) if is_exact else None
     if len(of) == 1:
         return max(columns[of[0]], key=columns[of[0]].get)
@@ -88,6 +88,8 @@ def solve_column(question: str, values: dict[str, float], is_exact: bool):
         return solve_pair(text, names, values, is_exact)
     if len(names) == 1 and limits and YES_NO.match(text):
         return solve_claim(text, values[names[0]], limits[-1], is_exact)
+    if len(names) == 1 and re.search(r" or |differ|apart|gap|\bsum\b|add|together|total|average|mean|between", text):
+        return None  # the other name was not read
     if len(names) == 1 and not limits:
         return values[names[0]] if is_exact else None
     if names:

@@ -40,5 +40,9 @@ def read_table(lines: list[Line]) -> Grid | None:
     gaps = [after[0].y - before[0].y for before, after in zip(body, body[1:], strict=False)]
     if max(gaps) > 1.5 * min(gaps):
         return None
+    # A row right above them has been read in part, or is the first line of a header of two.
+    above = rows[: len(rows) - len(body)]
+    if above and body[0][0].y - above[-1][-1].y < 1.25 * min(gaps):
+        return None
     texts = [[line.text.strip() for line in row] for row in body]
     return Grid(texts[0], texts[1:])
