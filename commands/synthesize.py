@@ -39,8 +39,8 @@ def add_arguments(parser: argparse.ArgumentParser):
     add("--num", type=int, metavar="N", help="number of samples to begin; filters may reject some (default: all rows)")
     add("--output", type=Path, required=True, metavar="DIR", help="folder of the run and of its output")
     add("--seed", type=int, default=0, help="seed of all random draws (default: 0)")
-    kinds_help = f"take in turn, KIND=2 twice as often: {', '.join(KINDS)} (default: all)"
-    add("--kinds", nargs="+", default=KINDS, metavar="KIND", help=kinds_help)
+    kinds_help = f"take in turn, KIND=2 twice as often: {', '.join(KINDS)} (default: all that the models can make)"
+    add("--kinds", nargs="+", metavar="KIND", help=kinds_help)
     add(
         "--captions",
         metavar="PATH",
@@ -133,6 +133,7 @@ def _add_model_arguments(parser: argparse.ArgumentParser):
     add = parser.add_argument_group("models").add_argument
     add("--llm", metavar="URL", help="OpenAI-compatible endpoint of the writing model, such as http://host:8000/v1")
     add("--model", metavar="NAME", help="name of that model at the endpoint")
+    add("--rewrite", action="store_true", help="have the model reword exact questions and answers, and nothing else")
     add("--judge-model", metavar="NAME", help="model that checks the answers against the description")
     add("--judge-llm", metavar="URL", help="endpoint of the judge (default: that of --llm)")
     add(
@@ -207,13 +208,13 @@ def build_options(args: argparse.Namespace, num: int):
     from fusion_vlm.synthesis.models.renderers import FLUX
     from fusion_vlm.synthesis.pipeline import Options
 
-    weights = parse_weights(args.kinds)
+    weights = parse_weights(args.kinds) if args.kinds else ()
     drawer = args.images if args.images in ("pillow", "flux") else "endpoint"
     given = {field.name: getattr(args, field.name, field.default) for field in dataclasses.fields(Options)}
     given |= {
         "num": num,
         "stages": tuple(args.stage),
-        "kinds": tuple(kind for kind, _ in weights),
+        "kinds": tuple(kind for kind, _ in weights) or None,
         "weights": tuple(weight for _, weight in weights),
         "caption_bounds": tuple(args.caption_bound),
         "images": drawer,

@@ -23,7 +23,7 @@ from fusion_vlm.synthesis.filters.named import ApplyFilter, check_filters
 from fusion_vlm.synthesis.filters.turns import TurnRules
 from fusion_vlm.synthesis.kinds.contrasts import split_sides
 from fusion_vlm.synthesis.kinds.exact import ExactQuestions
-from fusion_vlm.synthesis.kinds.table import KINDS, find_kind
+from fusion_vlm.synthesis.kinds.table import KINDS, MODEL_KINDS, find_kind
 from fusion_vlm.synthesis.kinds.weights import Weights, reduce_weights
 from fusion_vlm.synthesis.models.load_prompts import load_prompts
 from fusion_vlm.synthesis.models.renderers import RenderError
@@ -53,7 +53,8 @@ class Options:
     Args:
         num (`int`): samples that are begun; filters may reject some.
         seed (`int`)
-        kinds (`tuple[str, ...]`): some of `KINDS`, taken in turn.
+        kinds (`tuple[str, ...]`, *optional*): some of `KINDS`, taken in turn; by default all, and without those that
+            are exact only if a language model writes.
         weights (`tuple[int, ...]`): how often each of the kinds comes; equally often without.
         stages (`tuple[str, ...]`): some of `STAGES` that follow each other, or `filter` alone.
         captions (`str`, *optional*): a file, a pattern of files, a folder or a data set on the Hub, see `find_input`.
@@ -66,6 +67,7 @@ class Options:
         caption_bounds (`tuple[tuple[str, float | None, float | None], ...]`): name, least and most value of rules in
             `CaptionRules`, in place of the paper's.
         model (`str`, *optional*): language model that writes. Without, questions and answers are exact.
+        rewrite (`bool`): whether the model does nothing but reword exact questions and answers; see `Rewrite`.
         judge_model (`str`, *optional*): language model that checks the answers against the description.
         image_judge_model (`str`, *optional*): model that checks the answers against the image.
         plant_share (`float`): share of the samples of which a copy with a wrong answer is judged, too, see `Judge`.
@@ -92,7 +94,7 @@ class Options:
 
     num: int
     seed: int = 0
-    kinds: tuple[str, ...] = KINDS
+    kinds: tuple[str, ...] | None = None
     weights: tuple[int, ...] = ()
     stages: tuple[str, ...] = STAGES
     captions: str | None = None
@@ -125,8 +127,11 @@ class Options:
     image_format: str | None = None
     shard_format: str = "parquet"
     llava: bool | None = None
+    rewrite: bool = False
 
     def __post_init__(self):
+        if self.kinds is None:
+            object.__setattr__(self, "kinds", KINDS if self.writes_exactly else MODEL_KINDS)
         if self.image_format is None:
             object.__setattr__(self, "image_format", "webp" if self.images == "pillow" else "jpeg")
         if self.llava is None:
@@ -137,6 +142,12 @@ class Options:
         unknown = [kind for kind in self.kinds if kind not in KINDS]
         if unknown or not self.kinds or len(set(self.kinds)) < len(self.kinds):
             raise RunError(f"The kinds are {self.kinds}, expected some of {', '.join(KINDS)}, each once.")
+        exact_only = [kind for kind in self.kinds if kind not in MODEL_KINDS]
+        if exact_only and not self.writes_exactly:
+            raise RunError(
+                f"No model draws or describes the numbers of {', '.join(exact_only)} exactly. Leave these kinds out,"
+                " or give --rewrite: then the model rewords exact questions and answers."
+            )
         if self.weights and len(self.weights) != len(self.kinds):
             raise RunError(f"There are {len(self.weights)} weights for {len(self.kinds)} kinds, expected one each.")
         if self.num < 1:
@@ -212,6 +223,15 @@ class Options:
         flux_options = (self.image_steps, self.image_guidance, self.image_dtype)
         if self.images != "flux" and flux_options != (None, None, "bfloat16"):
             raise RunError("--image-steps, --image-guidance and --image-dtype are for --images flux.")
+        if self.rewrite and self.model is None:
+            raise RunError("--rewrite needs a language model. Give --llm and --model.")
+        if self.rewrite and (
+            self.rows or self.stages != STAGES or self.images != "pillow" or has_judge or self.clip_model
+        ):
+            raise RunError(
+                "--rewrite is for exact scenes: leave out --captions, --input, --stage, --images, --judge-model,"
+                " --judge-sees-image and --clip-model."
+            )
         if self.images != "endpoint" and not self.image_seed:
             raise RunError("--no-image-seed is for --images URL.")
 
@@ -252,6 +272,11 @@ class Options:
     @property
     def is_exact(self) -> bool:
         return self.model is None and self.rows is None
+
+    @property
+    def writes_exactly(self) -> bool:
+        """Return whether the answers are those of the scenes, whoever words them."""
+        return self.is_exact or self.rewrite
 
     @property
     def kind_weights(self) -> Weights:
@@ -318,13 +343,20 @@ class Clients:
 
 def build_stages(options: Options, images: PartImages, clients: Clients) -> list[Stage]:
     """Build the stages of a part in order. Their names are different, since a reject is resumed at its stage."""
-    return exact_stages(options, images) if options.is_exact else model_stages(options, images, clients)
+    if options.writes_exactly:
+        return exact_stages(options, images, clients)
+    return model_stages(options, images, clients)
 
 
-def exact_stages(options: Options, images: PartImages) -> list[Stage]:
-    """Build the stages of a run without models."""
-    renderer = PillowRenderer(options.image_size)
-    return [ExactQuestions(), Render(renderer, images, options.image_format), *named_filters(options, images)]
+def exact_stages(options: Options, images: PartImages, clients: Clients) -> list[Stage]:
+    """Build the stages of a run whose answers are exact. A language model may reword them."""
+    stages = [ExactQuestions(), Render(PillowRenderer(options.image_size), images, options.image_format)]
+    if options.rewrite:
+        # Late: the stage needs pydantic, an extra, and runs without a model do not.
+        from fusion_vlm.synthesis.models.rewrite import Rewrite
+
+        stages.append(Rewrite(clients.writer, load_prompts()))
+    return stages + named_filters(options, images)
 
 
 def named_filters(options: Options, images: PartImages) -> list[Stage]:

@@ -53,6 +53,9 @@ def estimate_tokens(options: Options) -> dict[str, dict[str, int]]:
 
     for kind, number in count_samples(options.num, options.kind_weights).items():
         num_answer_tokens = find_kind(kind).num_answer_tokens
+        if options.rewrite:
+            add(options.model, number, lengths["rewrite"] + num_answer_tokens, num_answer_tokens)
+            continue
         if "descriptions" in options.stages:
             add(options.model, number, lengths[f"describe_{kind}"] + CAPTION_TOKENS, DESCRIPTION_TOKENS)
         if "questions" in options.stages:

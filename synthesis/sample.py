@@ -20,7 +20,8 @@ class Turn:
         question (`str`), answer (`str`): the answer is the text that a model has to give.
         type (`str`): type of the question, for balance and the audit: `colour`, `shape`, `count`, `spatial`,
             `yes_no`, `text`, `scene`, `multiple_choice`, `difference` or `caption`; of exact scenes also `object`,
-            `pattern`, `position`, `comparison`, `orientation`, `time`, `indoors` or `odd_one_out`.
+            `pattern`, `position`, `comparison`, `orientation`, `time`, `indoors` or `odd_one_out`; of drawn pages also
+            `value`, `comparison` and `sort`.
         options (`list[str]`): of a multiple-choice question, in order. The answer is then a letter, `A` for the first.
     """
 

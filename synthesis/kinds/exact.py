@@ -1,5 +1,6 @@
 """Exact samples, without a language model: random scenes of a kind, and questions whose answers the scenes decide."""
 
+from fusion_vlm.synthesis.documents.page import Page
 from fusion_vlm.synthesis.kinds.contrasts import describe_sides
 from fusion_vlm.synthesis.kinds.table import find_kind
 from fusion_vlm.synthesis.sample import Sample
@@ -22,10 +23,13 @@ def make_scene_sample(index: int, kind: str, seed: int) -> Sample:
         ValueError: for an unknown kind.
         ImportError: if a font or a photograph that scenes are drawn with is not installed.
     """
-    build_scenes = find_kind(kind).build_scenes
+    record = find_kind(kind)
     sample = Sample(f"{kind}-{index:07}", kind, seed, source={"captions": "scene grammar", "index": index})
-    scenes = build_scenes(sample, sample.rng("scene"))
+    scenes = record.build_scenes(sample, sample.rng("scene"))
     sample.scenes = [scene.to_dict() for scene in scenes]
+    if record.is_exact_only:
+        sample.caption, sample.description = scenes[0].caption, scenes[0].description
+        return sample
     sample.caption, sample.description = write_caption(scenes[0]), describe_scene(scenes[0])
     if len(scenes) == 2:
         sample.caption, sample.description = describe_sides(*scenes)
@@ -50,12 +54,18 @@ class ExactQuestions:
             return sample
         if not sample.scenes:
             raise ValueError(f"The sample {sample.id} has no scene, expected one of the scene grammar.")
+        kind = find_kind(sample.kind)
+        if kind.is_exact_only:
+            pages = [Page.from_dict(page) for page in sample.scenes]
+            sample.turns = kind.ask(sample, pages, sample.rng("questions"))
+            sample.source["questions"] = self.name
+            return sample
         scenes = [Scene.from_dict(scene) for scene in sample.scenes]
         for scene in scenes:
             num_hidden = View(scene).num_hidden()
             if num_hidden:
                 sample.reject(self.name, f"hidden: {num_hidden} of the objects, expected 0")
                 return sample
-        sample.turns = find_kind(sample.kind).ask(sample, scenes, sample.rng("questions"))
+        sample.turns = kind.ask(sample, scenes, sample.rng("questions"))
         sample.source["questions"] = self.name
         return sample

@@ -35,7 +35,7 @@ CHOICES = AnswerForm("MultipleChoice", "choice", 1, 3)
 @dataclass(frozen=True)
 class Kind:
     """
-    A kind of sample. Language models also need its prompts `describe_NAME.txt` and `ask_NAME.txt`.
+    A kind of sample. Unless it is exact only, models also need its prompts `describe_NAME.txt` and `ask_NAME.txt`.
 
     Args:
         name (`str`)
@@ -47,6 +47,9 @@ class Kind:
         num_answer_tokens (`int`): about the length of these turns, for the estimate of costs.
         is_caption (`bool`): whether the kind is for pre-training on captions.
         has_two_images (`bool`): whether a sample is a left and a right image.
+        is_exact_only (`bool`): whether the samples are drawn pages (documents/), which no image model can draw from a
+            text. `build_scenes` and `ask` then have pages for scenes, and a run with a language model has no such
+            kind.
     """
 
     name: str
@@ -57,3 +60,4 @@ class Kind:
     num_answer_tokens: int
     is_caption: bool = False
     has_two_images: bool = False
+    is_exact_only: bool = False

@@ -5,6 +5,7 @@ To add a kind, write its two functions and its record in one of the modules impo
 models/prompts/. Tests and the estimate of costs then include the new kind.
 """
 
+from fusion_vlm.synthesis.documents import kinds as pages
 from fusion_vlm.synthesis.kinds import captions, contrasts, conversations, multiple_choice, reasoning, text_qa
 from fusion_vlm.synthesis.kinds.kind import Kind
 
@@ -13,12 +14,13 @@ from fusion_vlm.synthesis.kinds.kind import Kind
 # order gives other samples.
 _TABLE: dict[str, Kind] = {
     kind.name: kind
-    for module in (captions, multiple_choice, conversations, contrasts, reasoning, text_qa)
+    for module in (captions, multiple_choice, conversations, contrasts, reasoning, text_qa, pages)
     for kind in module.KINDS
 }
 KINDS = tuple(_TABLE)
 CAPTION_KINDS = tuple(name for name, kind in _TABLE.items() if kind.is_caption)
 INSTRUCTION_KINDS = tuple(name for name, kind in _TABLE.items() if not kind.is_caption)
+MODEL_KINDS = tuple(name for name, kind in _TABLE.items() if not kind.is_exact_only)
 
 
 def find_kind(name: str) -> Kind:

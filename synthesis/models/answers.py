@@ -106,6 +106,12 @@ def questions_type(form: AnswerForm) -> type[Answer]:
     return create_model(form.name, __base__=Answer, turns=turns)
 
 
+def rewrites_of(num_turns: int) -> type[Answer]:
+    """Return the class of answers that hold one reworded `Question` for each turn, in order."""
+    turns = (list[Question], Field(min_length=num_turns, max_length=num_turns))
+    return create_model("Rewrites", __base__=Answer, turns=turns)
+
+
 # The judge.
 
 

@@ -21,7 +21,9 @@ def identify_drawing() -> dict[str, str]:
     Raises:
         ImportError: if a font or a photograph is not installed.
     """
+    documents = FOLDER.parent / "documents"
     files = [*FOLDER.glob("*.py"), *FOLDER.glob("*.txt"), *(FOLDER.parent / "kinds").glob("*.py")]
+    files += [*documents.glob("*.py"), *documents.glob("words/*")]
     grammar = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(files)))
     return {
         "grammar": grammar.hexdigest()[:16],

@@ -7,6 +7,8 @@ and counts how much of each object can be seen.
 
 from PIL import Image
 
+from fusion_vlm.synthesis.documents.draw import draw_page
+from fusion_vlm.synthesis.documents.page import Page, is_page
 from fusion_vlm.synthesis.sample import Sample
 from fusion_vlm.synthesis.scenes.backgrounds import paint_background
 from fusion_vlm.synthesis.scenes.canvas import Canvas
@@ -45,6 +47,8 @@ class PillowRenderer:
         Raises:
             ValueError: if the sample has no scene.
         """
+        if len(sample.scenes) == 1 and is_page(sample.scenes[0]):
+            return draw_page(Page.from_dict(sample.scenes[0]), self.size)
         scenes = [Scene.from_dict(scene) for scene in sample.scenes]
         if not 1 <= len(scenes) <= 2:
             raise ValueError(

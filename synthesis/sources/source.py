@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Protocol
 from fusion_vlm.rows.forms import RowError
 from fusion_vlm.synthesis.failures import RunError
 from fusion_vlm.synthesis.kinds.exact import make_scene_sample
-from fusion_vlm.synthesis.kinds.table import KINDS, find_kind
+from fusion_vlm.synthesis.kinds.table import MODEL_KINDS, find_kind
 from fusion_vlm.synthesis.kinds.weights import find_sample, reduce_weights
 from fusion_vlm.synthesis.part_images import PartImages
 from fusion_vlm.synthesis.run_folder import RunFolder
@@ -113,7 +113,7 @@ class RowSource:
     def _find_problem(self, sample: Sample) -> str | None:
         """Return why a row does not fit the options, or None."""
         options = self.options
-        if options.kinds != KINDS and options.first_stage != "filter" and sample.kind not in options.kinds:
+        if options.kinds != MODEL_KINDS and options.first_stage != "filter" and sample.kind not in options.kinds:
             return f"kind: {sample.kind}, expected one of --kinds"
         if "images" in options.stages and options.images == "pillow" and not sample.scenes:
             return "no_scene: Pillow draws nothing else"

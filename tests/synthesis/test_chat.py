@@ -11,7 +11,7 @@ import pytest
 
 from fusion_vlm.synthesis.failures import RunError
 from fusion_vlm.synthesis.kinds.contrasts import split_sides
-from fusion_vlm.synthesis.kinds.table import KINDS, find_kind
+from fusion_vlm.synthesis.kinds.table import MODEL_KINDS, find_kind
 from fusion_vlm.synthesis.models.answers import (
     MAX_CHARACTERS,
     ContrastDescription,
@@ -30,7 +30,7 @@ from fusion_vlm.synthesis.sample import MAX_REASON, Sample, Turn
 from .stub_endpoint import FAULTS, StubEndpoint, answer
 
 
-ANSWER_TYPES = {kind: questions_type(find_kind(kind).answer) for kind in KINDS}
+ANSWER_TYPES = {kind: questions_type(find_kind(kind).answer) for kind in MODEL_KINDS}
 PASSING_FAULTS = [fault for fault in FAULTS if fault != "401"]
 
 
@@ -340,12 +340,13 @@ def make_sample(kind: str = "short_conversation", number: int = 0, **values) -> 
 
 
 def test_there_is_a_prompt_for_every_kind():
-    expected = {f"{stage}_{kind}" for stage in ("describe", "ask") for kind in KINDS} | {"judge", "judge_image"}
+    expected = {f"{stage}_{kind}" for stage in ("describe", "ask") for kind in MODEL_KINDS}
+    expected |= {"judge", "judge_image", "rewrite"}
     assert load_prompts().keys() == expected
     assert len(set(load_prompts().values())) == len(expected)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", MODEL_KINDS)
 def test_the_json_that_a_prompt_shows_is_what_its_schema_asks_for(kind):
     description_type = ContrastDescription if find_kind(kind).has_two_images else Description
     for name, answer_type in ((f"describe_{kind}", description_type), (f"ask_{kind}", ANSWER_TYPES[kind])):

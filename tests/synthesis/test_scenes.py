@@ -18,7 +18,7 @@ import pytest
 
 from fusion_vlm.synthesis.kinds import contrasts
 from fusion_vlm.synthesis.kinds.exact import ExactQuestions, make_scene_sample
-from fusion_vlm.synthesis.kinds.table import KINDS
+from fusion_vlm.synthesis.kinds.table import MODEL_KINDS as KINDS  # without drawn pages: test_documents.py
 from fusion_vlm.synthesis.sample import Sample
 from fusion_vlm.synthesis.scenes.backgrounds import PLACES, list_look_alikes
 from fusion_vlm.synthesis.scenes.build import CONTAINERS
