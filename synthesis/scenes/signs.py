@@ -73,7 +73,8 @@ def draw_text(rng: random.Random, form: str | None = None) -> list[str]:
         )
         lines = [rng.choice(phrases)]
     else:
-        street = f"{rng.choice((_draw_town(rng), rng.choice(words['name'])))} {rng.choice(('Street', 'Avenue', 'Road', 'Lane', 'Drive', 'Court'))}"
+        name = rng.choice((_draw_town(rng), rng.choice(words["name"])))
+        street = f"{name} {rng.choice(('Street', 'Avenue', 'Road', 'Lane', 'Drive', 'Court'))}"
         lines = rng.choice(
             (
                 rng.choice(words["notice"]).split("|"),
