@@ -65,18 +65,16 @@ def draw_text(rng: random.Random, form: str | None = None) -> list[str]:
     elif form == "number":
         return [_draw_number(rng)]
     elif form == "phrase":
-        lines = [
-            rng.choice(
-                (
-                    f"{rng.choice(words['name'])}'s {rng.choice(words['shop'])}",
-                    " ".join(rng.sample(words["word"], 2)),
-                    f"{_draw_town(rng)} {rng.choice(words['shop'])}",
-                    f"{rng.choice(words['word'])} of {_draw_town(rng)}",
-                )
-            )
-        ]
+        phrases = (
+            f"{rng.choice(words['name'])}'s {rng.choice(words['shop'])}",
+            " ".join(rng.sample(words["word"], 2)),
+            f"{_draw_town(rng)} {rng.choice(words['shop'])}",
+            f"{_draw_town(rng)} to {_draw_town(rng)}",
+        )
+        lines = [rng.choice(phrases)]
     else:
-        street = f"{rng.choice((_draw_town(rng), rng.choice(words['name'])))} {rng.choice(('Street', 'Avenue', 'Road', 'Lane', 'Drive', 'Court'))}"
+        name = rng.choice((_draw_town(rng), rng.choice(words["name"])))
+        street = f"{name} {rng.choice(('Street', 'Avenue', 'Road', 'Lane', 'Drive', 'Court'))}"
         lines = rng.choice(
             (
                 rng.choice(words["notice"]).split("|"),
@@ -86,6 +84,8 @@ def draw_text(rng: random.Random, form: str | None = None) -> list[str]:
                 [rng.choice(words["word"]), _draw_town(rng), _draw_number(rng)],
                 [rng.choice(words["shop"]), _draw_number(rng)],
                 [_draw_town(rng), f"{rng.randint(2, 180)} miles"],
+                [f"{_draw_town(rng)} {rng.randint(2, 180)}" for _ in range(2)],
+                [f"{_draw_town(rng)} {rng.randint(2, 180)}" for _ in range(3)],
                 [_draw_town(rng), rng.choice(words["shop"])],
                 ["Welcome to", _draw_town(rng)],
             )
