@@ -78,7 +78,7 @@ class RowSource:
         options, path = self.options, self.options.rows
         if "images" in options.stages and options.images == "pillow" and not first.given.get("scenes"):
             raise RunError(f"Pillow draws the built-in scenes, and {path} has none. Give --images flux or a URL.")
-        if "kind" not in first.given and options.kinds != KINDS and len(self.kinds) < len(options.kinds):
+        if "kind" not in first.given and options.kinds != MODEL_KINDS and len(self.kinds) < len(options.kinds):
             names = ", ".join(kind for kind in options.kinds if kind not in self.kinds)
             raise RunError(f"{names} need two descriptions, and {path} has one a row. Begin with its captions.")
 
