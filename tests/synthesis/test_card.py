@@ -15,6 +15,7 @@ from fusion_vlm.synthesis.counts import Counts
 from fusion_vlm.synthesis.filters.duplicates import reject_near_duplicates
 from fusion_vlm.synthesis.filters.named import load_filter
 from fusion_vlm.synthesis.generate import generate
+from fusion_vlm.synthesis.kinds.table import MODEL_KINDS
 from fusion_vlm.synthesis.licenses import find_data_license, note_license
 from fusion_vlm.synthesis.part_images import PartImages, encode_image
 from fusion_vlm.synthesis.pipeline import Options, RunError
@@ -41,7 +42,9 @@ def run_folder(tmp_path_factory):
     sys.modules["filters_of_the_user"] = module
     folder = tmp_path_factory.mktemp("runs") / "run"
     name = "filters_of_the_user:OnlyRight"
-    options = Options(36, seed=2, filters=(f"{name}=text_qa",), image_size=128, min_image_distance=1)
+    options = Options(
+        36, seed=2, kinds=MODEL_KINDS, filters=(f"{name}=text_qa",), image_size=128, min_image_distance=1
+    )
     generate(options, RunFolder(folder, 36))
     yield folder
     del sys.modules["filters_of_the_user"]
