@@ -11,6 +11,7 @@ import numpy as np
 from fusion_vlm.rows.readers import import_table_library
 from fusion_vlm.synthesis.sample import Sample
 from fusion_vlm.synthesis.shards import (
+    first_image,
     list_shards,
     read_reject_file,
     read_reject_images,
@@ -116,7 +117,7 @@ def _read_labels(path: Path) -> Iterator[tuple[str, tuple[str, ...], str]]:
 
 def _read_accepted(path: Path, numbers: set[int]) -> Iterator[tuple[int, Shown]]:
     for number, row in _read_rows(path, numbers):
-        yield number, Shown(Sample.from_dict(json.loads(row["sample"])), row["images"][0]["bytes"])
+        yield number, Shown(Sample.from_dict(json.loads(row["sample"])), first_image(row))
 
 
 def _read_rows(path: Path, numbers: set[int]) -> Iterator[tuple[int, dict]]:

@@ -70,6 +70,11 @@ def to_row(sample: Sample, images: PartImages) -> dict:
     }
 
 
+def first_image(row: dict) -> bytes | None:
+    """Return the encoded image of a row; None for a description without one."""
+    return row["images"][0]["bytes"] if row["images"] else None
+
+
 def clean(text: str) -> str:
     """Remove text that a model may write and readers fail on: placeholders of images, halves of surrogate pairs."""
     return text.replace("<image>", "").encode("utf-8", "replace").decode("utf-8")
@@ -161,11 +166,11 @@ def read_texts(folder: Path) -> Iterator[dict]:
         yield from read_shard(path, ("messages", "question_types"))
 
 
-def read_accepted(folder: Path) -> Iterator[tuple[Sample, bytes]]:
+def read_accepted(folder: Path) -> Iterator[tuple[Sample, bytes | None]]:
     """Yield the accepted samples of a run in order, with their encoded images."""
     for path in list_shards(folder):
         for row in read_shard(path, ("images", "sample")):
-            yield Sample.from_dict(json.loads(row["sample"])), row["images"][0]["bytes"]
+            yield Sample.from_dict(json.loads(row["sample"])), first_image(row)
 
 
 def read_rejects(folder: Path) -> Iterator[Sample]:

@@ -12,14 +12,14 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from fusion_vlm.synthesis.filters.named import CHECKS
 from fusion_vlm.synthesis.sample import Sample
-from fusion_vlm.synthesis.shards import list_shards, read_reject_file, read_reject_images, read_shard
+from fusion_vlm.synthesis.shards import first_image, list_shards, read_reject_file, read_reject_images, read_shard
 
 
 NUM_EACH = 2  # pictures of each kind, or of each reason
 MAX_TILES = 24
 MAX_FILES = 20  # shards, or files of rejects, that are searched
 NUM_COLUMNS, IMAGE_SIZE, MARGIN = 6, 176, 8
-LINE_HEIGHT, LINE_LENGTH, NUM_LINES = 13, 32, 9
+LINE_HEIGHT, LINE_LENGTH, NUM_LINES = 13, 29, 10
 
 
 class Tile(NamedTuple):
@@ -76,7 +76,7 @@ def describe(sample: Sample) -> list[str]:
     lines = [sample.kind] if sample.reason is None else [sample.kind, sample.reason]
     for turn in sample.turns:
         lines += [f"Q: {turn.question_with_options}", f"A: {turn.answer}"]
-    return lines
+    return lines if sample.turns else [*lines, sample.description]
 
 
 def pick_accepted(folder: Path, kinds: Iterable[str]) -> Iterator[Tile]:
@@ -89,7 +89,7 @@ def pick_accepted(folder: Path, kinds: Iterable[str]) -> Iterator[Tile]:
             sample = Sample.from_dict(json.loads(row["sample"]))
             found = tiles.setdefault(sample.kind, [])
             if len(found) < NUM_EACH:
-                found.append(Tile(row["images"][0]["bytes"], describe(sample)))
+                found.append(Tile(first_image(row), describe(sample)))
     yield from [tile for found in tiles.values() for tile in found][:MAX_TILES]
 
 

@@ -221,10 +221,12 @@ def _read_lines(found: Input, columns: list[str]) -> Iterator[tuple[dict, Any]]:
 def _read_list(found: Input, columns: list[str]) -> Iterator[tuple[dict, Any]]:
     fsspec = import_table_library("fsspec")
     for file in found.files:
-        with fsspec.open(str(Path(file).resolve()), "rb", compression="infer") as opened:
-            content = opened.read()
-        for start, end, _ in find_entries(content, file):
-            yield _split_image(found, parse_json(content[start:end]))
+        opened = fsspec.open(str(Path(file).resolve()), "rb", compression="infer")
+        # Two handles, because the search for the next entry reads ahead.
+        with opened as searched, opened as read:
+            for start, end, _ in find_entries(searched, file):
+                read.seek(start)
+                yield _split_image(found, parse_json(read.read(end - start)))
 
 
 def _read_csv(found: Input, columns: list[str]) -> Iterator[tuple[dict, Any]]:

@@ -11,7 +11,7 @@ from PIL import Image
 
 from fusion_vlm.commands.main import main
 from fusion_vlm.synthesis.failures import RunError
-from fusion_vlm.synthesis.kinds.table import KINDS
+from fusion_vlm.synthesis.kinds.table import MODEL_KINDS
 from fusion_vlm.synthesis.pipeline import Options
 from fusion_vlm.synthesis.shards import list_shards, read_rejects, read_shard
 
@@ -68,11 +68,11 @@ def runs(tmp_path_factory) -> dict[str, Path]:
 
 def test_three_steps_give_the_rows_of_one_command_byte_for_byte(runs):
     expected, found = read_rows(runs["whole"]), read_rows(runs["3"])
-    assert len(expected) > 20 and {row["kind"] for row in expected} == set(KINDS)
+    assert len(expected) > 20 and {row["kind"] for row in expected} == set(MODEL_KINDS)
     assert found == expected
 
 
-def test_each_step_rejects_its_own_and_writes_no_more_than_it_made(runs):
+def test_each_step_rejects_its_own_and_writes_no_more_than_it_made(runs, tmp_path):
     whole = {sample.id: sample.reason for sample in read_rejects(runs["whole"])}
     steps = [sample for name in "123" for sample in read_rejects(runs[name])]
     assert {sample.id: sample.reason for sample in steps} == whole
@@ -81,7 +81,8 @@ def test_each_step_rejects_its_own_and_writes_no_more_than_it_made(runs):
     assert first["description"] and not first["images"] and not first["messages"]
     assert second["images"] and not second["messages"]
     assert not (runs["1"] / "train.json").exists() and (runs["3"] / "train.json").exists()
-    assert datasets.load_dataset(str(runs["1"]), split="train")[0]["description"] == first["description"]
+    rows = datasets.load_dataset(str(runs["1"]), split="train", cache_dir=str(tmp_path))
+    assert rows[0]["description"] == first["description"]
 
 
 def test_a_set_is_asked_again_with_another_seed_and_kind(runs, tmp_path):
@@ -210,7 +211,7 @@ def test_webdataset_shards_are_an_input_too(tmp_path, runs):
         ({"stages": ("questions",), "input": "a", "model": "w", "images": "flux"}, "--images is for the stage images"),
         (
             {"stages": ("images",), "input": "a", "images": "flux", "judge_model": "j"},
-            "--judge-model is for the stages",
+            "--judge-model and --judge-sees-image are for the stages",
         ),
         (
             {"stages": ("descriptions",), "captions": "a", "model": "w", "clip_model": "c"},
