@@ -25,7 +25,7 @@ from fusion_vlm.synthesis.counts import Counts
 from fusion_vlm.synthesis.failures import FailureLimit, RunError
 from fusion_vlm.synthesis.generate import generate
 from fusion_vlm.synthesis.kinds.table import KINDS, find_kind
-from fusion_vlm.synthesis.models import chat, stages
+from fusion_vlm.synthesis.models import chat, judge, stages
 from fusion_vlm.synthesis.output import read_counts
 from fusion_vlm.synthesis.pipeline import Keep, Options
 from fusion_vlm.synthesis.report import Prices, describe_estimate, describe_summary, estimate_tokens, summarize
@@ -478,7 +478,7 @@ def test_an_endpoint_that_fails_for_some_samples_rejects_those_with_the_reason(t
 
 def shorten_waits(monkeypatch):
     """Shorten the waits between tries."""
-    assert stages  # imported before the class is replaced
+    assert stages and judge  # imported before the class is replaced
     client = functools.partial(chat.ChatClient, num_sdk_tries=2, backoff=0.01, num_tries=2)
     monkeypatch.setattr(chat, "ChatClient", client)
 
@@ -531,9 +531,8 @@ def test_rejects_of_a_passing_cause_are_retried_where_they_stopped(tmp_path, mon
         assert stub.requested.total() == 0
         summary = run(tmp_path / "run", num, url=stub.url, retry_rejected=[], **images)
         assert not answered & set(stub.answered)
-        assert len(stub.prompts) == stages["describe"] + sum(
-            find_kind(record["kind"]).has_two_images for record in before.values() if record["description"] == ""
-        )
+        not_drawn = [record for record in before.values() if (record["reason"] or "").startswith("describe/")]
+        assert len(stub.prompts) == sum(1 + find_kind(record["kind"]).has_two_images for record in not_drawn)
         num_requests = stub.requested.total()
         run(tmp_path / "run", num, url=stub.url, retry_rejected=[], **images)
         assert stub.requested.total() == num_requests
@@ -706,10 +705,11 @@ def test_the_options_of_image_models_reach_them(monkeypatch):
     calls = []
     monkeypatch.setattr(connecting, "FluxRenderer", lambda *args, **settings: calls.append((args, settings)))
     connecting.load_renderer(Options(1, **flux), connections)
-    connecting.load_renderer(Options(1, image_steps=4, image_guidance=1.5, **flux), connections)
+    connecting.load_renderer(Options(1, image_steps=8, image_guidance=1.5, **flux), connections)
+    settings = {"device": "cuda:1", "dtype": "bfloat16", "batch_size": 1}
     assert calls == [
-        (("schnell", 64, 64), {"device": "cuda:1"}),
-        (("schnell", 64, 64), {"device": "cuda:1", "num_inference_steps": 4, "guidance_scale": 1.5}),
+        (("schnell", 64, 64), {**settings, "num_inference_steps": 4}),  # what FLUX.1-schnell was made for
+        (("schnell", 64, 64), {**settings, "num_inference_steps": 8, "guidance_scale": 1.5}),
     ]
     options = Options(1, **(flux | {"images": "endpoint"}), image_seed=False)
     assert connecting.load_renderer(options, connections).send_seed is False
@@ -809,7 +809,7 @@ def test_the_estimate_is_of_the_calls_that_are_made(tmp_path, capsys):
 def test_the_estimate_has_the_hours_of_flux():
     flux = {"model": "stub", "images": "flux", "image_model": "flux", "image_size": 1024}
     text = describe_estimate(Options(4_000_000, **flux), Prices())
-    assert "about 8,426.0 hours of an H100 for FLUX" in text and "GB of images" in text
+    assert "about 8,425.9 hours of an H100 for FLUX" in text and "GB of images" in text
     assert "674.1 hours" in describe_estimate(Options(4_000_000, image_steps=4, **flux), Prices())
 
 
@@ -836,7 +836,18 @@ def test_the_language_model_is_not_needed_for_exact_data(tmp_path):
 @pytest.mark.parametrize("package", ["openai", "pydantic"])
 def test_a_missing_package_is_named_with_its_extra(package, tmp_path):
     line = f"import sys; sys.modules['{package}'] = None\n{CALL_MAIN}"
-    arguments = ["--num", "3", "--output", str(tmp_path), "--llm", "http://localhost:1/v1", "--model", "stub"]
+    arguments = [
+        "--num",
+        "3",
+        "--num-workers",
+        "0",
+        "--output",
+        str(tmp_path),
+        "--llm",
+        "http://localhost:1/v1",
+        "--model",
+        "stub",
+    ]
     process = subprocess.run([sys.executable, "-c", line, *arguments], capture_output=True, text=True)
     assert process.returncode == 1
     assert package in process.stderr and "fusion-vlm[synthesis]" in process.stderr
