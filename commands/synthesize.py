@@ -206,7 +206,7 @@ def build_options(args: argparse.Namespace, num: int):
     """Build the `Options` of a run of so many samples."""
     # Late: see `run`.
     from fusion_vlm.synthesis.models.renderers import FLUX
-    from fusion_vlm.synthesis.pipeline import Options
+    from fusion_vlm.synthesis.options import Options
 
     weights = parse_weights(args.kinds) if args.kinds else ()
     drawer = args.images if args.images in ("pillow", "flux") else "endpoint"

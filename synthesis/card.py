@@ -13,7 +13,7 @@ from fusion_vlm.synthesis.counts import MAX_LISTED, Counts
 from fusion_vlm.synthesis.filters.duplicates import STAGE as NEAR_DUPLICATES
 from fusion_vlm.synthesis.filters.named import CHECKS, name_stage, parse_filter
 from fusion_vlm.synthesis.licenses import find_data_license, note_license
-from fusion_vlm.synthesis.pipeline import Options
+from fusion_vlm.synthesis.options import Options
 from fusion_vlm.synthesis.shards import SHARD_SUFFIXES
 from fusion_vlm.synthesis.sheet import pick_accepted, pick_rejected, write_sheet
 

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from fusion_vlm.synthesis.filters.named import load_filter, parse_filter
 from fusion_vlm.synthesis.models.clip import ClipScorer
 from fusion_vlm.synthesis.models.renderers import EndpointRenderer, FluxRenderer
-from fusion_vlm.synthesis.pipeline import Clients, Options
+from fusion_vlm.synthesis.options import Options
+from fusion_vlm.synthesis.pipeline import Clients
 from fusion_vlm.synthesis.stage import Renderer
 
 

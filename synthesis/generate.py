@@ -16,10 +16,11 @@ from collections.abc import Iterable
 
 from fusion_vlm.synthesis.connections import Connections
 from fusion_vlm.synthesis.models.load_prompts import load_prompts
+from fusion_vlm.synthesis.options import Options
 from fusion_vlm.synthesis.output import Audit, read_counts, write_output
 from fusion_vlm.synthesis.part_images import PartImages
 from fusion_vlm.synthesis.parts import Job, make_parts, reopen_parts
-from fusion_vlm.synthesis.pipeline import Clients, Options, build_stages
+from fusion_vlm.synthesis.pipeline import Clients, build_stages
 from fusion_vlm.synthesis.ray_runner import run_on_ray
 from fusion_vlm.synthesis.report import summarize
 from fusion_vlm.synthesis.run_folder import RunFolder

@@ -17,8 +17,8 @@ from typing import Any
 from fusion_vlm.synthesis.card import make_card, write_sheets
 from fusion_vlm.synthesis.counts import Counts, add_tokens, merge_counts
 from fusion_vlm.synthesis.models.call_cache import CallCache
+from fusion_vlm.synthesis.options import MAX_LLAVA, Options
 from fusion_vlm.synthesis.part_images import PartImages
-from fusion_vlm.synthesis.pipeline import MAX_LLAVA, Options
 from fusion_vlm.synthesis.run_folder import RunFolder
 from fusion_vlm.synthesis.sample import Sample
 from fusion_vlm.synthesis.shards import (

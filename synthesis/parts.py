@@ -19,9 +19,10 @@ from fusion_vlm.synthesis.counts import Counts
 from fusion_vlm.synthesis.engine import Begun, run_samples
 from fusion_vlm.synthesis.filters.duplicates import reject_near_duplicates
 from fusion_vlm.synthesis.models.call_cache import CallCache
+from fusion_vlm.synthesis.options import Options
 from fusion_vlm.synthesis.output import read_invalid_tokens, write_part
 from fusion_vlm.synthesis.part_images import PartImages
-from fusion_vlm.synthesis.pipeline import Clients, Options, build_stages
+from fusion_vlm.synthesis.pipeline import Clients, build_stages
 from fusion_vlm.synthesis.run_folder import RunFolder
 from fusion_vlm.synthesis.sample import Sample
 from fusion_vlm.synthesis.shards import read_reject_file, read_reject_images, read_shard

@@ -9,7 +9,7 @@ from fusion_vlm.synthesis.counts import Counts
 from fusion_vlm.synthesis.kinds.table import find_kind
 from fusion_vlm.synthesis.kinds.weights import count_samples
 from fusion_vlm.synthesis.models.load_prompts import load_prompts
-from fusion_vlm.synthesis.pipeline import Options
+from fusion_vlm.synthesis.options import Options
 
 
 # Tokens that a model writes, about; those of questions and answers are in the record of each kind.

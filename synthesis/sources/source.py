@@ -18,7 +18,7 @@ from fusion_vlm.synthesis.sources.prepared import PreparedRow, PreparedRows, Req
 
 
 if TYPE_CHECKING:
-    from fusion_vlm.synthesis.pipeline import Options
+    from fusion_vlm.synthesis.options import Options
 
 DEDUPLICATE = "deduplicate"
 SOURCE_STAGES = (DEDUPLICATE, STAGE)  # first parts of the reasons of rows that are rejected as they are read

@@ -12,13 +12,14 @@ from fusion_vlm.synthesis.browse import SampleIndex
 from fusion_vlm.synthesis.card import list_checks, make_card, set_license
 from fusion_vlm.synthesis.connections import connect
 from fusion_vlm.synthesis.counts import Counts
+from fusion_vlm.synthesis.failures import RunError
 from fusion_vlm.synthesis.filters.duplicates import reject_near_duplicates
 from fusion_vlm.synthesis.filters.named import load_filter
 from fusion_vlm.synthesis.generate import generate
 from fusion_vlm.synthesis.kinds.table import MODEL_KINDS
 from fusion_vlm.synthesis.licenses import find_data_license, note_license
+from fusion_vlm.synthesis.options import Options
 from fusion_vlm.synthesis.part_images import PartImages, encode_image
-from fusion_vlm.synthesis.pipeline import Options, RunError
 from fusion_vlm.synthesis.run_folder import RunFolder
 from fusion_vlm.synthesis.sample import Sample, Turn
 from fusion_vlm.synthesis.sheet import Tile, write_sheet

@@ -26,8 +26,9 @@ from fusion_vlm.synthesis.failures import FailureLimit, RunError
 from fusion_vlm.synthesis.generate import generate
 from fusion_vlm.synthesis.kinds.table import KINDS, find_kind
 from fusion_vlm.synthesis.models import chat, judge, stages
+from fusion_vlm.synthesis.options import Options
 from fusion_vlm.synthesis.output import read_counts
-from fusion_vlm.synthesis.pipeline import Keep, Options
+from fusion_vlm.synthesis.pipeline import Keep
 from fusion_vlm.synthesis.report import Prices, describe_estimate, describe_summary, estimate_tokens, summarize
 from fusion_vlm.synthesis.run_folder import MIN_PART_SIZE, RunFolder
 from fusion_vlm.synthesis.sample import Sample

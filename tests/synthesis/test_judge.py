@@ -12,12 +12,13 @@ from PIL import Image
 
 from fusion_vlm.synthesis.agreement import compute_kappa, describe_verdicts, find_interval, list_verdicts
 from fusion_vlm.synthesis.connections import Connections
+from fusion_vlm.synthesis.failures import RunError
 from fusion_vlm.synthesis.generate import generate
 from fusion_vlm.synthesis.models.chat import CallError
 from fusion_vlm.synthesis.models.judge import Judge
 from fusion_vlm.synthesis.models.load_prompts import load_prompts
 from fusion_vlm.synthesis.models.planted import GROUPS, plant_error
-from fusion_vlm.synthesis.pipeline import Options, RunError
+from fusion_vlm.synthesis.options import Options
 from fusion_vlm.synthesis.run_folder import RunFolder
 from fusion_vlm.synthesis.sample import Sample, Turn
 from fusion_vlm.synthesis.shards import read_accepted, read_rejects

@@ -20,9 +20,9 @@ from fusion_vlm.rows.messages import to_messages
 from fusion_vlm.synthesis import shards
 from fusion_vlm.synthesis.counts import Counts
 from fusion_vlm.synthesis.kinds.table import KINDS
+from fusion_vlm.synthesis.options import MAX_LLAVA, Options
 from fusion_vlm.synthesis.output import read_counts, write_output, write_part
 from fusion_vlm.synthesis.part_images import FORMATS, PartImages, encode_image
-from fusion_vlm.synthesis.pipeline import MAX_LLAVA, Options
 from fusion_vlm.synthesis.run_folder import MIN_PART_SIZE, RunFolder
 from fusion_vlm.synthesis.sample import Sample, Turn
 from fusion_vlm.synthesis.shards import (

@@ -12,7 +12,7 @@ from fusion_vlm.synthesis.models.call_cache import CallCache
 from fusion_vlm.synthesis.models.chat import ChatClient
 from fusion_vlm.synthesis.models.load_prompts import load_prompts
 from fusion_vlm.synthesis.models.rewrite import Rewrite, split_turn
-from fusion_vlm.synthesis.pipeline import Options
+from fusion_vlm.synthesis.options import Options
 from fusion_vlm.synthesis.sample import Turn
 
 from .stub_endpoint import StubEndpoint

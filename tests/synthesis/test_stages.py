@@ -12,7 +12,7 @@ from PIL import Image
 from fusion_vlm.commands.main import main
 from fusion_vlm.synthesis.failures import RunError
 from fusion_vlm.synthesis.kinds.table import MODEL_KINDS
-from fusion_vlm.synthesis.pipeline import Options
+from fusion_vlm.synthesis.options import Options
 from fusion_vlm.synthesis.shards import list_shards, read_rejects, read_shard
 
 from .stub_endpoint import WORDS, StubEndpoint
@@ -265,7 +265,7 @@ def test_pillow_refuses_rows_without_scenes_and_draws_those_with(tmp_path, capsy
 PREPARE = """
 import sys
 from pathlib import Path
-from fusion_vlm.synthesis.pipeline import Options
+from fusion_vlm.synthesis.options import Options
 from fusion_vlm.synthesis.sources import prepared
 from fusion_vlm.synthesis.sources.source import prepare_rows
 
