@@ -394,7 +394,7 @@ def test_another_configuration_is_refused_and_named(tmp_path):
 def test_another_prompt_is_another_configuration(tmp_path, monkeypatch):
     with StubEndpoint() as stub:
         run(tmp_path, 1, url=stub.url)
-        monkeypatch.setattr("fusion_vlm.synthesis.pipeline.load_prompts", lambda: {"judge": "Be kind."})
+        monkeypatch.setattr("fusion_vlm.synthesis.options.load_prompts", lambda: {"judge": "Be kind."})
         with pytest.raises(RunError, match="prompts was"):
             run(tmp_path, 1, url=stub.url)
 
