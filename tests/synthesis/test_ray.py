@@ -17,8 +17,8 @@ import pytest
 
 from fusion_vlm.synthesis.run_folder import MIN_PART_SIZE
 
+from .runs import complete, read_files, read_records
 from .stub_endpoint import StubEndpoint
-from .test_engine import complete, read_files, read_records
 
 
 pytestmark = pytest.mark.ray
