@@ -7,7 +7,7 @@ from datasets import Dataset, DatasetDict, Features, Image, List, Value
 
 from fusion_vlm.small_model import accuracy
 from fusion_vlm.small_model.data import read_easy_vqa
-from fusion_vlm.synthesis.scenes.questions import SHORT_HINT
+from fusion_vlm.small_model.grammar.questions import SHORT_HINT
 
 
 FEATURES = Features(
