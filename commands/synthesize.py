@@ -8,9 +8,8 @@ from pathlib import Path
 
 from fusion_vlm.commands.errors import UsageError
 from fusion_vlm.hub.names import resolve
-from fusion_vlm.synthesis.kinds.table import KINDS
 from fusion_vlm.synthesis.kinds.weights import parse_weights
-from fusion_vlm.synthesis.stage import STAGES
+from fusion_vlm.synthesis.names import KINDS, STAGES
 
 
 DTYPES = ("bfloat16", "float16", "float32")

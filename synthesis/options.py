@@ -10,12 +10,12 @@ from fusion_vlm.synthesis.filters.named import check_filters
 from fusion_vlm.synthesis.kinds.table import KINDS, MODEL_KINDS
 from fusion_vlm.synthesis.kinds.weights import Weights, reduce_weights
 from fusion_vlm.synthesis.models.load_prompts import load_prompts
+from fusion_vlm.synthesis.names import STAGES
 from fusion_vlm.synthesis.part_images import FORMATS
 from fusion_vlm.synthesis.scenes.identity import identify_drawing
 from fusion_vlm.synthesis.shards import SHARD_SUFFIXES
 from fusion_vlm.synthesis.sources.identity import identify_input
 from fusion_vlm.synthesis.sources.inputs import find_input
-from fusion_vlm.synthesis.stage import STAGES
 
 
 MAX_LLAVA = 10_000  # samples of a run that LLaVA's form is written for by default

@@ -8,11 +8,6 @@ from PIL import Image
 from fusion_vlm.synthesis.sample import Sample
 
 
-# The steps of a run in order, each of several stages. One can be a run of its own, and so can some that follow each
-# other. `filter` stands alone.
-STAGES = ("descriptions", "images", "questions")
-
-
 class Stage(Protocol):
     """Changes a sample. An async stage runs in the event loop. The name is the first part of `Sample.reason`."""
 

@@ -1,23 +1,23 @@
 """
 The table of all kinds of samples.
 
-To add a kind, write its two functions and its record in one of the modules imported below, and two prompts in
-models/prompts/. Tests and the estimate of costs then include the new kind.
+To add a kind, write its two functions and its record in one of the modules imported below, two prompts in
+models/prompts/, and its name in names.py. Tests and the estimate of costs then include the new kind.
 """
 
 from fusion_vlm.synthesis.documents import kinds as pages
 from fusion_vlm.synthesis.kinds import captions, contrasts, conversations, multiple_choice, reasoning, text_qa
 from fusion_vlm.synthesis.kinds.kind import Kind
+from fusion_vlm.synthesis.names import KINDS
 
 
-# In the order of the paper: captions for pre-training, then instructions. A run takes its kinds in turn, so another
-# order gives other samples.
 _TABLE: dict[str, Kind] = {
     kind.name: kind
     for module in (captions, multiple_choice, conversations, contrasts, reasoning, text_qa, pages)
     for kind in module.KINDS
 }
-KINDS = tuple(_TABLE)
+if tuple(_TABLE) != KINDS:
+    raise ValueError(f"The modules have the kinds {', '.join(_TABLE)}, and names.py has {', '.join(KINDS)}.")
 CAPTION_KINDS = tuple(name for name, kind in _TABLE.items() if kind.is_caption)
 INSTRUCTION_KINDS = tuple(name for name, kind in _TABLE.items() if not kind.is_caption)
 MODEL_KINDS = tuple(name for name, kind in _TABLE.items() if not kind.is_exact_only)

@@ -5,7 +5,7 @@ from fractions import Fraction
 from functools import lru_cache
 from math import gcd
 
-from fusion_vlm.synthesis.kinds.table import KINDS
+from fusion_vlm.synthesis.names import KINDS
 
 
 MAX_WEIGHT = 1000
