@@ -36,7 +36,7 @@ from .pages import (
 
 # First parts of paths that are the user's own, or names on the Hub.
 OTHER_PATHS = re.compile(
-    r"out/|/|~|\.|work/|shapes/|samples/|lmms_eval/|images/|widget/|data/|site-packages/|starriver030515/|google/|Qwen/|me/|OWNER/|DIR/"
+    r"out/|/|~|\.|work/|shapes/|samples/|lmms_eval/|rejects/|parts/|images/|widget/|data/|site-packages/|starriver030515/|google/|Qwen/|me/|OWNER/|DIR/"
     r"|FOLDER/|owner/|huggingface/|.*(MODEL_TYPE|NAME)"
 )
 PATH = re.compile(r"[\w.-]+(/[\w.*-]+)*(/|\.(py|md|sh|ya?ml|cfg|toml|jinja|png|svg|txt|jsonl))")
