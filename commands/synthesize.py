@@ -228,13 +228,26 @@ def build_options(args: argparse.Namespace, num: int):
     return Options(**given)
 
 
+def find_connections(args: argparse.Namespace):
+    """Return the addresses of the models of a run, and how they are called."""
+    from fusion_vlm.synthesis.connections import Connections  # late: see `run`
+
+    names = ("concurrency", "timeout", "clip_device", "image_device", "image_batch")
+    return Connections(
+        llm=args.llm,
+        judge=args.judge_llm,
+        image_judge=args.image_judge_llm,
+        images=None if args.images in ("pillow", "flux") else args.images,
+        **{name: getattr(args, name) for name in names},
+    )
+
+
 def run(args: argparse.Namespace):
     check_options(args)
     args.captions, args.input = (path and resolve_input(path) for path in (args.captions, args.input))
     # Late: they need extras and import numpy, and help texts have to answer at once.
     from fusion_vlm.audit.card import audit_for_card
     from fusion_vlm.synthesis.card import set_license
-    from fusion_vlm.synthesis.connections import Connections
     from fusion_vlm.synthesis.generate import generate
     from fusion_vlm.synthesis.output import read_counts, read_invalid_tokens
     from fusion_vlm.synthesis.report import Prices, describe_estimate, describe_summary
@@ -248,15 +261,6 @@ def run(args: argparse.Namespace):
         folder.check()
         options = build_options(args, folder.read_num() or prepare_rows(options, output, None))
     prices = Prices(args.price_in, args.price_out, args.price_image)
-    address = args.images if options.images == "endpoint" else None
-    names = ("concurrency", "timeout", "clip_device", "image_device", "image_batch")
-    connections = Connections(
-        llm=args.llm,
-        judge=args.judge_llm,
-        image_judge=args.image_judge_llm,
-        images=address,
-        **{name: getattr(args, name) for name in names},
-    )
     folder = RunFolder(output, options.num, args.task, args.num_tasks)
     num_workers = args.num_workers
     if num_workers is None:
@@ -268,7 +272,7 @@ def run(args: argparse.Namespace):
         summary = generate(
             options,
             folder,
-            connections,
+            find_connections(args),
             num_workers,
             audit_for_card,
             retry_rejected=args.retry_rejected,

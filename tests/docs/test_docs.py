@@ -41,8 +41,8 @@ OTHER_PATHS = re.compile(
 )
 PATH = re.compile(r"[\w.-]+(/[\w.*-]+)*(/|\.(py|md|sh|ya?ml|cfg|toml|jinja|png|svg|txt|jsonl))")
 # Files that the project writes, or that users bring.
-OTHER_FILES = {"notes.txt", "captions.txt", "requirements.txt", "README.md", "audit.png", "bias.png", "curves.png", "eval.yaml",
-               "dice.png", "broken.jsonl", "rejects.jsonl", "chat_template.jinja", "metadata.jsonl",
+OTHER_FILES = {"notes.txt", "captions.txt", "requirements.txt", "README.md", "audit.png", "bias.png", "curves.png",
+               "eval.yaml", "dice.png", "broken.jsonl", "rejects.jsonl", "chat_template.jinja", "metadata.jsonl",
                "answers.jsonl"}  # fmt: skip
 FOLDERS_OF_A_CLONE = [entry for entry in ROOT.iterdir() if entry.name not in ("out", ".git")]
 ENVIRONMENT = {
