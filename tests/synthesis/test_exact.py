@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from fusion_vlm.synthesis.kinds.exact import ExactQuestions, make_scene_sample
-from fusion_vlm.synthesis.kinds.table import CAPTION_KINDS, KINDS
+from fusion_vlm.synthesis.kinds.table import CAPTION_KINDS, KINDS, MODEL_KINDS
 from fusion_vlm.synthesis.sample import Sample
 from fusion_vlm.synthesis.scenes.render import PillowRenderer, paste_sides
 from fusion_vlm.synthesis.scenes.scene import Scene
@@ -21,6 +21,7 @@ from fusion_vlm.synthesis.scenes.scene import Scene
 
 NUM_TURNS = {"multiple_choice": (1, 3), "short_conversation": (2, 4), "long_conversation": (4, 6)}
 NUM_TURNS |= {"contrast_short": (2, 2), "contrast_long": (3, 3), "reasoning": (1, 1), "text_qa": (2, 2)}
+NUM_TURNS |= dict.fromkeys(set(KINDS) - set(MODEL_KINDS), (1, 5))  # pages
 
 
 def make(index: int, kind: str, seed: int = 0) -> Sample:
@@ -118,14 +119,20 @@ def test_form_of_a_kind(samples, kind):
         for turn in sample.turns:
             assert turn.question and turn.answer and turn.type and "  " not in turn.question + turn.answer
             assert not re.search(r" [.?,]|colour|grey|centre|[{}|]", turn.question + turn.answer), turn
-            assert (turn.type == "multiple_choice") == (kind == "multiple_choice") == bool(turn.options)
-            assert (turn.type == "caption") == (kind in CAPTION_KINDS) or "long" in kind
+            assert (turn.type == "multiple_choice") == bool(turn.options)
             if turn.options:
                 assert turn.answer in "ABCD" and len(set(turn.options)) == len(turn.options) == 4
-            elif "short" in kind:
-                assert len(turn.answer.split()) <= 4
-            elif kind not in ("multiple_choice", "text_qa"):
-                assert turn.answer.endswith((".", '."')) and (turn.answer[0].isupper() or turn.answer[0] == '"'), turn
+
+
+@pytest.mark.parametrize("kind", MODEL_KINDS)
+def test_answers_of_a_kind(samples, kind):
+    for turn in [turn for sample in samples if sample.kind == kind for turn in sample.turns]:
+        assert (turn.type == "multiple_choice") == (kind == "multiple_choice")
+        assert (turn.type == "caption") == (kind in CAPTION_KINDS) or "long" in kind
+        if "short" in kind:
+            assert len(turn.answer.split()) <= 4
+        elif kind not in ("multiple_choice", "text_qa"):
+            assert turn.answer.endswith((".", '."')) and (turn.answer[0].isupper() or turn.answer[0] == '"'), turn
 
 
 def test_errors_say_what_was_expected():
