@@ -10,7 +10,7 @@ from transformers import BitsAndBytesConfig, pipeline
 from fusion_vlm.convert_checkpoints import convert
 from fusion_vlm.modeling_fusion import FusionForConditionalGeneration
 
-from .helpers import GOLDEN_DIR, LLAMA, PHI, make_messages, process, relative_error
+from .helpers import GOLDEN_DIR, LLAMA, make_messages, process, relative_error
 from .tiny import last_logits, random_image, random_model, tiny_config
 
 
@@ -215,19 +215,19 @@ def test_decoder_with_two_ranges_of_positions_switches_as_it_does_alone(processo
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 4])
-def test_pipeline_answers_do_not_depend_on_the_batch(batch_size, converted, processors, models):
+def test_pipeline_answers_do_not_depend_on_the_batch(batch_size, model, processor):
     conversations = [
         make_messages(["What is it?"], random_image(0)),
         make_messages(["Hello!"]),
         make_messages(["How many?", "Three of them.", "Which of them is the reddest one?"], random_image(1)),
         make_messages(["And you?", "Me?", "Yes!", "Well.", "So?"]),
     ]
-    pipe = pipeline("image-text-to-text", model=models[PHI], processor=processors[PHI])
+    pipe = pipeline("image-text-to-text", model=model, processor=processor)
     outputs = pipe(
         text=conversations, batch_size=batch_size, max_new_tokens=4, do_sample=False, return_full_text=False
     )
     for conversation, output in zip(conversations, outputs, strict=True):
-        inputs = process(processors[PHI], conversation)
-        expected = models[PHI].generate(**inputs, max_new_tokens=4, do_sample=False)
-        answer = processors[PHI].decode(expected[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        inputs = process(processor, conversation)
+        expected = model.generate(**inputs, max_new_tokens=4, do_sample=False)
+        answer = processor.decode(expected[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
         assert output[0]["generated_text"].strip() == answer.strip()

@@ -162,6 +162,7 @@ def test_demo_answers_rightly(import_script, tmp_path, monkeypatch, capsys):
         assert min(picture.size) > 300 and picture.convert("L").getextrema() == (0, 255)
 
 
+@pytest.mark.slow
 def test_lora_teaches_a_new_answer(processor, tmp_path):
     """Teach new names of shapes with 96 images; answers to other questions stay right."""
     question = "what do we call it?"

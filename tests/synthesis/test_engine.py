@@ -4,6 +4,7 @@ import functools
 import importlib.util
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -74,19 +75,27 @@ def test_another_number_of_tasks_continues_what_a_killed_one_began(tmp_path):
     assert len(read_records(tmp_path)) == num
 
 
+@pytest.fixture
+def small_parts(monkeypatch):
+    """Make parts of eight samples, in this process."""
+    monkeypatch.setattr("fusion_vlm.synthesis.run_folder.MIN_PART_SIZE", 8)
+
+
+@pytest.mark.usefixtures("small_parts")
 def test_a_task_makes_the_parts_of_a_dead_one(tmp_path):
-    num = 2 * MIN_PART_SIZE + 5
+    num = 2 * 8 + 5
     run(tmp_path / "one", num, kinds=("caption_colour", "text_qa"))
     summary = run(tmp_path / "many", num, task=1, num_tasks=2, kinds=("caption_colour", "text_qa"))
     assert summary["kept"] == num
     assert read_files(tmp_path / "many") == read_files(tmp_path / "one")
 
 
+@pytest.mark.usefixtures("small_parts")
 def test_a_task_begins_at_its_own_parts_and_leaves_those_that_others_make(tmp_path, monkeypatch):
     monkeypatch.setattr("fusion_vlm.synthesis.parts.NUM_PASSES", 1)
-    num, folder = 4 * MIN_PART_SIZE, RunFolder(tmp_path, 4 * MIN_PART_SIZE)
+    num, folder = 4 * 8, RunFolder(tmp_path, 4 * 8)
     assert RunFolder(tmp_path, num, 1, 2).missing_parts() == [1, 3, 0, 2]
-    options = Options(num, seed=7)
+    options = Options(num, seed=7, image_size=128)
     folder.prepare(options.config())
     with folder.claimed(2) as is_mine:
         assert is_mine
@@ -228,11 +237,12 @@ def test_captions_are_drawn_by_an_endpoint(tmp_path):
 # --- rejects of a passing cause -------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("small_parts")
 def test_rejects_of_a_passing_cause_are_retried_where_they_stopped(tmp_path, monkeypatch):
     """The result is that of an endpoint without faults, and finished calls and images are not paid for again."""
     shorten_waits(monkeypatch)
     images = {"images": "endpoint", "image_model": "painter", "image_size": 64, "judge_model": "judge"}
-    num = MIN_PART_SIZE + 20
+    num = 2 * 8 + 4
     with StubEndpoint() as stub:
         run(tmp_path / "alone", num, url=stub.url, **images)
     faults = {"no_choices": 0.15, "wrong_content_type": 0.15, "500": 0.15}
@@ -267,18 +277,18 @@ def test_an_answer_that_was_not_valid_is_retried_with_another_seed(tmp_path, mon
 
     def change(content, request):
         """Give some requests no valid answer, whenever they come."""
-        if "turns" in content and request["seed"] % 4 < 3:
+        if "turns" in content and request["seed"] % 2:
             bad.add(request["seed"])
             return {}
         return content
 
     with StubEndpoint(change=change) as stub:
-        kept = [run(tmp_path, 24, url=stub.url)["kept"]]
-        while kept[-1] < 24 and len(kept) < 40:
+        kept = [run(tmp_path, 12, url=stub.url)["kept"]]
+        while kept[-1] < 12 and len(kept) < 40:
             seeds = len(bad)
-            kept.append(run(tmp_path, 24, url=stub.url, retry_rejected=["ask/invalid_*"])["kept"])
-            assert len(bad) > seeds or kept[-1] == 24
-    assert kept[0] < kept[-1] == 24 and kept == sorted(kept)
+            kept.append(run(tmp_path, 12, url=stub.url, retry_rejected=["ask/invalid_*"])["kept"])
+            assert len(bad) > seeds or kept[-1] == 12
+    assert kept[0] < kept[-1] == 12 and kept == sorted(kept)
 
 
 def test_other_rejects_are_not_retried(tmp_path):
@@ -297,11 +307,11 @@ def test_other_rejects_are_not_retried(tmp_path):
 def test_a_kill_while_rejects_are_retried_changes_nothing(tmp_path, monkeypatch):
     shorten_waits(monkeypatch)
     contents, replace = [], os.replace
+    with StubEndpoint({"500": 0.4}, max_faults=99) as stub:
+        run(tmp_path / "rejected", 4, url=stub.url)
     num_kills = 0
     while not contents or num_kills:
-        output = tmp_path / f"killed-{num_kills}"
-        with StubEndpoint({"500": 0.4}, max_faults=99) as stub:
-            run(output, 4, url=stub.url)
+        output = shutil.copytree(tmp_path / "rejected", tmp_path / f"killed-{num_kills}")
         countdown = num_kills
 
         def replace_or_die(*arguments):

@@ -20,21 +20,12 @@ from .stub_endpoint import StubEndpoint
 # --- kills ----------------------------------------------------------------------------------------------------------
 
 
-def test_six_kills_at_random_moments_change_nothing(tmp_path):
-    # Whenever the kills happen, at most 5 % of the calls can be in flight.
-    num, num_kills, concurrency = 120, 6, 3
-    options = [
-        "--num",
-        num,
-        "--model",
-        "stub",
-        "--judge-model",
-        "j",
-        "--concurrency",
-        concurrency,
-        "--image-size",
-        128,
-    ]
+@pytest.mark.parametrize("num_kills", [2, pytest.param(6, marks=pytest.mark.slow)])
+def test_kills_at_random_moments_change_nothing(num_kills, tmp_path):
+    # Whenever the kills happen, at most 5 % of the calls can be in flight: three to the model and three to the judge.
+    num, concurrency = 40 * num_kills, 3
+    options = ["--num", num, "--model", "stub", "--judge-model", "j", "--image-size", 128]
+    options += ["--concurrency", concurrency]
     with StubEndpoint() as stub:
         complete(tmp_path / "alone", *options, "--llm", stub.url)
         num_calls = len(stub.answered)
@@ -57,7 +48,7 @@ def test_six_kills_at_random_moments_change_nothing(tmp_path):
     print(f"{stub.num_repeats} of {num_calls} finished calls were repeated")
     assert stub.num_repeats <= 0.05 * num_calls
     # Including calls in flight at a kill, and calls that met a fault.
-    num_requests = num_calls + num_kills * concurrency + stub.met_faults.total()
+    num_requests = num_calls + num_kills * 2 * concurrency + stub.met_faults.total()
     assert stub.requested.total() <= num_requests + stub.num_repeats
     assert Counter(record["source"]["position"] for record in read_records(output)) == Counter(range(num))
     assert read_files(output) == read_files(tmp_path / "alone")
@@ -86,13 +77,17 @@ sys.exit(main(["synthesize", *sys.argv[2:]]))
 
 def test_a_kill_at_any_file_changes_nothing(tmp_path):
     # The configuration, a shard, three images, counts, the files of the output, `done.json`.
-    options = ["--num", "3", "--num-workers", "0", "--seed", "7", "--output"]
-    complete(tmp_path / "alone", *options[:-1])
+    def make(output: Path, number: int) -> subprocess.CompletedProcess:
+        options = ["--num", "3", "--num-workers", "0", "--seed", "7", "--output", str(output)]
+        return subprocess.run(
+            [sys.executable, "-c", KILL_AT_RENAME, str(number), *options], capture_output=True, text=True
+        )
+
+    make(tmp_path / "alone", 0).check_returncode()
     output, num_kills = tmp_path / "killed", 0
     while True:
         # Kill one rename later each time, so that the run proceeds.
-        line = [sys.executable, "-c", KILL_AT_RENAME, str(num_kills + 1), *options, str(output)]
-        process = subprocess.run(line, capture_output=True, text=True)
+        process = make(output, num_kills + 1)
         if process.returncode == 0:
             break
         assert process.returncode == -signal.SIGKILL, process.stderr

@@ -313,7 +313,7 @@ def batches(processor, folder) -> dict[str, list[dict]]:
     return cases
 
 
-@pytest.mark.parametrize("checkpointing", [None, "transformers", "accelerate"])
+@pytest.mark.parametrize("checkpointing", [None, pytest.param("transformers", marks=pytest.mark.slow), "accelerate"])
 def test_fsdp2_equals_one_process(checkpointing, batches, model, folder):
     """The loss and all gradients are compared."""
     launch(compute_sharded_gradients, folder, checkpointing, "no")
@@ -326,6 +326,7 @@ def test_fsdp2_equals_one_process(checkpointing, batches, model, folder):
         assert_same_tensors(results[case][1], gradients, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_fsdp2_in_mixed_precision(batches, model, folder):
     """The launch file asks for bfloat16."""
     assert yaml.safe_load(LAUNCH_FILES["fsdp2"].read_text())["mixed_precision"] == "bf16"
