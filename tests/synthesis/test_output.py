@@ -136,8 +136,8 @@ def test_training_reads_llava_json(tmp_path):
 def test_datasets_reads_the_folder_and_training_and_trl_its_rows(tmp_path):
     samples = make_samples()
     write(samples, tmp_path)
-    assert list(datasets.load_dataset(str(tmp_path))) == ["train"]
-    table = datasets.load_dataset(str(tmp_path), split="train")
+    assert list(datasets.load_dataset(str(tmp_path), cache_dir=str(tmp_path / "cache"))) == ["train"]
+    table = datasets.load_dataset(str(tmp_path), split="train", cache_dir=str(tmp_path / "cache"))
     assert table.column_names == list(SHARD_FEATURES)
     for row, sample in zip(table, accepted(samples), strict=True):
         assert (row["id"], row["kind"]) == (sample.id, sample.kind)
@@ -181,7 +181,7 @@ def test_a_part_is_a_shard(tmp_path):
     names = [f"train-{index:05}-of-00003.parquet" for index in range(3)]
     assert [file.name for file in list_shards(tmp_path)] == names
     assert [pyarrow.parquet.read_metadata(file).num_rows for file in list_shards(tmp_path)] == [64, 63, 3]
-    table = datasets.load_dataset(str(tmp_path), split="train")
+    table = datasets.load_dataset(str(tmp_path), split="train", cache_dir=str(tmp_path / "cache"))
     assert table["id"][:] == [sample.id for sample in accepted(samples)]
 
 
@@ -215,7 +215,7 @@ def test_a_webdataset_holds_the_same_samples(tmp_path):
     assert rows[0] == rows[1] and len(rows[0]) == TWO_PARTS - 3
     assert audit(read_rows(tmp_path / "tar")).to_dict() == audit(read_rows(tmp_path / "parquet")).to_dict()
     # `datasets` reads it by the card, as WebDataset does.
-    table = datasets.load_dataset(str(tmp_path / "tar"), split="train")
+    table = datasets.load_dataset(str(tmp_path / "tar"), split="train", cache_dir=str(tmp_path / "cache"))
     assert [row["json"]["id"] for row in table] == [sample.id for sample in accepted(samples)]
     first = accepted(samples)[0]
     assert [message["content"] for message in table[0]["json"]["messages"]] == expected_texts(first)
@@ -321,7 +321,10 @@ def test_text_that_would_break_a_reader_is_cleaned(tmp_path):
     sample = make_sample(1)
     sample.turns = [Turn("What is in <image>?", "A dog \ud83d.", "other")]
     write([sample], tmp_path)
-    for row in (json.loads((tmp_path / "train.json").read_text())[0], *datasets.load_dataset(str(tmp_path))["train"]):
+    for row in (
+        json.loads((tmp_path / "train.json").read_text())[0],
+        *datasets.load_dataset(str(tmp_path), cache_dir=str(tmp_path / "cache"))["train"],
+    ):
         messages = to_messages({**row, "image": None, "images": [Image.new("RGB", (2, 2))]})
         assert conversation_text(messages) == "What is in ?A dog ?."
 
