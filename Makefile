@@ -102,7 +102,7 @@ test-transformers: .venv/.ready
 	@sh make_environment.sh .venv constraints.txt 11 "$(PYTHON)" ".[convert,test]"
 
 .venv-lowest/.ready: constraints-lowest.txt setup.cfg pyproject.toml
-	@sh make_environment.sh .venv-lowest constraints-lowest.txt 10 "$(PYTHON)" ".[convert,test-core]"
+	@sh make_environment.sh .venv-lowest constraints-lowest.txt 11 "$(PYTHON)" ".[convert,test-core]"
 
 .venv-newest/.ready: constraints-newest.txt setup.cfg pyproject.toml
 	@sh make_environment.sh .venv-newest constraints-newest.txt 11 "$(PYTHON)" ".[convert,test-core]"

@@ -11,6 +11,10 @@ from fusion_vlm.synthesis.scenes.canvas import Canvas
 from fusion_vlm.synthesis.scenes.colors import Rgb, mix
 
 
+WHITE, BLACK = (255, 255, 255), (0, 0, 0)
+MIN_CONTRAST = 40  # of 255, between the two colors of a surface
+
+
 def draw_muted(rng: random.Random, deep: bool = False) -> Rgb:
     """Draw a color of low saturation: pale, or deep."""
     hue, saturation = rng.random(), rng.uniform(0.05, 0.28)
@@ -39,8 +43,8 @@ def add_grain(canvas: Canvas, rng: random.Random, strength: float, cells: int):
     limit = round(255 * strength)
     dark = mask.point(lambda value: max(0, 128 - value) * limit // 128)
     light = mask.point(lambda value: max(0, value - 128) * limit // 128)
-    canvas.image.paste((0, 0, 0), mask=dark)
-    canvas.image.paste((255, 255, 255), mask=light)
+    canvas.image.paste(BLACK, mask=dark)
+    canvas.image.paste(WHITE, mask=light)
 
 
 def paint_surface(canvas: Canvas, name: str, rng: random.Random):
@@ -48,6 +52,9 @@ def paint_surface(canvas: Canvas, name: str, rng: random.Random):
     deep = rng.random() < 0.3
     base = draw_muted(rng, deep)
     second = mix(base, draw_muted(rng, deep), rng.uniform(0.5, 1.0))
+    # Otherwise the waves, stripes and gradients that captions name could not be seen.
+    while abs(sum(second) - sum(base)) < 3 * MIN_CONTRAST:
+        second = mix(second, WHITE if deep else BLACK, 0.1)
     canvas.box(0, 0, 1, 1, base)
     SURFACES[name](canvas, rng, base, second)
 
@@ -72,7 +79,7 @@ def _clouds(canvas: Canvas, rng: random.Random, base: Rgb, second: Rgb):
 
 
 def _ruled(canvas: Canvas, rng: random.Random, base: Rgb, second: Rgb):
-    step, ink = rng.uniform(0.03, 0.08), mix(base, (60, 90, 140), 0.3)
+    step, ink = rng.uniform(0.03, 0.08), mix(second, (100, 130, 180), 0.15)
     start, is_grid = rng.uniform(0, step), rng.random() < 0.5
     for number in range(int(1 / step) + 1):
         at = start + number * step
@@ -98,7 +105,7 @@ def _planks(canvas: Canvas, rng: random.Random, base: Rgb, second: Rgb):
 
 def _tiles(canvas: Canvas, rng: random.Random, base: Rgb, second: Rgb):
     number, gap, brick = rng.randint(4, 11), 0.004, rng.random() < 0.4
-    canvas.box(0, 0, 1, 1, mix(base, (110, 110, 110), 0.5))
+    canvas.box(0, 0, 1, 1, second)
     for row in range(number * (2 if brick else 1)):
         height = 1 / (number * (2 if brick else 1))
         for column in range(-1, number + 1):
@@ -108,7 +115,7 @@ def _tiles(canvas: Canvas, rng: random.Random, base: Rgb, second: Rgb):
 
 
 def _wallpaper(canvas: Canvas, rng: random.Random, base: Rgb, second: Rgb):
-    soft, number = mix(base, second, 0.45), rng.randint(5, 16)
+    soft, number = mix(base, second, 0.6), rng.randint(5, 16)
     lean = rng.choice((0.0, 0.0, rng.uniform(-1, 1)))
     for stripe in range(-number, 2 * number):
         left = stripe / number
@@ -117,7 +124,7 @@ def _wallpaper(canvas: Canvas, rng: random.Random, base: Rgb, second: Rgb):
 
 def _bokeh(canvas: Canvas, rng: random.Random, base: Rgb, second: Rgb):
     for _ in range(rng.randint(12, 40)):
-        shade = mix(base, rng.choice((second, (255, 255, 255))), rng.uniform(0.1, 0.5))
+        shade = mix(base, rng.choice((second, WHITE)), rng.uniform(0.2, 0.6))
         canvas.disc(rng.random(), rng.random(), rng.uniform(0.03, 0.16), shade)
     small = canvas.image.resize((canvas.side // 4,) * 2).filter(ImageFilter.GaussianBlur(canvas.side / 90))
     canvas.image.paste(small.resize((canvas.side,) * 2))
@@ -126,14 +133,14 @@ def _bokeh(canvas: Canvas, rng: random.Random, base: Rgb, second: Rgb):
 def _waves(canvas: Canvas, rng: random.Random, base: Rgb, second: Rgb):
     number, height, speed = rng.randint(5, 12), rng.uniform(0.01, 0.05), rng.uniform(3, 14)
     for wave in range(number):
-        shade = mix(base, second, wave / number)
+        shade = mix(base, second, (0.2, 1.0)[wave % 2])
         shift, top = rng.uniform(0, 6), wave / number
         canvas.below(lambda x, top=top, shift=shift: top + height * math.sin(speed * x + shift), shade)
 
 
 def _table(canvas: Canvas, rng: random.Random, base: Rgb, second: Rgb):
     horizon = rng.uniform(0.3, 0.6)
-    paint_gradient(canvas, mix(base, (255, 255, 255), 0.3), base, 0, horizon)
+    paint_gradient(canvas, mix(base, WHITE, 0.3), base, 0, horizon)
     canvas.box(0, horizon, 1, 1, mix(second, (120, 100, 80), 0.35))
     canvas.box(0, horizon, 1, horizon + 0.012, mix(second, (60, 50, 40), 0.45))
     add_grain(canvas, rng, 0.06, 60)

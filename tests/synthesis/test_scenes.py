@@ -27,6 +27,7 @@ from fusion_vlm.synthesis.scenes.colors import COLORS, color_distance, jitter_co
 from fusion_vlm.synthesis.scenes.outlines import load_outlines
 from fusion_vlm.synthesis.scenes.render import draw_scene
 from fusion_vlm.synthesis.scenes.scene import SIZES, Background, Scene, SceneObject
+from fusion_vlm.synthesis.scenes.surfaces import SURFACES
 from fusion_vlm.synthesis.scenes.topics import CLOSED, OPEN
 from fusion_vlm.synthesis.scenes.view import View
 
@@ -270,6 +271,14 @@ def test_objects_do_not_look_like_their_background(samples):
     for scene in scenes_of(samples, set(KINDS) - {"contrast_short", "contrast_long"}, 300):
         background = Background(**scene["background"])
         assert not {thing["noun"] for thing in scene["objects"]} & list_look_alikes(background)
+
+
+@pytest.mark.parametrize("name", sorted(set(SURFACES) - {"plain"}))
+def test_what_a_surface_is_named_after_can_be_seen(name):
+    for seed in range(40):
+        image = draw_scene(Scene(Background("surface", name, seed)), SIDE).convert("L")
+        darkest, brightest = np.percentile(np.asarray(image), (3, 97))
+        assert brightest - darkest >= 16, seed
 
 
 def test_every_place_leaves_something_that_can_contain_objects():
