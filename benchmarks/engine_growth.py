@@ -58,13 +58,15 @@ def run(num: int, folder: Path, options: list[str]) -> Growth:
         *options,
     ]
     before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
-    process = subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     peak = 0
-    while process.poll() is None:
-        peak = max(peak, read_memory(process.pid))
-        time.sleep(0.1)
-    if process.returncode:
-        raise RuntimeError(process.stderr.read().decode())
+    with tempfile.TemporaryFile() as errors:  # a pipe that nobody reads is full after 20,000 steps of the progress bar
+        process = subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=errors)
+        while process.poll() is None:
+            peak = max(peak, read_memory(process.pid))
+            time.sleep(0.1)
+        errors.seek(0)
+        if process.returncode:
+            raise RuntimeError(errors.read().decode())
     wall, after = time.monotonic() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
     files = [path for path in folder.rglob("*") if path.is_file()]
     return Growth(
