@@ -3,8 +3,8 @@ Measures how varied the exact scenes are, beside those of the small model's gram
 
     python benchmarks/variety.py [--num 10000] [--num-images 2000]
 
-It prints distinct words, question templates (questions whose names, colors, numbers and texts are masked), captions,
-backgrounds and pictures (by a difference hash of 256 bits), and the CPU time of a sample.
+It prints distinct words, captions, templates of questions and of captions (their names, colors, numbers and texts are
+masked), backgrounds and pictures (by a difference hash of 256 bits), and the CPU time of a sample.
 """
 
 import argparse
@@ -48,9 +48,9 @@ def list_samples(make: Callable, ask: Callable, kinds: tuple[str, ...], num: int
             yield sample
 
 
-def mask(question: str) -> str:
-    """Return a question with its names, colors, numbers and texts masked, and without options."""
-    return re.sub(r"(?:\* )+\*|\*", "*", MASKED.sub("*", question.split("\nA. ")[0]))
+def mask(text: str) -> str:
+    """Return a text with its names, colors, numbers and quoted texts masked, and without options."""
+    return re.sub(r"(?:\* )+\*|\*", "*", MASKED.sub("*", text.split("\nA. ")[0]))
 
 
 def hash_picture(image: Image.Image) -> bytes:
@@ -70,7 +70,7 @@ def measure(module, renderer, kinds: tuple[str, ...], empty: Callable, num: int,
         empty (`Callable`): returns the picture of a scene's background alone, from its dictionary.
         num (`int`), num_images (`int`): samples whose texts are read, and of these those that are drawn.
     """
-    words, templates, captions, captioned = set(), set(), set(), 0
+    words, templates, captions, caption_templates, captioned = set(), set(), set(), set(), 0
     pictures, backgrounds = set(), set()
     texts_time = drawing_time = 0.0
     samples = list_samples(module.make_scene_sample, module.ExactQuestions(), kinds, num)
@@ -81,6 +81,7 @@ def measure(module, renderer, kinds: tuple[str, ...], empty: Callable, num: int,
             templates |= {mask(turn.question)}
             if turn.type == "caption":
                 captions.add(turn.answer)
+                caption_templates.add(mask(turn.answer))
                 captioned += 1
         texts_time += time.process_time() - start
         if index < num_images:
@@ -94,6 +95,7 @@ def measure(module, renderer, kinds: tuple[str, ...], empty: Callable, num: int,
         "distinct words": len(words),
         "question templates": len(templates),
         "distinct captions": len(captions),
+        "caption templates": len(caption_templates),
         "captions": captioned,
         "distinct backgrounds": len(backgrounds),
         "distinct pictures": len(pictures),
