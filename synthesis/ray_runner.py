@@ -13,7 +13,7 @@ import tempfile
 import time
 from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from math import inf
 from pathlib import Path
 
@@ -73,7 +73,9 @@ def run_on_ray(job: Job, address: str | None, num_workers: int, progress: tqdm):
 def _connected(address: str | None, num_workers: int) -> Iterator:
     """Connect to a cluster, or run one here meanwhile, and yield Ray's module."""
     settings = {"log_to_driver": False, "logging_level": logging.ERROR}
-    with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as logs:
+    # Not in TMPDIR, which is often long: paths of sockets have at most 107 bytes.
+    place = {"prefix": "ray-", "dir": os.environ.get("RAY_TMPDIR", "/tmp"), "ignore_cleanup_errors": True}
+    with nullcontext() if address else tempfile.TemporaryDirectory(**place) as logs:
         if address is None:
             os.environ |= LOCAL_VARIABLES | {"RAY_AUTH_TOKEN": secrets.token_hex(32)}
             settings |= LOCAL_SETTINGS | {"num_cpus": num_workers or None, "_temp_dir": logs}

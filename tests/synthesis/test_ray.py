@@ -69,10 +69,11 @@ def alone_with_models(tmp_path_factory):
 
 
 def start_on(cluster: Cluster | None, output: Path, *options, **settings) -> subprocess.Popen:
-    """Start a driver in a session of its own, on a cluster or on a Ray of its own, to which nothing is given."""
+    """Start a driver in a session of its own, on a cluster or on a Ray of its own, which gets no variable of Ray."""
     address = ["--ray-address", cluster.address] if cluster else []
     if not cluster:
-        settings |= {"env": {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}}
+        variables = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+        settings |= {"env": variables | {"TMPDIR": str(output.parent)}}  # too long for sockets
     return start(output, "--runner", "ray", *address, *options, start_new_session=True, **settings)
 
 
@@ -323,6 +324,7 @@ def test_ray_on_this_machine_is_killed_and_interrupted(alone, tmp_path):
     os.killpg(process.pid, signal.SIGINT)
     errors = wait(process, code=130)
     assert "continues from here" in errors and "Traceback" not in errors, errors
+    folders = {*Path("/tmp").glob("ray-*")}
     wait(start_on(None, tmp_path, *options))
-    assert read_files(tmp_path) == alone
+    assert read_files(tmp_path) == alone and {*Path("/tmp").glob("ray-*")} <= folders
     check_that_nothing_runs(killed)
