@@ -1,5 +1,6 @@
 """The models of a run: their addresses, and how a process connects or loads them."""
 
+import dataclasses
 import functools
 from dataclasses import dataclass
 
@@ -34,6 +35,10 @@ class Connections:
     clip_device: str = "cpu"
     image_device: str = "cuda"
     image_batch: int = 1
+
+    def shared(self, num_processes: int) -> "Connections":
+        """Return the connections of one of so many processes, which share the calls in flight."""
+        return dataclasses.replace(self, concurrency=-(-self.concurrency // num_processes))
 
 
 def connect(options: Options, connections: Connections) -> Clients:

@@ -11,15 +11,17 @@ commands/synthesize.py has the options. This module chooses the runner, and writ
 import asyncio
 import dataclasses
 import json
+import socket
 import sys
 from collections.abc import Iterable
 
 from fusion_vlm.synthesis.connections import Connections
+from fusion_vlm.synthesis.failures import RunError
 from fusion_vlm.synthesis.models.load_prompts import load_prompts
 from fusion_vlm.synthesis.options import Options
 from fusion_vlm.synthesis.output import Audit, read_counts, write_output
 from fusion_vlm.synthesis.part_images import PartImages
-from fusion_vlm.synthesis.parts import Job, make_parts, reopen_parts
+from fusion_vlm.synthesis.parts import Job, Report, make_parts, reopen_parts
 from fusion_vlm.synthesis.pipeline import Clients, build_stages
 from fusion_vlm.synthesis.ray_runner import run_on_ray
 from fusion_vlm.synthesis.report import summarize
@@ -30,7 +32,7 @@ from fusion_vlm.synthesis.sources.source import DEDUPLICATE, prepare_rows
 from fusion_vlm.synthesis.workers import WorkerPool, bar, run_here
 
 
-DEFAULT = Connections()
+DEFAULT, SILENT = Connections(), Report()
 # Calls in flight that one process drives: the client needs about 17 ms of CPU for each call.
 CALLS_PER_PROCESS = 8
 
@@ -71,12 +73,12 @@ def generate(
         if options.rows:
             prepare_rows(options, folder.path, options.num)
         num_workers = count_workers(options, folder, connections, num_workers, runner)
-        shared = dataclasses.replace(connections, concurrency=-(-connections.concurrency // max(num_workers, 1)))
-        job = Job(options, folder, shared)
+        job = Job(options, folder, connections)
         with bar(job) as progress:
             if runner == "ray":
                 run_on_ray(job, ray_address, num_workers, progress)
             elif num_workers:
+                job = dataclasses.replace(job, connections=connections.shared(num_workers))
                 WorkerPool(job, num_workers, progress).run()
             else:
                 run_here(job, progress)
@@ -98,7 +100,13 @@ def count_workers(
     return min(num_workers, num_useful)
 
 
-def run_part(options: Options, folder: RunFolder, part: int, connections: Connections = DEFAULT) -> bool:
+def run_part(
+    options: Options,
+    folder: RunFolder,
+    part: int,
+    connections: Connections = DEFAULT,
+    report: Report = SILENT,
+) -> bool:
     """
     Make one part in this process, for runners of other makes. The folder has to be prepared, see `RunFolder.prepare`.
 
@@ -107,16 +115,22 @@ def run_part(options: Options, folder: RunFolder, part: int, connections: Connec
         folder (`RunFolder`)
         part (`int`): index of the part, from 0 to `folder.num_parts - 1`.
         connections (`Connections`): with the calls in flight of this part.
+        report (`Report`): functions that are called meanwhile.
 
     Returns:
         `bool`: whether the part is finished; False if another process holds it.
 
     Raises:
-        RunError: if a service is down.
+        RunError: if a service is down, or this machine does not see the folder.
     """
+    if not (folder.path / "run.json").is_file():
+        raise RunError(
+            f"{folder.path} holds no run on {socket.gethostname()}. Mount the folder of the run at the same path on"
+            " all nodes; finished parts stay."
+        )
     if options.rows and not (folder.work_dir / "input" / "prepared.json").is_file():
         prepare_rows(options, folder.path, options.num)
-    asyncio.run(make_parts(Job(options, folder, connections), parts=[part]))
+    asyncio.run(make_parts(Job(options, folder, connections), report, [part]))
     return folder.is_done(part)
 
 

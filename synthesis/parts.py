@@ -61,6 +61,13 @@ class Job:
     def num_lanes(self) -> int:
         return NUM_LANES if self.options.has_models else 1
 
+    @property
+    def needs_gpu(self) -> bool:
+        """Return whether a model that this package loads runs on a GPU."""
+        devices = [self.connections.image_device] if self.options.images == "flux" else []
+        devices += [self.connections.clip_device] if self.options.clip_model else []
+        return any(device != "cpu" for device in devices)
+
 
 @dataclass(frozen=True)
 class Report:

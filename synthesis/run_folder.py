@@ -5,7 +5,8 @@ The folder of a run: where its files are, who may write them, and how a file is 
     data/train-00012-of-00063.parquet      accepted samples of a part, with their images (or a .tar)
     rejects/part-00012.jsonl               rejected samples, whole; rejects/images-00012.parquet has their images
     parts/part-00012.json                  counts of a part; it is written last, so a part that has it is finished
-    work/part-00012/                       images and calls of a part under way; removed when the part is finished
+    work/part-00012/                       images and calls of a part under way, and on Ray how many of its samples are
+                                           finished; removed when the part is finished
     work/input/                            rows that the run begins from, prepared once; removed at the end
     work/part-00012.lock                   held by the process that makes the part
     work/invalid-00012.json                tokens of the answers of a part that were not valid

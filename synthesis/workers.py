@@ -30,6 +30,45 @@ class _WorkerTraceback(Exception):
         return f"in a worker process:\n{self.args[0]}"
 
 
+class Deaths:
+    """Counts the processes that die over a part without getting farther, and stops the run at the third."""
+
+    def __init__(self, folder: RunFolder):
+        self.folder = folder
+        self._found: dict[int | None, tuple[int, int]] = {}  # by part: deaths since it got farther, and how far
+
+    def count(self, part: int | None, num_samples: int, cause: str):
+        """
+        Count the death of a process.
+
+        Args:
+            part (`int`, *optional*): the part that it made; None before its first.
+            num_samples (`int`): samples of the part that it had finished.
+            cause (`str`): for the error.
+
+        Raises:
+            RunError: if too many have died. It says what to do.
+        """
+        num_deaths, farthest = self._found.get(part, (0, -1))
+        if num_samples > farthest:
+            num_deaths, farthest = 0, num_samples
+        self._found[part] = num_deaths + 1, farthest
+        if num_deaths + 1 < MAX_DEATHS:
+            return
+        place = "before they began"
+        if part is not None:
+            indices = self.folder.part_indices(part)
+            place = f"over samples {indices[0]} to {indices[-1]}"
+        raise RunError(
+            f"{MAX_DEATHS} processes died {place} ({cause}). The usual cause is a lack of memory: give fewer"
+            " --num-workers, or a smaller --image-size in another --output. The same command continues; finished"
+            " parts stay."
+        )
+
+    def forget(self, part: int | None):
+        self._found.pop(part, None)
+
+
 @dataclass
 class _Worker:
     process: BaseProcess
@@ -58,8 +97,7 @@ class WorkerPool:
         self.job, self.num_workers, self.progress = job, num_workers, progress
         self.context = multiprocessing.get_context("spawn")
         self.workers: dict[Connection, _Worker] = {}
-        # By part, None before the first: deaths since the part got farther, and how far it got.
-        self.deaths: dict[int | None, tuple[int, int]] = {}
+        self.deaths = Deaths(job.folder)
 
     def run(self):
         """
@@ -97,7 +135,7 @@ class WorkerPool:
             return
         if name == "begin":
             worker.samples_by_part[value] = 0
-            self.deaths.pop(None, None)
+            self.deaths.forget(None)
         elif name == "sample":
             worker.samples_by_part[value] += 1
             self.progress.update()
@@ -115,30 +153,12 @@ class WorkerPool:
             return
         for part, num_samples in (worker.samples_by_part or {None: 0}).items():
             self.progress.update(-num_samples)
-            num_deaths, farthest = self.deaths.get(part, (0, -1))
-            if num_samples > farthest:
-                num_deaths, farthest = 0, num_samples
-            self.deaths[part] = num_deaths + 1, farthest
-            if num_deaths + 1 == MAX_DEATHS:
-                raise RunError(describe_deaths(self.job.folder, part, _name_exit(worker.process.exitcode)))
+            self.deaths.count(part, num_samples, _name_exit(worker.process.exitcode))
         self._start()
 
 
 def _name_exit(exit_code: int) -> str:
     return f"signal {signal.Signals(-exit_code).name}" if exit_code < 0 else f"exit code {exit_code}"
-
-
-def describe_deaths(folder: RunFolder, part: int | None, cause: str) -> str:
-    """Say in words that processes died over a part, or before they began one, and what to do."""
-    place = "before they began"
-    if part is not None:
-        indices = folder.part_indices(part)
-        place = f"over samples {indices[0]} to {indices[-1]}"
-    return (
-        f"{MAX_DEATHS} processes died {place} ({cause}). The usual cause is a lack of memory: give fewer"
-        " --num-workers, or a smaller --image-size in another --output. The same command continues; finished parts"
-        " stay."
-    )
 
 
 def _work(job: Job, pipe: Connection):
@@ -157,10 +177,11 @@ def _work(job: Job, pipe: Connection):
     try:
         asyncio.run(make_parts(job, Report(tell("begin"), tell("sample"), tell("end"))))
     except BaseException as error:
-        pipe.send(("error", (_picklable(error), traceback.format_exc())))
+        pipe.send(("error", (make_picklable(error), traceback.format_exc())))
 
 
-def _picklable(error: BaseException) -> BaseException:
+def make_picklable(error: BaseException) -> BaseException:
+    """Return an error, or one with the same text if it cannot be sent to another process."""
     try:
         pickle.loads(pickle.dumps(error))
     except Exception:
