@@ -1,5 +1,7 @@
 """Name colors and patterns of the judge's objects, from CIELAB distances and the directions of edges."""
 
+from functools import cache
+
 import numpy as np
 from scipy import ndimage
 
@@ -51,13 +53,24 @@ _SHADED = to_lab(
 )
 
 
+@cache
+def _name_table() -> np.ndarray:
+    """Return the index of the color name of each RGB value in steps of 4, and -1 where none is near: (64, 64, 64)."""
+    steps = np.arange(64, dtype=np.uint8) * 4 + 2
+    names = []
+    for red in steps:
+        lab = to_lab(np.stack(np.broadcast_arrays(red, *np.meshgrid(steps, steps, indexing="ij")), axis=-1))
+        distances = np.linalg.norm(lab[:, :, None, None] - _SHADED, axis=-1)  # (64, 64, names, shades)
+        # A darker white is no white, and a darker gray could be anything.
+        distances[:, :, NUM_HUES:, 1:] = np.inf
+        distances = distances.min(-1)
+        names.append(np.where(distances.min(-1) < MAX_DISTANCE, distances.argmin(-1), -1))
+    return np.array(names)
+
+
 def name_pixels(pixels: np.ndarray) -> np.ndarray:
     """Return the index of the color name of each of `(n, 3)` pixels, and -1 where none is near."""
-    distances = np.linalg.norm(to_lab(pixels)[:, None, None] - _SHADED, axis=-1)  # (n, names, shades)
-    # A darker white is no white, and a darker gray could be anything.
-    distances[:, NUM_HUES:, 1:] = np.inf
-    distances = distances.min(-1)
-    return np.where(distances.min(-1) < MAX_DISTANCE, distances.argmin(-1), -1)
+    return _name_table()[tuple(pixels.T // 4)]
 
 
 def name_main_color(pixels: np.ndarray, mask: np.ndarray) -> tuple[str | None, np.ndarray | None, np.ndarray | None]:

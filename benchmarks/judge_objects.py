@@ -77,7 +77,9 @@ class Thing:
 
 def find_ink(pixels: np.ndarray, light: int, dark: int) -> np.ndarray:
     """Return where a picture is as white or as dark as the outlines around objects: 1, 2, or 0 elsewhere."""
-    low, high = pixels.min(-1).astype(int), pixels.max(-1).astype(int)
+    red, green, blue = np.moveaxis(pixels, -1, 0)
+    low = np.minimum(np.minimum(red, green), blue)
+    high = np.maximum(np.maximum(red, green), blue)
     return np.where(low >= light, 1, np.where((high <= dark) & (high - low <= 14), 2, 0))
 
 
@@ -117,7 +119,6 @@ def find_things(pixels: np.ndarray, score: Callable[[Thing], float]) -> list[Thi
     width = max(1, round(OUTLINE_WIDTH * side))
     alike, background = find_background(lab, width)
     ink = find_ink(pixels, LIGHT, DARK)
-    lines = find_lines(ink) | find_lines(find_ink(pixels, *PURE))
     labels, _ = ndimage.label(~background, SQUARE)
     things = []
     for number, place in enumerate(ndimage.find_objects(labels), start=1):
@@ -133,7 +134,9 @@ def find_things(pixels: np.ndarray, score: Callable[[Thing], float]) -> list[Thi
         if body.sum() < MIN_AREA * side**2:
             continue
         corner = margin[1].start, margin[0].start
-        things += split_body(body, lines[margin], lambda mask: cut_thing(mask, pixels[margin], *corner, side, number), score)
+        things += split_body(
+            body, pixels[margin], lambda mask: cut_thing(mask, pixels[margin], *corner, side, number), score
+        )
     return things
 
 
@@ -159,13 +162,13 @@ def cut_thing(mask: np.ndarray, pixels: np.ndarray, left: int, top: int, side: i
 
 
 def split_body(
-    body: np.ndarray, lines: np.ndarray, cut: Callable[[np.ndarray], Thing], score: Callable[[Thing], float]
+    body: np.ndarray, pixels: np.ndarray, cut: Callable[[np.ndarray], Thing], score: Callable[[Thing], float]
 ) -> list[Thing]:
     """
     Split an area into two objects where outlines cross it, if these fit shapes better than the whole.
 
     Args:
-        body (`np.ndarray`), lines (`np.ndarray`): masks of the area, and of thin lines that are as light or dark as outlines.
+        body (`np.ndarray`), pixels (`np.ndarray`): mask of the area, and the picture there.
         cut (`Callable`), score (`Callable`): make an object of a mask, and tell how well it fits a shape.
     """
     whole = cut(body)
@@ -176,6 +179,7 @@ def split_body(
         return [cut(first), cut(body & ~first)]
     if score(whole) >= GOOD_SCORE:
         return [whole]
+    lines = find_lines(find_ink(pixels, LIGHT, DARK)) | find_lines(find_ink(pixels, *PURE))
     labels, number = ndimage.label(ndimage.binary_erosion(body & ~lines))
     sizes = ndimage.sum_labels(np.ones_like(labels), labels, range(1, number + 1))
     least = MIN_AREA * whole.side**2 / 8

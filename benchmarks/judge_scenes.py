@@ -3,14 +3,17 @@
 from functools import cached_property
 
 import numpy as np
+from judge_colors import name_pixels
 from judge_objects import DARK, LIGHT, Thing, find_ink, find_things
 from judge_shapes import is_plain, load_library, score_nouns
 from judge_words import Reference
 from scipy import ndimage
 
 
-MIN_SCORE, MIN_GAP = 0.94, 0.008  # of the fit of a shape; lower values are unsure
+MIN_SCORE, MIN_GAP = 0.94, 0.006  # of the fit of a shape; lower values are unsure
+OTHER_GAP = 0.025  # a shape that fits so much better is the right one
 MIN_WHOLE = 0.93  # of the fit of each object, if all are to be counted
+MAX_AREA = 0.085  # of an object, as a share of the picture
 MIN_RATIO = 1.2  # of sizes that are compared
 
 
@@ -38,19 +41,22 @@ class Picture:
 
     @property
     def is_complete(self) -> bool:
-        """Check whether each object has a shape of the library, so that none is missed or made of clutter."""
+        """Check that each object has a shape and a color that the judge knows, so that none is clutter or missed."""
         groups = [thing.group for thing in self.things]
         return self.is_calm and all(
-            self.scores[index].max() >= MIN_WHOLE or groups.count(groups[index]) > 1 for index in range(len(groups))
+            (self.scores[index].max() >= MIN_WHOLE or groups.count(thing.group) > 1)
+            and thing.color is not None
+            and thing.area < MAX_AREA * thing.side**2
+            for index, thing in enumerate(self.things)
         )
 
     @cached_property
     def is_calm(self) -> bool:
-        """Check that the border is nearly free of what looks like outlines, so that no object is lost in it."""
+        """Check that the border has neither outlines nor colors of objects, so that no object is lost in it."""
         border = np.ones(self.pixels.shape[:2], dtype=bool)
         border[3:-3, 3:-3] = False
         ink = find_ink(self.pixels, LIGHT, DARK)[border] > 0
-        return bool(ink.mean() < 0.03)
+        return bool(ink.mean() < 0.03 and (name_pixels(self.pixels[border]) >= 0).mean() < 0.05)
 
     def index_of(self, noun: str) -> int:
         return load_library().nouns.index(noun)
@@ -70,9 +76,9 @@ class Picture:
         scores = self.scores[index]
         score, best = scores[self.index_of(noun)], scores.max()
         others = np.delete(scores, self.index_of(noun)).max()
-        if score < best - MIN_GAP and (best >= MIN_SCORE or score < 0.85):
+        if score < best - OTHER_GAP:
             return False
-        return True if score >= MIN_SCORE and score > others + 0.5 * MIN_GAP else None
+        return True if score >= MIN_SCORE and score > others + MIN_GAP else None
 
     def belongs(self, index: int, group: Reference) -> bool | None:
         """Check whether an object belongs to a group; None if it is unclear."""
@@ -100,7 +106,7 @@ class Picture:
         if not ranked:
             return None
         first, *others = (self.scores[index, self.index_of(name.noun)] for index in ranked)
-        if first < MIN_SCORE or (others and others[0] > first - 2 * MIN_GAP):
+        if first < MIN_SCORE or (others and others[0] > first - 3 * MIN_GAP):
             return None
         return ranked[0] if self.has_noun(ranked[0], name.noun) is not False else None
 

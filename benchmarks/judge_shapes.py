@@ -6,6 +6,7 @@ from itertools import product
 from pathlib import Path
 
 import numpy as np
+from judge_colors import NAMES, NUM_HUES
 from PIL import Image
 from scipy import ndimage
 
@@ -83,8 +84,9 @@ def load_library() -> Library:
 
 
 def fill_holes(tile: np.ndarray) -> np.ndarray:
-    """Return a drawing without its holes: where these are small, the background in them is not seen."""
-    return np.where(ndimage.binary_fill_holes(tile > BACK) & (tile == BACK), PART, tile)
+    """Return a drawing without holes and narrow gaps: where these are small, the background in them is not seen."""
+    filled = ndimage.binary_fill_holes(ndimage.binary_closing(tile > BACK, np.ones((3, 3)), iterations=2))
+    return np.where(filled & (tile == BACK), PART, tile)
 
 
 def soften(plane: np.ndarray) -> np.ndarray:
@@ -111,8 +113,8 @@ def compare(thing) -> np.ndarray:
     library = load_library()
     planes = normalize_shape(thing.mask, [thing.mask, thing.mask if thing.main is None else thing.main])
     fit = overlap(planes[0].ravel(), library.shapes, library.shape_squares)
-    if thing.main is None:
-        return fit
+    if thing.main is None or thing.color in NAMES[NUM_HUES:]:
+        return fit  # parts of other things are white, gray or black, too
     plain = 0.65 * fit + 0.35 * overlap(planes[1].ravel(), library.mains, library.main_squares)
     if thing.pattern == "plain":
         return plain
