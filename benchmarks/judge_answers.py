@@ -1,6 +1,7 @@
 """Answer questions about the objects of one picture. None: the judge cannot tell."""
 
 import re
+from collections import Counter
 from dataclasses import dataclass
 
 from judge_colors import NAMES
@@ -20,10 +21,10 @@ from judge_words import (
 
 
 SIDES = {"to the left of": "left", "to the right of": "right", "above": "above", "below": "below"}
-CLAUSE = re.compile(
-    r"(?:^|[,.:] )(?:is|are|does|do|can|would|has|have|was|were|should|did)\b", re.IGNORECASE
+CLAUSE = re.compile(r"(?:^|[,.:] )(?:is|are|does|do|can|would|has|have|was|were|should|did)\b", re.IGNORECASE)
+OPEN = re.compile(
+    r"^can you (tell|name|identify|read)|: (left|right)|, or |left or right|left or to the", re.IGNORECASE
 )
-OPEN = re.compile(r"^can you (tell|name|identify|read)|: (left|right)|, or |left or right|left or to the", re.IGNORECASE)
 MORE = re.compile(r"\b(larger|more space|greater)\b")
 LESS = re.compile(r"\b(smaller|less space)\b")
 EXTREME = re.compile(r"farthest to the (left|right)|closest to the (top|bottom)|\bthe (" + "|".join(EXTREMES) + r")\b")
@@ -37,7 +38,7 @@ class Finding:
 
     Args:
         sort (`str`): what the value is: `yes_no`, `color`, `pattern`, `number`, `side`, `zone`, `noun`, `name` (one of
-            the objects that the question names), `facing`, `text` or `difference`.
+            the objects that the question names), `facing`, `odd`, `text` or `difference`.
         value: of the sort.
         names (`tuple[Reference, ...]`): the objects of the question.
         topic (`str`): what the question is about.
@@ -111,8 +112,10 @@ def solve_direction(asked: Asked):
     is_open = "left, right, above" in asked.text or "to the right of, above" in asked.text
     if len(asked.found) != 2 or None in asked.found:
         return None
-    reference = asked.after(r"from|with|side of|go from|to the left of|to the right of|above|below|respect to|relative to"
-                            r"|relation to")
+    reference = asked.after(
+        r"from|with|side of|go from|to the left of|to the right of|above|below|respect to|relative to"
+        r"|relation to"
+    )
     if reference is None:
         return None
     other, first = asked.pick(reference)
@@ -143,7 +146,12 @@ def solve_nearest(asked: Asked):
     if anchor is None or asked.found[anchor] is None:
         return None
     nearest = asked.picture.find_nearest(asked.found[anchor])
-    return answer_claim(asked, "noun", nearest if asked.is_closed else _name(asked, nearest), asked.found[1 - anchor] if len(asked.names) == 2 else None)
+    return answer_claim(
+        asked,
+        "noun",
+        nearest if asked.is_closed else _name(asked, nearest),
+        asked.found[1 - anchor] if len(asked.names) == 2 else None,
+    )
 
 
 def solve_between(asked: Asked):
@@ -193,7 +201,11 @@ def solve_inside(asked: Asked):
 
 def solve_touching(asked: Asked):
     if not asked.is_closed:
-        return None if asked.found[:1] in ([], [None]) else ("noun", _name(asked, asked.picture.find_touching(asked.found[0])))
+        return (
+            None
+            if asked.found[:1] in ([], [None])
+            else ("noun", _name(asked, asked.picture.find_touching(asked.found[0])))
+        )
     if len(asked.found) != 2 or None in asked.found:
         return None
     return "yes_no", asked.picture.find_touching(asked.found[0]) == asked.found[1]
@@ -276,13 +288,35 @@ def solve_exists(asked: Asked):
     answers = [asked.picture.belongs(index, asked.names[0]) for index in range(len(asked.picture.things))]
     if True in answers:
         return "yes_no", True
-    return "yes_no", False if asked.picture.is_complete and None not in answers else None
+    return "yes_no", None if asked.picture.may_miss(asked.names[0]) or None in answers else False
 
 
 def solve_same_object(asked: Asked):
     if len(asked.found) != 2 or None in asked.found or not asked.is_closed:
         return None
     return "yes_no", asked.found[0] == asked.found[1]
+
+
+def solve_odd(asked: Asked):
+    """Find the one object that differs from all others in color, in pattern or in shape."""
+    picture, nouns = asked.picture, load_library().nouns
+    if not picture.is_complete or len(picture.things) < 3:
+        return None
+    shapes = [nouns[int(scores.argmax())] for scores in picture.scores]
+    common, _ = Counter(shapes).most_common(1)[0]
+    is_common = [picture.has_noun(index, common) for index in range(len(shapes))]
+    looks = [[thing.color for thing in picture.things], [thing.pattern for thing in picture.things], is_common]
+    alone = [index for values in looks for index in find_alone(values)]
+    if len(alone) != 1 or any(None in values for values in looks[:2]):
+        return None
+    thing = picture.things[alone[0]]
+    noun = common if is_common[alone[0]] is not False else _name(asked, alone[0])
+    return None if noun is None else ("odd", Reference(noun, thing.color, thing.pattern))
+
+
+def find_alone(values: list) -> list[int]:
+    """Return the place of the one value that differs from all others, which are equal."""
+    return [index for index, value in enumerate(values) if values.count(value) == 1 and len(set(values)) == 2]
 
 
 def solve_noun(asked: Asked):
@@ -292,21 +326,42 @@ def solve_noun(asked: Asked):
 
 
 TEXT_WORDS = (
-    r"\"|\b(says?|written|printed|lettered|spell|spelled|spelling|letters|lettering|writing|message|text|lines?)\b(?! from)"
-    r"|\bread|word on \[|transcribe|does \[0\] show$"
+    r"\"(?!from)|\b(written|printed|lettered|spell|spelled|spelling|letters|lettering|writing|message|text|transcribe)\b"
+    r"|\bsay\?|\bread|word on \[|\blines? (of|in|on|\d)|several lines|\bsign\b"
 )
-GROUP_WORDS = r"how many|number of|\bcount\b|counted|exactly|outnumber|more .* than|fewer .* than|difference|left over|by what number|altogether|in number"
+COUNT_WORDS = (
+    r"how many|number of|\bcount\b|counted|exactly|outnumber|more .* than|fewer .* than|difference|left over"
+    r"|by what number|altogether|in number"
+)
+ODD_WORDS = (
+    r"odd one|belong with|differs from all|exception|fit in with|different from the rest|to make all of them|unlike the"
+    r"|all (objects|things) but one"
+)
+DIRECTION_WORDS = r"left, right, above|to the right of, above|to the (left|right) of \[|(above|below) \["
+SAME_COLOR_WORDS = (
+    r"same color|colored like|\bin color|(shares?|match) .*\bcolor|colors? of \[0\] (and|the same)"
+    r"|the color of \[0\]\. which|else has the color|other .* in the color of|a color\?|colors of"
+)
 TOPICS = (
     ("text", TEXT_WORDS, lambda asked: None),
-    ("larger", r"\b(larger|smaller)\b(?! in number)|(more|less) space", solve_larger),
-    ("count", GROUP_WORDS, solve_count),
-    ("direction", r"left, right, above|to the right of, above|to the (left|right) of \[|(above|below) \[", solve_direction),
-    ("extreme", r"farthest to the|closest to the (top|bottom)|\bthe (leftmost|rightmost|highest|lowest|largest|smallest)", solve_extreme),
+    ("odd one out", ODD_WORDS, solve_odd),
+    ("larger", r"^(?!.*number of).*(\b(larger|smaller)\b(?! in number)|(more|less) space)", solve_larger),
+    ("count", COUNT_WORDS, solve_count),
+    ("direction", DIRECTION_WORDS, solve_direction),
+    (
+        "extreme",
+        r"farthest to the|closest to the (top|bottom)|\bthe (leftmost|rightmost|highest|lowest|largest|smallest)",
+        solve_extreme,
+    ),
     ("nearest", r"nearest|closest|shortest|smallest distance|reach|closer|nearer", solve_nearest),
     ("between", r"between|line from|on the way from|separates?|look from", solve_between),
     ("hides", r"hid(e|es|den)\b|cover|block|in front|behind|overlap|out of sight|completely|see all of", solve_front),
-    ("same color", r"same color|colored like|\bin color|(shares?|match) .*\bcolor|colors? of \[0\] (and|the same)|the color of \[0\]\. which|else has the color|other .* in the color of|a color\?|colors of", solve_same_color),
-    ("facing", r"(?<!had to )\b(face|facing|points?|pointing|turned|headed|oriented|forward)\b|front of \[", solve_facing),
+    ("same color", SAME_COLOR_WORDS, solve_same_color),
+    (
+        "facing",
+        r"(?<!had to )\b(face|facing|points?|pointing|turned|headed|oriented|forward)\b|front of \[",
+        solve_facing,
+    ),
     ("color", r"colou?r|\bhue\b|" + "|".join(rf"\b{name}\b" for name in NAMES), solve_color),
     ("pattern", "pattern|design|decorat|" + "|".join(PATTERNS), solve_pattern),
     ("inside", r"inside|\] contain|hold|enclose|surround|within|in the middle of \[|something in it", solve_inside),

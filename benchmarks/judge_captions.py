@@ -38,8 +38,10 @@ def check_claims(picture: Picture, text: str, rng: random.Random) -> Iterator[tu
     for number, group in claims:
         other = rng.choice([name for name in NAMES if name not in taken])
         wrong = Reference(group.noun, other, group.pattern)
-        yield f"{number} {group.color} {group.pattern or 'plain'} {group.noun}", check(picture, number, group), check(
-            picture, number, wrong
+        yield (
+            f"{number} {group.color} {group.pattern or 'plain'} {group.noun}",
+            check(picture, number, group),
+            check(picture, number, wrong),
         )
 
 

@@ -74,7 +74,9 @@ class Halves:
             return None if SAME_SIZE < ratio < OTHER_SIZE else ratio >= OTHER_SIZE
         if change == "position":
             return bool(np.hypot(*np.subtract(left.center, right.center)) >= SAME_PLACE)
-        best = [int(picture.scores[index].argmax()) for picture, index in zip(self.pictures, (one, other), strict=True)]
+        best = [
+            int(picture.scores[index].argmax()) for picture, index in zip(self.pictures, (one, other), strict=True)
+        ]
         if best[0] == best[1]:
             return False
         losses = [

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from itertools import combinations
 
 import numpy as np
@@ -16,6 +17,7 @@ PURE = 249, 37  # outlines where no other color is mixed in
 CELL = 3.0  # CIELAB, of the histogram of the background's colors
 BALL = np.linalg.norm(np.mgrid[-2:3, -2:3, -2:3], axis=0) <= 2.3
 GOOD_SCORE, SURE_SCORE = 0.962, 0.95  # of a whole object, and of the front one of two
+DOUBTFUL_SCORE = 0.88  # of an object that has no main color
 MAX_PARTS = 6
 MIN_HOLE = 12  # pixels
 SQUARE = ndimage.generate_binary_structure(2, 2)
@@ -77,7 +79,7 @@ class Thing:
 
 def find_ink(pixels: np.ndarray, light: int, dark: int) -> np.ndarray:
     """Return where a picture is as white or as dark as the outlines around objects: 1, 2, or 0 elsewhere."""
-    red, green, blue = np.moveaxis(pixels, -1, 0)
+    red, green, blue = np.moveaxis(pixels, -1, 0).astype(np.int16)
     low = np.minimum(np.minimum(red, green), blue)
     high = np.maximum(np.maximum(red, green), blue)
     return np.where(low >= light, 1, np.where((high <= dark) & (high - low <= 14), 2, 0))
@@ -125,18 +127,16 @@ def find_things(pixels: np.ndarray, score: Callable[[Thing], float]) -> list[Thi
         blob = labels[place] == number
         if blob.sum() < MIN_AREA * side**2:
             continue
-        margin = tuple(
-            slice(max(0, part.start - 8), min(side, part.stop + 8)) for part in place
-        )
+        margin = tuple(slice(max(0, part.start - 8), min(side, part.stop + 8)) for part in place)
         blob = labels[margin] == number
         outline = (ink[margin] > 0) & blob
         body = take_body(blob, outline, alike[margin], width)
         if body.sum() < MIN_AREA * side**2:
             continue
-        corner = margin[1].start, margin[0].start
-        things += split_body(
-            body, pixels[margin], lambda mask: cut_thing(mask, pixels[margin], *corner, side, number), score
+        cut = partial(
+            cut_thing, pixels=pixels[margin], left=margin[1].start, top=margin[0].start, side=side, group=number
         )
+        things += split_body(body, pixels[margin], cut, score)
     return things
 
 
@@ -190,7 +190,8 @@ def split_body(
     kept = np.where(np.isin(labels, large), labels, 0)
     rows, columns = ndimage.distance_transform_edt(kept == 0, return_distances=False, return_indices=True)
     nearest = np.where(body, kept[rows, columns], 0)
-    best, found = score(whole) + 0.005, [whole]
+    # No object has two main colors.
+    best, found = DOUBTFUL_SCORE if whole.color is None else score(whole) + 0.005, [whole]
     for size in range(1, len(large) // 2 + 1):
         for chosen in combinations(large, size):
             first = np.isin(nearest, chosen)

@@ -3,8 +3,8 @@
 from functools import cached_property
 
 import numpy as np
-from judge_colors import name_pixels
-from judge_objects import DARK, LIGHT, Thing, find_ink, find_things
+from judge_colors import NAMES, name_pixels, to_lab
+from judge_objects import PURE, Thing, find_ink, find_things
 from judge_shapes import is_plain, load_library, score_nouns
 from judge_words import Reference
 from scipy import ndimage
@@ -13,6 +13,8 @@ from scipy import ndimage
 MIN_SCORE, MIN_GAP = 0.94, 0.006  # of the fit of a shape; lower values are unsure
 OTHER_GAP = 0.025  # a shape that fits so much better is the right one
 MIN_WHOLE = 0.93  # of the fit of each object, if all are to be counted
+MIN_COLORLESS = 0.98  # of the fit of an object without a name for its color
+MAX_SPREAD = 20  # CIELAB, of the lightness of a background of few shades
 MAX_AREA = 0.085  # of an object, as a share of the picture
 MIN_RATIO = 1.2  # of sizes that are compared
 
@@ -41,22 +43,45 @@ class Picture:
 
     @property
     def is_complete(self) -> bool:
-        """Check that each object has a shape and a color that the judge knows, so that none is clutter or missed."""
+        """Check that all objects are found: none has a color of the background, and none is lost in clutter."""
+        return self.is_clear and not self.border_colors
+
+    @cached_property
+    def is_clear(self) -> bool:
+        """Check that each object has a shape and a color that the judge knows, so none is clutter or two in one."""
+        ink = find_ink(self.border, *PURE) > 0
         groups = [thing.group for thing in self.things]
-        return self.is_calm and all(
-            (self.scores[index].max() >= MIN_WHOLE or groups.count(thing.group) > 1)
-            and thing.color is not None
+        return ink.mean() < 0.03 and all(
+            (best >= MIN_WHOLE or groups.count(thing.group) > 1)
+            and (thing.color is not None or best >= MIN_COLORLESS)
             and thing.area < MAX_AREA * thing.side**2
-            for index, thing in enumerate(self.things)
+            for thing, best in zip(self.things, self.scores.max(1), strict=True)
         )
 
     @cached_property
-    def is_calm(self) -> bool:
-        """Check that the border has neither outlines nor colors of objects, so that no object is lost in it."""
+    def border(self) -> np.ndarray:
+        """Return the pixels at the border, which no object reaches: (num, 3)."""
         border = np.ones(self.pixels.shape[:2], dtype=bool)
         border[3:-3, 3:-3] = False
-        ink = find_ink(self.pixels, LIGHT, DARK)[border] > 0
-        return bool(ink.mean() < 0.03 and (name_pixels(self.pixels[border]) >= 0).mean() < 0.05)
+        return self.pixels[border]
+
+    @cached_property
+    def border_colors(self) -> set[str]:
+        """
+        Return the names of colors that a background of many shades has.
+
+        A plain object in such a color could be missed, because the shades may bridge the outline around the object.
+        """
+        if np.ptp(np.percentile(to_lab(self.border)[:, 0], (1, 99))) < MAX_SPREAD:
+            return set()
+        names = name_pixels(self.border)
+        return {name for index, name in enumerate(NAMES) if (names == index).mean() > 0.01}
+
+    def may_miss(self, group: Reference) -> bool:
+        """Check whether objects of a group could be missed."""
+        has_pattern = group.pattern not in (None, "plain")
+        colors = self.border_colors if group.color is None else self.border_colors & {group.color}
+        return not self.is_clear or (bool(colors) and not has_pattern)
 
     def index_of(self, noun: str) -> int:
         return load_library().nouns.index(noun)
@@ -88,7 +113,7 @@ class Picture:
     def count(self, group: Reference) -> int | None:
         """Count the objects of a group; None if one of them is unclear."""
         answers = [self.belongs(index, group) for index in range(len(self.things))]
-        return None if not self.is_complete or None in answers else sum(answers)
+        return None if self.may_miss(group) or None in answers else sum(answers)
 
     def find(self, name: Reference) -> int | None:
         """Return the index of the one object that a name fits; None if no object or several fit it."""
@@ -125,7 +150,9 @@ class Picture:
         """Return the object that is the first in an order, by center and by edge, or by area."""
         if len(self.things) < 2 or not self.is_complete:
             return None
-        axis, sign = {"leftmost": (0, 1), "rightmost": (0, -1), "highest": (1, 1), "lowest": (1, -1)}.get(extreme, (0, 0))
+        axis, sign = {"leftmost": (0, 1), "rightmost": (0, -1), "highest": (1, 1), "lowest": (1, -1)}.get(
+            extreme, (0, 0)
+        )
         if sign:
             values = [sign * thing.center[axis] for thing in self.things]
             edges = [min(sign * thing.box[axis], sign * thing.box[axis + 2]) for thing in self.things]
@@ -158,7 +185,7 @@ class Picture:
     def find_direction(self, first: int, second: int) -> str | None:
         """Return the direction from the second object to the first; None if no direction is clear."""
         across, down = np.subtract(self.things[first].center, self.things[second].center)
-        if max(abs(across), abs(down)) < 1.5 * min(abs(across), abs(down)) or max(abs(across), abs(down)) < 0.1:
+        if max(abs(across), abs(down)) < 1.7 * min(abs(across), abs(down)) or max(abs(across), abs(down)) < 0.1:
             return None
         return ("left" if across < 0 else "right") if abs(across) > abs(down) else ("above" if down < 0 else "below")
 

@@ -11,7 +11,8 @@ from PIL import Image
 from scipy import ndimage
 
 
-SIZE = 32  # pixels of a reference drawing and of what is compared with it
+SIZE = 32  # pixels of the side of a tile, in which shapes are compared
+TILE = 2 * SIZE  # pixels of the side of a reference drawing
 SPREAD = 0.22  # of an object in its tile: square root of its second moment, as a share of the side
 COLUMNS = 12
 MIN_PLAIN = 0.92
@@ -66,7 +67,7 @@ def load_library() -> Library:
     for index, line in enumerate((folder / "judge_shapes.txt").read_text(encoding="utf-8").splitlines()):
         noun, plural, flags = (part.strip() for part in line.split("|"))
         row, column = divmod(index, COLUMNS)
-        tile = sheet[row * SIZE : (row + 1) * SIZE, column * SIZE : (column + 1) * SIZE]
+        tile = sheet[row * TILE : (row + 1) * TILE, column * TILE : (column + 1) * TILE]
         nouns.append(noun)
         plurals[plural] = noun
         faces |= {noun} if "faces" in flags else set()
@@ -78,15 +79,20 @@ def load_library() -> Library:
                     ndimage.rotate(plane.astype(np.float32), -angle, reshape=False, order=1)
                     for plane in (base > 64, base > 192)
                 ]
-                variants.append((index, flip, angle, *(soften(plane).ravel() for plane in turned)))
+                variants.append((index, flip, angle, *(soften(halve(plane)).ravel() for plane in turned)))
     owner, flips, angles, shapes, mains = (np.array(column) for column in zip(*variants, strict=True))
     return Library(tuple(nouns), plurals, owner, flips, angles, shapes, mains, frozenset(faces))
 
 
 def fill_holes(tile: np.ndarray) -> np.ndarray:
     """Return a drawing without holes and narrow gaps: where these are small, the background in them is not seen."""
-    filled = ndimage.binary_fill_holes(ndimage.binary_closing(tile > BACK, np.ones((3, 3)), iterations=2))
+    filled = ndimage.binary_fill_holes(ndimage.binary_closing(tile > BACK, np.ones((3, 3)), iterations=4))
     return np.where(filled & (tile == BACK), PART, tile)
+
+
+def halve(plane: np.ndarray) -> np.ndarray:
+    """Reduce a drawing to a tile, each pixel of which is the mean of four."""
+    return plane.reshape(SIZE, 2, SIZE, 2).mean((1, 3))
 
 
 def soften(plane: np.ndarray) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 import random
 import re
+from dataclasses import replace
 
 import numpy as np
 from judge_answers import Finding
@@ -45,6 +46,9 @@ def read_value(finding: Finding, answer: str):
     if finding.sort == "zone":
         found = ZONE.findall(text)
         return found[0] if len(found) == 1 else None
+    if finding.sort == "odd":
+        _, names = find_references(answer.partition("odd one out is ")[2])
+        return replace(names[0], pattern=names[0].pattern or "plain") if names else None
     if finding.sort == "name":
         _, names = find_references(answer if re.search(r"\bthe\b", text) else f"the {answer}")
         return finding.names.index(names[0]) if names and names[0] in finding.names else None
@@ -74,11 +78,18 @@ def plant_wrong(finding: Finding, answer: str, rng: random.Random) -> str | None
     if finding.sort == "number":
         other = max(1, value + rng.choice((-2, -1, 1, 2)))
         other = value + 1 if other == value else other
-        return _replace_last(answer, [str(value), NUMBERS[value] if value < len(NUMBERS) else "?"], lambda word: str(other) if word.isdigit() else NUMBERS[other])
+        return _replace_last(
+            answer,
+            [str(value), NUMBERS[value] if value < len(NUMBERS) else "?"],
+            lambda word: str(other) if word.isdigit() else NUMBERS[other],
+        )
     if finding.sort == "zone":
         return answer.replace(value, rng.choice([zone for row in ZONES for zone in row if zone != value]))
     if finding.sort == "name":
         return " ".join(filter(None, ("the", *describe(finding.names[1 - value]))))
+    if finding.sort == "odd":
+        other = rng.choice([name for name in NAMES if name != value.color])
+        return f"The odd one out is the {other} {value.noun}."
     if finding.sort == "noun":
         other = rng.choice([noun for noun in ("mug", "star", "car", "tree", "key", "hat", "fish") if noun != value])
         return _replace_last(answer, [value, f"{value}s"], lambda word: other)

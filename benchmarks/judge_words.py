@@ -11,10 +11,29 @@ from judge_shapes import load_library
 PATTERNS = ("striped", "polka-dotted", "checkered", "zigzag")
 EXTREMES = ("leftmost", "rightmost", "highest", "lowest", "largest", "smallest")
 RELATIONS = ("nearest to", "closest to", "inside", "that touches", "behind")
-NUMBERS = (
-    "no one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen"
-    " eighteen nineteen twenty"
-).split()
+NUMBERS = [
+    "no",
+    "one",
+    "two",
+    "three",
+    "four",
+    "five",
+    "six",
+    "seven",
+    "eight",
+    "nine",
+    "ten",
+    "eleven",
+    "twelve",
+    "thirteen",
+    "fourteen",
+    "fifteen",
+    "sixteen",
+    "seventeen",
+    "eighteen",
+    "nineteen",
+    "twenty",
+]
 ZONES = (
     ("in the upper left", "at the top", "in the upper right"),
     ("on the left", "in the center", "on the right"),
@@ -110,13 +129,17 @@ def find_groups(text: str) -> tuple[str, list[Reference]]:
 def read_number(text: str) -> int | None:
     """Return the last number of a text, in digits or as a word of two or more."""
     words = re.findall(r"\d+|[a-z]+", text.lower())
-    numbers = [int(word) if word.isdigit() else NUMBERS.index(word) for word in words if word.isdigit() or word in NUMBERS]
+    numbers = [
+        int(word) if word.isdigit() else NUMBERS.index(word) for word in words if word.isdigit() or word in NUMBERS
+    ]
     return numbers[-1] if numbers else None
 
 
 def find_words(text: str, words) -> list[str]:
     """Return those of some words that a text has, in order, and none inside of a longer one."""
-    return [match[0].lower() for match in re.finditer(rf"(?<![\w-])(?:{_either(words)})(?![\w-])", text, re.IGNORECASE)]
+    return [
+        match[0].lower() for match in re.finditer(rf"(?<![\w-])(?:{_either(words)})(?![\w-])", text, re.IGNORECASE)
+    ]
 
 
 def find_nouns(text: str) -> list[str]:

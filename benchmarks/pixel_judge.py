@@ -79,7 +79,9 @@ def read_all_lines(run: Path, names: list[str]):
 def has_text(row: dict) -> bool:
     """Check whether questions of a row ask for texts, as far as the questions tell."""
     questions = [question for question, _, _ in read_turns(row)]
-    return row["kind"] in (*PAGES, "text_qa") or any(" sign" in question or "written" in question for question in questions)
+    return row["kind"] in (*PAGES, "text_qa") or any(
+        " sign" in question or "written" in question for question in questions
+    )
 
 
 def judge_page(row: dict, pixels: np.ndarray, lines: list[Line], rng: random.Random) -> Iterator[tuple]:
@@ -109,7 +111,14 @@ def judge_scene(row: dict, pixels: np.ndarray, lines: list[Line] | None, rng: ra
         if type == "caption":
             for claim, is_true, is_other_true in check_claims(picture, answer, rng) if picture else ():
                 verdicts = {claim: is_true, "another color": is_other_true}
-                yield "claims of captions", claim, claim, is_true, verdicts.get, None if is_other_true is None else "another color"
+                yield (
+                    "claims of captions",
+                    claim,
+                    claim,
+                    is_true,
+                    verdicts.get,
+                    None if is_other_true is None else "another color",
+                )
             continue
         answer = options.get(answer, answer)
         finding = signs.solve(stem) if signs and signs.texts else None
@@ -169,12 +178,16 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, metavar="RUN", help="folder of the run")
     parser.add_argument("--num", type=int, metavar="N", help="images to judge (default: all)")
-    parser.add_argument("--ocr", type=int, default=0, metavar="N", help="images to read with OCR, beside those read before")
+    parser.add_argument(
+        "--ocr", type=int, default=0, metavar="N", help="images to read with OCR, beside those read before"
+    )
     args = parser.parse_args()
     rows = json.loads((args.run / "train.json").read_text(encoding="utf-8"))[: args.num]
     if args.ocr:
         known = read_lines(args.run)
-        read_all_lines(args.run, [row["image"] for row in rows if has_text(row) and row["image"] not in known][: args.ocr])
+        read_all_lines(
+            args.run, [row["image"] for row in rows if has_text(row) and row["image"] not in known][: args.ocr]
+        )
     counts, seconds = judge_run(args.run, rows)
     print_table(counts)
     print(f"{len(rows)} images, {1000 * seconds / max(1, len(rows)):.0f} ms of CPU each")
