@@ -326,16 +326,16 @@ def solve_noun(asked: Asked):
 
 
 TEXT_WORDS = (
-    r"\"(?!from)|\b(written|printed|lettered|spell|spelled|spelling|letters|lettering|writing|message|text|transcribe)\b"
-    r"|\bsay\?|\bread|word on \[|\blines? (of|in|on|\d)|several lines|\bsign\b"
+    r"\"(?!from)|\b(written|printed|lettered|spell|spelled|spelling|letters|lettering|writing|message|text)\b"
+    r"|transcribe|\bsay\?|\bread|word on \[|\blines? (of|in|on|\d)|several lines|\bsign\b"
 )
 COUNT_WORDS = (
     r"how many|number of|\bcount\b|counted|exactly|outnumber|more .* than|fewer .* than|difference|left over"
     r"|by what number|altogether|in number"
 )
 ODD_WORDS = (
-    r"odd one|belong with|differs from all|exception|fit in with|different from the rest|to make all of them|unlike the"
-    r"|all (objects|things) but one"
+    r"odd one|belong with|differs from all|exception|fit in with|different from the rest|to make all of them"
+    r"|unlike the|all (objects|things) but one"
 )
 DIRECTION_WORDS = r"left, right, above|to the right of, above|to the (left|right) of \[|(above|below) \["
 SAME_COLOR_WORDS = (

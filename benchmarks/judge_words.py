@@ -11,29 +11,10 @@ from judge_shapes import load_library
 PATTERNS = ("striped", "polka-dotted", "checkered", "zigzag")
 EXTREMES = ("leftmost", "rightmost", "highest", "lowest", "largest", "smallest")
 RELATIONS = ("nearest to", "closest to", "inside", "that touches", "behind")
-NUMBERS = [
-    "no",
-    "one",
-    "two",
-    "three",
-    "four",
-    "five",
-    "six",
-    "seven",
-    "eight",
-    "nine",
-    "ten",
-    "eleven",
-    "twelve",
-    "thirteen",
-    "fourteen",
-    "fifteen",
-    "sixteen",
-    "seventeen",
-    "eighteen",
-    "nineteen",
-    "twenty",
-]
+NUMBERS = (
+    *("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"),
+    *("thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen", "twenty"),
+)
 ZONES = (
     ("in the upper left", "at the top", "in the upper right"),
     ("on the left", "in the center", "on the right"),
