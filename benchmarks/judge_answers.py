@@ -25,6 +25,10 @@ CLAUSE = re.compile(r"(?:^|[,.:] )(?:is|are|does|do|can|would|has|have|was|were|
 OPEN = re.compile(
     r"^can you (tell|name|identify|read)|: (left|right)|, or |left or right|left or to the", re.IGNORECASE
 )
+WHY = re.compile(
+    r"(?<=[.?]) (Why, or why not|(Please )?[Ee]xplain|Give your|Show|How do you know|Think|Justify|Describe how"
+    r"|Tell me how)\b[^.?]*[.?]$"
+)
 MORE = re.compile(r"\b(larger|more space|greater)\b")
 LESS = re.compile(r"\b(smaller|less space)\b")
 EXTREME = re.compile(r"farthest to the (left|right)|closest to the (top|bottom)|\bthe (" + "|".join(EXTREMES) + r")\b")
@@ -61,6 +65,7 @@ class Asked:
     """
 
     def __init__(self, question: str, picture: Picture):
+        question = WHY.sub("", question)
         self.picture, self.question = picture, question
         text, self.names = find_references(question)
         self.text = text.lower()
@@ -171,7 +176,9 @@ def solve_front(asked: Asked):
     if pair is None:
         return None
     if not asked.names:
-        return "noun", _name_hidden(asked, pair[0])
+        if re.search(r"background|setting|place|location|the objects\b", asked.text):
+            return None  # the background is behind the objects
+        return "noun", _name(asked, pair[0])
     if not asked.is_closed and len(asked.names) == 1:
         # The shape of the hidden object is not whole, so it is known by its touch only.
         return "noun", _name(asked, pair[1])
@@ -180,12 +187,6 @@ def solve_front(asked: Asked):
     places = (0, 1) if re.search(r"(hidden|covered|blocked) by|behind", asked.text) else (1, 0)
     found = tuple(asked.found[place] for place in places)
     return "yes_no", None if found[1] is None else found == pair if found[0] is not None else found[1] == pair[1]
-
-
-def _name_hidden(asked: Asked, index: int) -> str | None:
-    scores = asked.picture.scores[index]
-    order = scores.argsort()
-    return load_library().nouns[order[-1]] if scores[order[-1]] > scores[order[-2]] + 0.01 else None
 
 
 def solve_inside(asked: Asked):
@@ -310,8 +311,10 @@ def solve_odd(asked: Asked):
     if len(alone) != 1 or any(None in values for values in looks[:2]):
         return None
     thing = picture.things[alone[0]]
-    noun = common if is_common[alone[0]] is not False else _name(asked, alone[0])
-    return None if noun is None else ("odd", Reference(noun, thing.color, thing.pattern))
+    noun = _name(asked, alone[0])
+    if noun is None and is_common[alone[0]] is False:
+        return None
+    return "odd", Reference(noun, thing.color, thing.pattern)
 
 
 def find_alone(values: list) -> list[int]:

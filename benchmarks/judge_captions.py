@@ -4,7 +4,6 @@ import random
 import re
 from collections.abc import Iterator
 
-from judge_answers import Finding
 from judge_colors import NAMES
 from judge_scenes import Picture
 from judge_words import NUMBERS, Reference, find_groups
@@ -25,9 +24,8 @@ def find_claims(text: str) -> list[tuple[int, Reference]]:
 
 
 def check(picture: Picture, number: int, group: Reference) -> bool | None:
-    """Check whether a picture has a number of objects of a group; without a pattern, these have to be plain."""
-    looks = Reference(group.noun, group.color, group.pattern or "plain")
-    found = picture.count(looks)
+    """Check whether a picture has a number of objects of a group."""
+    found = picture.count(Reference(group.noun, group.color, group.pattern))
     return None if found is None else found == number
 
 
@@ -38,13 +36,5 @@ def check_claims(picture: Picture, text: str, rng: random.Random) -> Iterator[tu
     for number, group in claims:
         other = rng.choice([name for name in NAMES if name not in taken])
         wrong = Reference(group.noun, other, group.pattern)
-        yield (
-            f"{number} {group.color} {group.pattern or 'plain'} {group.noun}",
-            check(picture, number, group),
-            check(picture, number, wrong),
-        )
-
-
-def as_finding(is_true: bool) -> Finding:
-    """Return a claim as the answer to a question."""
-    return Finding("yes_no", is_true, (), "claim of a caption")
+        claim = " ".join(filter(None, (str(number), group.color, group.pattern, group.noun)))
+        yield claim, check(picture, number, group), check(picture, number, wrong)

@@ -3,8 +3,8 @@
 from functools import cached_property
 
 import numpy as np
-from judge_colors import NAMES, name_pixels, to_lab
-from judge_objects import PURE, Thing, find_ink, find_things
+from judge_colors import NAMES, NUM_HUES, name_pixels, to_lab
+from judge_objects import CELL, PURE, Thing, find_ink, find_things
 from judge_shapes import is_plain, load_library, score_nouns
 from judge_words import Reference
 from scipy import ndimage
@@ -14,6 +14,7 @@ MIN_SCORE, MIN_GAP = 0.94, 0.006  # of the fit of a shape; lower values are unsu
 OTHER_GAP = 0.025  # a shape that fits so much better is the right one
 MIN_WHOLE = 0.93  # of the fit of each object, if all are to be counted
 MIN_COLORLESS = 0.98  # of the fit of an object without a name for its color
+MAX_SHADES = 90  # of a background that leaves all objects whole; photographs of many things have more
 MAX_SPREAD = 20  # CIELAB, of the lightness of a background of few shades
 MAX_AREA = 0.085  # of an object, as a share of the picture
 MIN_RATIO = 1.2  # of sizes that are compared
@@ -51,11 +52,15 @@ class Picture:
         """Check that each object has a shape and a color that the judge knows, so none is clutter or two in one."""
         ink = find_ink(self.border, *PURE) > 0
         groups = [thing.group for thing in self.things]
-        return ink.mean() < 0.03 and all(
-            (best >= MIN_WHOLE or groups.count(thing.group) > 1)
-            and (thing.color is not None or best >= MIN_COLORLESS)
-            and thing.area < MAX_AREA * thing.side**2
-            for thing, best in zip(self.things, self.scores.max(1), strict=True)
+        return (
+            ink.mean() < 0.03
+            and self.num_shades <= MAX_SHADES
+            and all(
+                (best >= MIN_WHOLE or groups.count(thing.group) > 1)
+                and (thing.color is not None or best >= MIN_COLORLESS)
+                and thing.area < MAX_AREA * thing.side**2
+                for thing, best in zip(self.things, self.scores.max(1), strict=True)
+            )
         )
 
     @cached_property
@@ -64,6 +69,11 @@ class Picture:
         border = np.ones(self.pixels.shape[:2], dtype=bool)
         border[3:-3, 3:-3] = False
         return self.pixels[border]
+
+    @cached_property
+    def num_shades(self) -> int:
+        """Count the colors of the border, in cells of the histogram that separates the background."""
+        return len(np.unique(np.round(to_lab(self.border) / CELL), axis=0))
 
     @cached_property
     def border_colors(self) -> set[str]:
@@ -75,13 +85,16 @@ class Picture:
         if np.ptp(np.percentile(to_lab(self.border)[:, 0], (1, 99))) < MAX_SPREAD:
             return set()
         names = name_pixels(self.border)
-        return {name for index, name in enumerate(NAMES) if (names == index).mean() > 0.01}
+        return {name for index, name in enumerate(NAMES) if (names == index).mean() > 0.003}
 
     def may_miss(self, group: Reference) -> bool:
         """Check whether objects of a group could be missed."""
+        if not self.is_clear:
+            return True
+        # Of an object with a pattern, its second color may be lost: white or black.
         has_pattern = group.pattern not in (None, "plain")
-        colors = self.border_colors if group.color is None else self.border_colors & {group.color}
-        return not self.is_clear or (bool(colors) and not has_pattern)
+        risky = {group.color, "white", "black"} if has_pattern else {group.color} if group.color else set(NAMES)
+        return bool(self.border_colors & risky)
 
     def index_of(self, noun: str) -> int:
         return load_library().nouns.index(noun)
@@ -101,9 +114,11 @@ class Picture:
         scores = self.scores[index]
         score, best = scores[self.index_of(noun)], scores.max()
         others = np.delete(scores, self.index_of(noun)).max()
-        if score < best - OTHER_GAP:
+        # White, gray and black objects show fewer of their parts.
+        is_neutral = self.things[index].color in NAMES[NUM_HUES:]
+        if score < best - (3 * OTHER_GAP if is_neutral else OTHER_GAP):
             return False
-        return True if score >= MIN_SCORE and score > others + MIN_GAP else None
+        return True if score >= MIN_SCORE and score > others + (OTHER_GAP if is_neutral else MIN_GAP) else None
 
     def belongs(self, index: int, group: Reference) -> bool | None:
         """Check whether an object belongs to a group; None if it is unclear."""

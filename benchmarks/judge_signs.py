@@ -2,9 +2,11 @@
 
 import re
 from difflib import SequenceMatcher
+from itertools import chain
 
 from judge_answers import Finding
 from judge_scenes import Picture
+from judge_tables import group_rows
 from judge_text import Line, squeeze
 from judge_words import find_references
 
@@ -28,7 +30,7 @@ class Signs:
         self.picture = picture
         side = len(picture.pixels)
         self.texts: dict[int, list[str]] = {}
-        for line in sorted(lines, key=lambda line: line.y):
+        for line in chain.from_iterable(group_rows(lines)):
             around = [
                 index
                 for index, thing in enumerate(picture.things)
@@ -77,6 +79,8 @@ def compare(read: str, text: str) -> bool | None:
     ratio = SequenceMatcher(None, first, second).ratio()
     if first == second:
         return True
+    if first in second or second in first:
+        return None  # a word or a line was not read
     digits = [re.sub(r"\D", "", word) for word in (read, text)]
     if ratio > LIKE and min(len(first), len(second)) > 5:
         return True if digits[0] == digits[1] else None if max(map(len, digits)) < 3 else False

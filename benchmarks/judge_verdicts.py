@@ -47,8 +47,9 @@ def read_value(finding: Finding, answer: str):
         found = ZONE.findall(text)
         return found[0] if len(found) == 1 else None
     if finding.sort == "odd":
-        _, names = find_references(answer.partition("odd one out is ")[2])
-        return replace(names[0], pattern=names[0].pattern or "plain") if names else None
+        _, names = find_references(answer.partition("odd one out is ")[2].replace("plain ", ""))
+        noun = names[0].noun if names and finding.value.noun else None
+        return replace(names[0], noun=noun, pattern=names[0].pattern or "plain") if names else None
     if finding.sort == "name":
         _, names = find_references(answer if re.search(r"\bthe\b", text) else f"the {answer}")
         return finding.names.index(names[0]) if names and names[0] in finding.names else None
@@ -62,10 +63,10 @@ def read_value(finding: Finding, answer: str):
     return found[-1] if found else None
 
 
-def agrees(finding: Finding, answer: str) -> bool:
-    """Check whether an answer gives the value that the judge has found."""
+def agrees(finding: Finding, answer: str) -> bool | None:
+    """Check whether an answer gives the value that the judge has found; None for a text that OCR may have misread."""
     value = read_value(finding, answer)
-    return compare(finding.value, value) is True if finding.sort == "text" else value == finding.value
+    return compare(finding.value, value) if finding.sort == "text" else value == finding.value
 
 
 def plant_wrong(finding: Finding, answer: str, rng: random.Random) -> str | None:
@@ -89,7 +90,7 @@ def plant_wrong(finding: Finding, answer: str, rng: random.Random) -> str | None
         return " ".join(filter(None, ("the", *describe(finding.names[1 - value]))))
     if finding.sort == "odd":
         other = rng.choice([name for name in NAMES if name != value.color])
-        return f"The odd one out is the {other} {value.noun}."
+        return f"The odd one out is the {other} {value.noun or 'object'}."
     if finding.sort == "noun":
         other = rng.choice([noun for noun in ("mug", "star", "car", "tree", "key", "hat", "fish") if noun != value])
         return _replace_last(answer, [value, f"{value}s"], lambda word: other)

@@ -152,12 +152,12 @@ def judge_run(run: Path, rows: list[dict]) -> tuple[dict[str, Counter], float]:
         for type, question, answer, expected, check, wrong in judge_row(row, pixels, known.get(row["image"]), rng):
             count = counts.setdefault(type or f"not judged: {row['kind']}", Counter())
             count["asked"] += 1
-            if expected is None:
+            verdict = None if expected is None else check(answer)
+            if verdict is None:
                 continue
             count["judged"] += 1
-            if check(answer):
-                count["confirmed"] += 1
-            else:
+            count["confirmed"] += bool(verdict)
+            if not verdict:
                 print(f"{row['image']} [{type}] {question!r} -> {answer!r}, the judge expects {expected!r}")
             if wrong is not None:
                 count["planted"] += 1
