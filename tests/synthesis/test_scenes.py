@@ -24,6 +24,7 @@ from fusion_vlm.synthesis.scenes.backgrounds import PLACES, list_look_alikes
 from fusion_vlm.synthesis.scenes.build import CONTAINERS
 from fusion_vlm.synthesis.scenes.canvas import list_parts
 from fusion_vlm.synthesis.scenes.colors import COLORS, color_distance, jitter_color, name_color
+from fusion_vlm.synthesis.scenes.english import say
 from fusion_vlm.synthesis.scenes.outlines import load_outlines
 from fusion_vlm.synthesis.scenes.render import draw_scene
 from fusion_vlm.synthesis.scenes.scene import SIZES, Background, Scene, SceneObject
@@ -302,6 +303,14 @@ def test_yes_and_no_of_a_topic_have_the_same_words(topic):
 
 
 # Colors, outlines
+
+
+def test_questions_for_a_name_are_sentences():
+    """Check that no wording asks "Can you identify the red object is?"."""
+    questions = {say(random.Random(seed), "noun.open", a="THING", A="THING") for seed in range(600)}
+    asked = {question for question in questions if re.match("Can you (identify|name)", question)}
+    assert asked == {"Can you identify THING?", "Can you name THING?"}
+    assert "Can you tell me what THING is?" in questions
 
 
 def test_jittered_colors_keep_their_name():

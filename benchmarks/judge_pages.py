@@ -231,6 +231,8 @@ def solve_document(question: str, lines: list[Line]):
         name: [o for o in lines if abs(o.y - names[name].y) < 0.6 * o.height and o.number is not None]
         for name in items
     }
+    if any(len(row) > 1 for row in rows.values()):
+        return None  # one of several numbers may not have been read
     values = {name: row[-1].number for name, row in rows.items() if row}
     if len(values) == len(items) == 2:
         return solve_pair(question.lower(), items, values, True)
