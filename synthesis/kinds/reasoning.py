@@ -57,6 +57,8 @@ def _build_exception(rng: random.Random) -> Scene:
     """Build a group of equal objects, and one that differs from them in one attribute; it is the first object."""
     scene = build_scene(rng, draw_surface(rng), [(("noun", "color", "pattern"), rng.randint(3, 8))], num_others=1)
     odd, alike = scene.objects[0], scene.objects[1]
+    for thing in scene.objects[2:]:
+        thing.rgb = list(alike.rgb)  # the ink of a pattern follows the shade, and two inks would be another odd one
     attribute = rng.choice(sorted(ODD_TYPES))
     noun, color, pattern = alike.noun, alike.color, alike.pattern
     if attribute == "noun":

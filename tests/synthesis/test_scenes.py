@@ -237,6 +237,13 @@ def test_two_images_differ_in_what_is_said(samples):
 # Names and questions
 
 
+def test_an_odd_one_out_is_the_only_one_that_looks_odd():
+    """The ink of a pattern follows the shade of its object, so shades of equal objects are equal."""
+    samples = [make(index, "reasoning") for index in range(60)]
+    scenes = [Scene.from_dict(sample.scenes[0]) for sample in samples if sample.turns[0].type == "odd_one_out"]
+    assert scenes and all(len({tuple(thing.rgb) for thing in scene.objects[1:]}) == 1 for scene in scenes)
+
+
 def test_names_fit_one_object_only(samples):
     for scene in scenes_of(samples, {"short_conversation", "long_conversation", "multiple_choice"}, 80):
         view = View(Scene.from_dict(scene))
