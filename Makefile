@@ -11,9 +11,7 @@ export HF_HUB_DISABLE_TELEMETRY = 1
 # What has to hold on every release of transformers in the range; all but synthesis, cards, audits and cost.
 CORE_TESTS = tests/commands tests/serving tests/training/test_collator.py tests/training/test_trainer.py \
 	tests/small_model/test_model.py tests/test_*.py
-# Without the two settings of glibc, the kernel clears the pages of each attention matrix again: half of the time.
-MALLOC = MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=34359738368
-PYTEST = HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(MALLOC) $(1)/bin/python -m pytest --numprocesses 2 --dist worksteal
+PYTEST = HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(1)/bin/python -m pytest --numprocesses 2 --dist worksteal
 
 .PHONY: demo demo-convert demo-page test lint format test-demo test-slow test-gpu test-transformers test-versions test-newest test-vllm test-vllm-newest test-eval test-ray
 
