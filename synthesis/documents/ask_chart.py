@@ -149,6 +149,8 @@ class Column:
 
     def count_above(self) -> Fact | None:
         place = draw_place(self.rng, len(self.values))
+        if place is None:
+            return None
         section = self.rng.choice(("count above", "count below"))
         limit = self._limit(place if section == "count above" else len(self.values) - place)
         if limit is None:

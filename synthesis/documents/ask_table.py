@@ -172,6 +172,8 @@ class _Table:
         column = self.rng.choice([column for column in self.ordered if column["format"] not in _DATES])
         ranked = sorted(set(column["values"]))
         section, place = self.rng.choice(("count above", "count below")), draw_place(self.rng, len(ranked))
+        if place is None:
+            return None
         if section == "count above":
             place = len(ranked) - place
         unit = 5 if column["format"] == "money" else 1

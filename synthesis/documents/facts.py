@@ -17,6 +17,7 @@ from fusion_vlm.synthesis.scenes.scene import draw_evenly
 NUM_OPTIONS = 4
 SORT_SHARE = 0.1  # of samples that are asked for the sort of page
 _LARGEST_COUNT = 6
+_SMALLEST_RANGE = 4  # numbers that a count may be
 DESCRIBE_SHARE = 0.08  # of samples that end with a request for a full description
 
 
@@ -104,9 +105,10 @@ def draw_facts(
     return facts
 
 
-def draw_place(rng: random.Random, number: int) -> int:
-    """Draw how many of `number` values a question counts: from 1 to `number - 1`, and 1 as rarely as the others."""
-    return min(rng.randint(1, _LARGEST_COUNT), number - 1)
+def draw_place(rng: random.Random, number: int) -> int | None:
+    """Draw how many of `number` values a question counts, or None for so few that the number could be guessed."""
+    most = min(number - 1, _LARGEST_COUNT)
+    return rng.randint(1, most) if most >= _SMALLEST_RANGE else None
 
 
 def make_turns(sample: Sample, rng: random.Random, facts: list[Fact]) -> list[Turn]:
