@@ -34,6 +34,8 @@ CARRIERS = {
     "drum": (0.0, 0.25, 1.2, 0.4),
 }
 CARRIER_SCALE = (0.15, 0.19)
+# Many, because "Which words are on the first line?" could be answered with the one unseen.
+GREETINGS = ("Welcome to", "Now entering", "Next stop", "Ferry to", "Trail to", "Road to", "Visit", "Greetings from")
 LABEL_SHARE = 0.45  # of the texts, if they are short
 
 
@@ -87,7 +89,7 @@ def draw_text(rng: random.Random, form: str | None = None) -> list[str]:
                 [f"{_draw_town(rng)} {rng.randint(2, 180)}" for _ in range(2)],
                 [f"{_draw_town(rng)} {rng.randint(2, 180)}" for _ in range(3)],
                 [_draw_town(rng), rng.choice(words["shop"])],
-                ["Welcome to", _draw_town(rng)],
+                [rng.choice(GREETINGS), _draw_town(rng)],
             )
         )
     return _set_case(rng, lines)
