@@ -165,7 +165,9 @@ def expected_grids(processor) -> list[list[int]]:
     return grids
 
 
-@pytest.mark.parametrize("kind", WORKERS)
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=pytest.mark.slow) if kind == "spawned" else kind for kind in WORKERS]
+)
 def test_latent_grids_do_not_depend_on_the_workers(kind, processor, expected_grids):
     loader = DataLoader(one_batch_rows(), collate_fn=FusionDataCollator(processor), **WORKERS[kind])
     loader = Accelerator(cpu=True).prepare(loader)

@@ -313,7 +313,9 @@ def batches(processor, folder) -> dict[str, list[dict]]:
     return cases
 
 
-@pytest.mark.parametrize("checkpointing", [None, pytest.param("transformers", marks=pytest.mark.slow), "accelerate"])
+@pytest.mark.parametrize(
+    "checkpointing", [*(pytest.param(name, marks=pytest.mark.slow) for name in (None, "transformers")), "accelerate"]
+)
 def test_fsdp2_equals_one_process(checkpointing, batches, model, folder):
     """The loss and all gradients are compared."""
     launch(compute_sharded_gradients, folder, checkpointing, "no")
