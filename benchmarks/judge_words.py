@@ -79,32 +79,26 @@ def _is_empty(reference: Reference) -> bool:
 
 def find_references(text: str) -> tuple[str, list[Reference]]:
     """Return a text with `[0]`, `[1]` in the places of single objects, and what is said of each object."""
-    found: list[Reference] = []
-
-    def replace(match: re.Match) -> str:
-        reference = _make_reference(match, False)
-        if _is_empty(reference):
-            return match[0]
-        if reference not in found:
-            found.append(reference)
-        return f"[{found.index(reference)}]"
-
-    return _patterns()[0].sub(replace, text), found
+    return _replace(text, False, "[{}]")
 
 
 def find_groups(text: str) -> tuple[str, list[Reference]]:
     """Return a text with `{0}`, `{1}` in the places of groups, and what is said of each group, each once."""
+    return _replace(text, True, "{{{}}}")
+
+
+def _replace(text: str, is_plural: bool, mark: str) -> tuple[str, list[Reference]]:
     found: list[Reference] = []
 
     def replace(match: re.Match) -> str:
-        group = _make_reference(match, True)
-        if _is_empty(group):
+        reference = _make_reference(match, is_plural)
+        if _is_empty(reference):
             return match[0]
-        if group not in found:
-            found.append(group)
-        return f"{{{found.index(group)}}}"
+        if reference not in found:
+            found.append(reference)
+        return mark.format(found.index(reference))
 
-    return _patterns()[1].sub(replace, text), found
+    return _patterns()[is_plural].sub(replace, text), found
 
 
 def read_number(text: str) -> int | None:

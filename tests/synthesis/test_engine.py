@@ -45,7 +45,7 @@ def test_a_seed_decides_every_file(tmp_path):
 
 
 def test_tasks_of_different_numbers_share_a_folder_without_repeats(tmp_path):
-    """As a run that was begun as one task and is joined by others."""
+    """Begin a run as one task, and join it with others."""
     num, options = 2 * MIN_PART_SIZE + 8, ["--model", "stub", "--num-workers", 0, "--image-size", 128]
     with StubEndpoint() as stub:
         complete(tmp_path / "alone", "--num", num, *options, "--llm", stub.url)
